@@ -1,0 +1,12 @@
+"""Train a tokenizer under a launcher; same arguments as `imagetok train`.
+
+    accelerate launch scripts/train.py vqvae-shapes --output-dir runs/vqvae
+    torchrun --nproc_per_node 8 scripts/train.py vqvae-shapes --output-dir runs/vqvae
+"""
+
+import sys
+
+from imagetok.cli import main
+
+if __name__ == "__main__":
+    main(["train", *sys.argv[1:]])

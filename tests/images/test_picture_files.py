@@ -1,0 +1,245 @@
+"""Files: which are read, which are refused, and in what words."""
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+from PIL.ExifTags import Base
+
+from imagetok.errors import ImageFileError, ImagetokError, ImageTypeError, ImageValueError
+from imagetok.images import FORMATS, MAX_PIXELS, picture_size, read_picture
+
+Encode = Callable[..., bytes]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format_of_the_list_is_read_whatever_the_name_says(
+    encode: Encode, colors: np.ndarray, format: str, tmp_path: Path
+) -> None:
+    assert FORMATS == ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
+    content = encode(Image.fromarray(colors), format)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    for name in ("picture.txt", "picture.jpg", "picture"):
+        (tmp_path / name).write_bytes(content)
+        assert np.array_equal(read_picture(tmp_path / name).permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("format", ["PPM", "TGA", "ICO", "PDF", "JPEG2000"])
+def test_other_formats_are_refused_with_the_list(
+    encode: Encode, colors: np.ndarray, format: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encode(Image.fromarray(colors), format))
+    with pytest.raises(ImageFileError, match="one of: JPEG, PNG, WebP, GIF, BMP, TIFF") as caught:
+        read_picture(path)
+    assert f"'{path}'" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_truncated_file_is_refused_wherever_it_ends(
+    encode: Encode, colors: np.ndarray, format: str
+) -> None:
+    content = encode(Image.fromarray(colors), format)
+    for kept in (1, 5, 20, len(content) // 2, len(content) * 9 // 10):
+        with pytest.raises(ImageFileError, match=f"a picture of {kept} bytes"):
+            read_picture(content[:kept])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("format", FORMATS)
+def test_damaged_files_are_read_or_refused_and_nothing_else(
+    encode: Encode, colors: np.ndarray, format: str
+) -> None:
+    content = encode(Image.fromarray(colors), format)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        damaged = bytearray(content)
+        for place in rng.integers(0, min(len(content), 150), 3):
+            damaged[place] = rng.integers(256)
+        try:
+            assert read_picture(damaged).shape[0] == 3
+        except ImagetokError as error:
+            refused += 1
+            assert "0x" not in str(error)  # noqa: PT017
+    assert refused > 10
+
+
+def test_messages_about_equal_files_are_equal(encode: Encode, colors: np.ndarray) -> None:
+    content = encode(Image.fromarray(colors), "JPEG")
+    for kept, message in (
+        (1, "is of no format that is read, whatever its name says; convert it to one of: "),
+        (100, "has a damaged header, or is of a kind of JPEG that is not read"),
+        (len(content) - 90, "cannot be decoded: it is truncated or damaged"),
+    ):
+        for _ in range(3):
+            with pytest.raises(ImageFileError) as caught:
+                read_picture(bytes(bytearray(content[:kept])))
+            found = str(caught.value).removesuffix(", ".join(FORMATS))
+            assert found == f"a picture of {kept} bytes {message}"
+            assert caught.value.__cause__ is None
+
+
+def test_what_is_no_file_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "empty.png").touch()
+    os.mkfifo(tmp_path / "pipe")
+    for source, reason in (
+        (tmp_path / "missing.png", "No such file"),
+        (str(tmp_path / "empty.png"), "is empty"),
+        (b"", "is empty"),
+        (tmp_path, "is a directory"),
+        (tmp_path / "pipe", "is no regular file"),
+        (tmp_path / "empty.png" / "below.png", "Not a directory"),
+        ("a\0b", "is not a valid path"),
+        ("n" * 5000, "File name too long"),
+        ("", "No such file"),
+    ):
+        for function in (read_picture, picture_size):
+            with pytest.raises(ImageFileError, match=reason):
+                function(source)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.touch(mode=0)
+    with pytest.raises(ImageFileError, match="Permission denied"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.com/a.png",
+        "HTTP://example.com/a.png",
+        "hf://datasets/user/name/a.png",
+        "s3://bucket/a.png",
+        "file:///tmp/a.png",
+        "zip://a.png::/tmp/b.zip",
+        "data:image/png;base64,AAAA",
+    ],
+)
+def test_a_url_is_never_opened(url: str) -> None:
+    for source in (url, {"bytes": None, "path": url}):
+        with pytest.raises(ImageValueError, match="URLs are never opened; download the picture"):
+            read_picture(source)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(50_001, 1000), (9000, 9000), (12_000, 12_000), (60_000, 60_000)]
+)
+def test_a_huge_picture_is_refused_before_it_is_decoded(
+    encode_png: Encode, width: int, height: int
+) -> None:
+    content = encode_png(width, 8, 2, b"", height=height)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for function in (read_picture, picture_size):
+            with pytest.raises(ImageValueError, match=f"{width * height} pixels, over the limit"):
+                function(content)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_limit_holds_in_every_format(
+    encode: Encode, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encode(Image.new("RGB", (11, 10)), format)
+    monkeypatch.setattr("imagetok.images.limits.MAX_PIXELS", 110)
+    assert read_picture(content).shape == (3, 10, 11)
+    monkeypatch.setattr("imagetok.images.limits.MAX_PIXELS", 109)
+    for source in (content, Image.open(io.BytesIO(content)), np.zeros((10, 11), np.uint8)):
+        with pytest.raises(ImageValueError, match="110 pixels, over the limit"):
+            read_picture(source)
+
+
+def test_the_limit_is_50_megapixels_inclusive() -> None:
+    assert MAX_PIXELS == 50_000_000
+    strip = np.broadcast_to(np.uint8(7), (1, MAX_PIXELS))
+    assert picture_size(strip) == (1, MAX_PIXELS)
+    with pytest.raises(ImageValueError, match="over the limit of 50 megapixels; shrink it"):
+        picture_size(np.broadcast_to(np.uint8(7), (1, MAX_PIXELS + 1)))
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_lower_limit_of_the_process_is_named(
+    encode: Encode, format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = encode(Image.new("RGB", (300, 200)), format)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    try:
+        assert read_picture(content).shape == (3, 200, 300)
+    except ImageValueError as error:
+        assert "PIL.Image.MAX_IMAGE_PIXELS" in str(error)  # noqa: PT017
+
+
+def test_no_global_setting_of_pillow_is_changed_and_nothing_is_warned(
+    encode: Encode, encode_png: Encode, colors: np.ndarray, recwarn: pytest.WarningsRecorder
+) -> None:
+    filters, limit = list(warnings.filters), Image.MAX_IMAGE_PIXELS
+    image = Image.fromarray(colors)
+    transparent = image.quantize(16)
+    transparent.info["transparency"] = bytes(range(16))
+    for content in [encode(image, format) for format in FORMATS] + [encode(transparent, "PNG")]:
+        read_picture(content)
+        picture_size(content)
+    with pytest.raises(ImageValueError):
+        read_picture(encode_png(10_000, 8, 2, b"", height=10_000))
+    assert not recwarn.list
+    assert warnings.filters == filters
+    assert limit == Image.MAX_IMAGE_PIXELS
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_size_is_that_of_the_upright_picture(
+    encode: Encode, format: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[Base.Orientation] = orientation
+    content = encode(Image.new("RGB", (20, 12)), format, exif=exif)
+    size = (20, 12) if orientation == 6 else (12, 20)
+    for source in (content, Image.open(io.BytesIO(content)), {"bytes": content, "path": None}):
+        assert picture_size(source) == size
+        assert read_picture(source).shape[1:] == size
+
+
+def test_the_size_is_read_from_the_header_alone(encode: Encode, colors: np.ndarray) -> None:
+    for format in ("JPEG", "GIF", "BMP"):
+        content = encode(Image.fromarray(colors), format)
+        assert picture_size(content[:-90]) == (12, 20)
+
+
+def test_a_picture_whose_file_was_closed_is_refused(encode: Encode, colors: np.ndarray) -> None:
+    image = Image.open(io.BytesIO(encode(Image.fromarray(colors), "PNG")))
+    image.close()
+    with pytest.raises(ImageFileError, match="its file was closed"):
+        read_picture(image)
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (None, "found None where a picture was expected"),
+        (7, "an object of type int is no picture; pass a path, bytes"),
+        (io.BytesIO(b""), "an object of type BytesIO is no picture"),
+        ({}, re.escape("found a mapping with the keys (none)")),
+        ({"image": b"", "label": 1}, 'keys image, label; .* such as row."image".'),
+    ],
+    ids=["none", "number", "stream", "empty mapping", "row"],
+)
+def test_what_is_no_picture_is_refused(source: object, reason: str) -> None:
+    with pytest.raises(ImageTypeError, match=reason):
+        read_picture(source)
+
+
+def test_an_image_value_without_content_is_refused() -> None:
+    with pytest.raises(ImageValueError, match="neither bytes nor a path"):
+        read_picture({"bytes": None, "path": None})

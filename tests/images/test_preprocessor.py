@@ -1,0 +1,200 @@
+"""Pictures of any kind are cropped around the centre and resized."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from imagetok.errors import ImagetokError, ImageTypeError, ImageValueError, InvalidValueError
+from imagetok.images import Preprocessor, center_box, resize
+
+PREPROCESS = Preprocessor((8, 12))
+
+
+@pytest.mark.parametrize("filter_name", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (16, 4), (2, 2), (40, 64)])
+def test_preprocessing_twice_is_preprocessing_once(
+    colors: np.ndarray, size: tuple[int, int], channels: int, filter_name: str
+) -> None:
+    preprocess = Preprocessor(size, channels, filter_name)
+    once = preprocess([colors, np.roll(colors, 1)])
+    assert once.dtype == torch.uint8
+    assert once.shape == (2, channels, *size)
+    assert torch.equal(preprocess(once), once)
+    assert torch.equal(preprocess(list(once)), once)
+
+
+def test_a_picture_of_the_size_is_untouched_in_memory_of_its_own(colors: np.ndarray) -> None:
+    x = torch.from_numpy(colors).permute(2, 0, 1).contiguous()
+    y = Preprocessor((12, 20))(x)
+    assert torch.equal(y[0], x)
+    y.zero_()
+    assert x.any()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "box"),
+    [
+        (12, 20, (8, 8), (0, 4, 12, 12)),
+        (20, 12, (8, 8), (4, 0, 12, 12)),
+        (12, 20, (6, 10), (0, 0, 12, 20)),
+        (12, 20, (8, 4), (0, 7, 12, 6)),
+        (10, 10_000, (64, 64), (0, 4995, 10, 10)),
+        (10_000, 10, (64, 64), (4995, 0, 10, 10)),
+        (1, 1, (64, 32), (0, 0, 1, 1)),
+        (5, 3, (2, 3), (1, 0, 2, 3)),
+        (10, 5, (64, 128), (3, 0, 3, 5)),
+        (3, 7, (1000, 1), (0, 3, 3, 1)),
+    ],
+)
+def test_the_box_is_the_largest_in_the_middle(
+    height: int, width: int, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> None:
+    assert center_box(height, width, size) == box
+
+
+def test_the_box_lies_inside_and_touches_two_sides_for_every_shape() -> None:
+    for height in range(1, 25):
+        for width in range(1, 25):
+            for size in ((1, 1), (2, 3), (7, 1), (1, 9), (24, 24)):
+                top, left, box_height, box_width = center_box(height, width, size)
+                assert (box_height, box_width) >= (1, 1)
+                assert box_height == height or box_width == width
+                assert 0 <= top <= height - box_height
+                assert 0 <= left <= width - box_width
+                assert abs(2 * top + box_height - height) <= 1
+                assert abs(2 * left + box_width - width) <= 1
+
+
+def test_what_lies_outside_the_box_has_no_influence(colors: np.ndarray) -> None:
+    changed = colors.copy()
+    changed[:, :4] = 0
+    changed[:, 16:] = 255
+    preprocess = Preprocessor((8, 8))
+    assert torch.equal(preprocess(changed), preprocess(colors))
+
+
+def test_a_long_strip_is_cut_before_it_is_resized() -> None:
+    strip = np.broadcast_to(np.uint8(9), (2, 10_000_000, 1))
+    assert Preprocessor((64, 64), channels=1)(strip).eq(9).all()
+
+
+@pytest.mark.parametrize("filter_name", ["bicubic", "bilinear"])
+def test_a_plain_picture_stays_plain(filter_name: str) -> None:
+    for value in (0, 1, 128, 255):
+        picture = np.full((37, 501, 3), value, dtype=np.uint8)
+        for size in ((8, 8), (64, 50), (3, 200)):
+            assert Preprocessor(size, 3, filter_name)(picture).eq(value).all()
+
+
+@pytest.mark.parametrize("filter_name", ["bicubic", "bilinear"])
+def test_the_resize_is_that_of_pillow_up_to_one_level(colors: np.ndarray, filter_name: str) -> None:
+    x = torch.from_numpy(colors).permute(2, 0, 1)
+    method = Image.Resampling[filter_name.upper()]
+    for size in ((6, 10), (5, 7), (24, 40), (12, 3)):
+        ours = resize(x, (0, 0, 12, 20), size, filter_name).permute(1, 2, 0).int()
+        theirs = np.asarray(Image.fromarray(colors).resize(size[::-1], method)).astype(int)
+        assert (ours.numpy() - theirs).__abs__().max() <= 1
+
+
+def test_the_resize_does_not_depend_on_the_layout_in_memory(colors: np.ndarray) -> None:
+    last = torch.from_numpy(colors).permute(2, 0, 1)
+    first = last.contiguous()
+    box, size = (1, 2, 10, 15), (7, 6)
+    expected = resize(first, box, size)
+    assert expected.is_contiguous()
+    assert torch.equal(resize(last, box, size), expected)
+    for channel in range(3):
+        single = resize(first[channel : channel + 1], box, size)
+        assert torch.equal(single[0], expected[channel])
+
+
+@pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, 0, 13, 4), (0, 17, 4, 4), (0, 0, 0, 4)])
+def test_a_box_outside_the_picture_is_refused(box: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ImageValueError, match="does not lie inside a picture of height 12"):
+        resize(torch.zeros(3, 12, 20, dtype=torch.uint8), box, (2, 2))
+
+
+def test_a_result_one_pixel_wide_is_refused() -> None:
+    with pytest.raises(ImageValueError, match="is too small; both must be at least 2"):
+        resize(torch.zeros(3, 12, 20, dtype=torch.uint8), (0, 0, 12, 20), (6, 1))
+
+
+def test_pictures_of_mixed_kinds_and_sizes_come_in_one_list(colors: np.ndarray) -> None:
+    gray = np.full((30, 9), 7, dtype=np.uint8)
+    tensor = torch.full((4, 6, 6), 255, dtype=torch.uint8)
+    pictures = [Image.fromarray(colors), colors, gray, tensor]
+    batch = PREPROCESS(pictures)
+    assert batch.shape == (4, 3, 8, 12)
+    for index, picture in enumerate(pictures):
+        assert torch.equal(PREPROCESS(picture)[0], batch[index])
+    assert torch.equal(PREPROCESS(tuple(pictures)), batch)
+
+
+def test_batches_of_arrays_and_tensors_are_batches(colors: np.ndarray) -> None:
+    arrays = np.stack([colors, colors[::-1], colors[:, ::-1]])
+    expected = PREPROCESS(list(arrays))
+    assert torch.equal(PREPROCESS(arrays), expected)
+    assert torch.equal(PREPROCESS(torch.from_numpy(arrays).permute(0, 3, 1, 2)), expected)
+    for images, single in ((colors, True), (arrays[:1], False), ([colors], False)):
+        x, found = PREPROCESS.batch(images)
+        assert found is single
+        assert torch.equal(x, PREPROCESS(images).float() / 255)
+
+
+def test_a_batch_of_pictures_is_float_in_the_unit_interval() -> None:
+    x, _ = Preprocessor((2, 2), channels=1).batch(np.array([[0, 51], [102, 255]], dtype=np.uint8))
+    assert x.dtype == torch.float32
+    assert torch.equal(x, torch.tensor([[[[0, 0.2], [0.4, 1]]]]))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [[], (), np.empty((0, 5, 7, 3), np.uint8), torch.empty((0, 3, 5, 7), dtype=torch.uint8)],
+    ids=["list", "tuple", "array", "tensor"],
+)
+def test_no_pictures_are_an_empty_batch(images: object) -> None:
+    assert PREPROCESS(images).shape == (0, 3, 8, 12)
+    assert PREPROCESS(images).dtype == torch.uint8
+    x, single = PREPROCESS.batch(images)
+    assert x.shape == (0, 3, 8, 12)
+    assert x.dtype == torch.float32
+    assert not single
+
+
+def test_a_refusal_in_a_list_names_the_index_and_keeps_its_kind(colors: np.ndarray) -> None:
+    with pytest.raises(ImageTypeError, match=r"^images\[1\]: found None where a picture"):
+        PREPROCESS([colors, None])
+    with pytest.raises(ImageValueError, match=r"^images\[2\]: 'https://a' is a URL"):
+        PREPROCESS([colors, colors, "https://a"])
+    with pytest.raises(ImagetokError, match=r"^images\[0\]: an object of type list is no picture"):
+        PREPROCESS([[colors]])
+    with pytest.raises(ImageValueError, match=r"^images\[1\]: .* is a batch where one picture"):
+        PREPROCESS([colors, colors[None]])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"image_size": 64}, "image_size is 64; expected 2 integers"),
+        ({"image_size": (64, 1)}, r"image_size is \(64, 1\); expected 2 integers in 2.."),
+        ({"image_size": (64.0, 64)}, r"image_size is \(64.0, 64\)"),
+        ({"image_size": (8, 8), "channels": 2}, "channels is 2; choose one of: 1, 3, 4"),
+        ({"image_size": (8, 8), "resize": "area"}, "'area'; choose one of: bicubic, bilinear"),
+        ({"image_size": (8, 8), "background": (0, 0, 256)}, "background is .* in 0..255"),
+    ],
+)
+def test_other_arguments_are_refused(arguments: dict[str, object], reason: str) -> None:
+    with pytest.raises(InvalidValueError, match=reason):
+        Preprocessor(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_preprocessor_is_a_value() -> None:
+    assert Preprocessor([8, 8], background=[1, 2, 3]) == Preprocessor(  # type: ignore[arg-type]
+        (8, 8), 3, "bicubic", (1, 2, 3)
+    )
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PREPROCESS.channels = 1  # type: ignore[misc]

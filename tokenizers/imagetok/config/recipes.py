@@ -1,0 +1,88 @@
+"""Recipes: small YAML files that name what differs from the defaults, and overrides on top."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imagetok.config.run import RunConfig
+from imagetok.errors import ConfigError, UnreadableFileError
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    files = resources.files("imagetok") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in files.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: Name of a recipe of the package, or path of a YAML file.
+        overrides: `key.path=value` each, the value as in YAML: `train.steps=100`,
+            `data.crop_scale=[0.8, 1.0]`, `train.optimizer.lr={type: cosine, ...}`.
+
+    Raises:
+        ConfigError: Unknown recipe, malformed override, or a config that does not validate.
+        UnreadableFileError: The file cannot be read.
+    """
+    values = _read(recipe)
+    for override in overrides:
+        _apply(values, override)
+    return RunConfig.from_dict(values)
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    if recipe in recipe_names():
+        text = (resources.files("imagetok") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
+    elif recipe.endswith((".yaml", ".yml")):
+        try:
+            text = Path(recipe).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise UnreadableFileError(f"cannot read the recipe '{recipe}': {reason}") from None
+    else:
+        raise ConfigError(
+            f"unknown recipe '{recipe}'; choose one of: {', '.join(recipe_names())}; or give the "
+            "path of a .yaml file"
+        )
+    values = _parse(text, f"recipe '{recipe}'")
+    if not isinstance(values, dict):
+        raise ConfigError(f"recipe '{recipe}' is no mapping of tokenizer, data and train")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"override '{override}' is not of the form key.path=value")
+    *parents, last = path.split(".")
+    node: Any = values
+    for part in parents:
+        if node.get(part) is None:
+            node[part] = {}
+        node = node[part]
+        if not isinstance(node, Mapping):
+            raise ConfigError(f"override '{override}': '{part}' holds a value, not further keys")
+    node[last] = _parse_value(text, f"override '{override}'")
+
+
+def _parse_value(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)  # 1e-3 is a number in JSON, a text in YAML
+    except ValueError:
+        return _parse(text, where)
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = str(getattr(error, "problem", None) or error)
+        raise ConfigError(f"{where} is not valid YAML: {problem}") from None

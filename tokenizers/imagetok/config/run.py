@@ -1,0 +1,179 @@
+"""What a training run is: the tokenizer, its data, and how it is trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from imagetok.config.base import Config
+from imagetok.config.tokenizer import TokenizerConfig
+
+Count = Annotated[int, Field(ge=1, le=2**40)]
+CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+class DataConfig(Config):
+    """The pictures of a run.
+
+    Attributes:
+        name: `builtin:shapes`, `builtin:digits` (both with options, as in
+            `builtin:shapes?size=128&count=5000`), a dataset on the Hub, a folder of pictures, of
+            parquet files or of `save_to_disk`.
+        subset: Configuration name of a dataset that has several.
+        revision: Commit, branch or tag of a dataset on the Hub.
+        split: Split to train on.
+        evaluation_split: Split to validate and evaluate on.
+        image_column: Column of the pictures; None finds the one with an Image feature.
+        crop_scale: Training crops are square pieces whose side is drawn from this range of shares
+            of the largest one that fits; None takes the evaluation transform's centre crop.
+        flip: Mirror half of the training pictures.
+        num_workers: Processes that load pictures; 0 loads in the training process.
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    subset: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    evaluation_split: str = "test"
+    image_column: str | None = None
+    crop_scale: tuple[Fraction, Fraction] | None = None
+    flip: bool = False
+    num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+
+    @model_validator(mode="after")
+    def _crop_scale_is_a_range(self) -> Self:
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise ValueError(f"crop_scale {self.crop_scale} is no range (low, high) within (0, 1]")
+        return self
+
+
+class ScheduleConfig(Config):
+    """A value that changes with the step; a plain number stands for `constant`.
+
+    Attributes:
+        type: Shape of the change.
+        start: Value up to step `begin`.
+        end: Value from step `begin + steps` on.
+        steps: Steps that the change takes.
+        begin: Step at which the change begins.
+    """
+
+    type: Literal["linear", "cosine", "exponential"]
+    start: float
+    end: float
+    steps: Count
+    begin: CountOrNone = 0
+
+    @model_validator(mode="after")
+    def _exponential_ends_are_positive(self) -> Self:
+        if self.type == "exponential" and min(self.start, self.end) <= 0:
+            raise ValueError(
+                f"an exponential schedule needs positive ends, got {self.start} and {self.end}"
+            )
+        return self
+
+
+def _kind(value: Any) -> str:
+    return "schedule" if isinstance(value, dict | ScheduleConfig) else "number"
+
+
+Scheduled = Annotated[
+    Annotated[float, Tag("number")] | Annotated[ScheduleConfig, Tag("schedule")],
+    Discriminator(_kind),
+]
+
+
+def _least(value: float | ScheduleConfig) -> float:
+    """Schedules are monotone: the least value is at an end."""
+    return min(value.start, value.end) if isinstance(value, ScheduleConfig) else value
+
+
+class OptimizerConfig(Config):
+    """AdamW and its learning rate.
+
+    Attributes:
+        lr: Learning rate, a number or a schedule.
+        warmup_steps: Steps of a linear rise in front of it.
+        betas: Decay of the first and second moment.
+        epsilon: Added to the denominator.
+        weight_decay: Decoupled decay of matrices and kernels; vectors and codebooks have none.
+        clip_norm: Largest gradient norm; None does not clip.
+    """
+
+    lr: Scheduled = 3e-4
+    warmup_steps: CountOrNone = 0
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+
+    @model_validator(mode="after")
+    def _lr_is_not_negative(self) -> Self:
+        if _least(self.lr) < 0:
+            raise ValueError(f"lr must not be negative, got {_least(self.lr)}")
+        return self
+
+
+class TrainConfig(Config):
+    """How a tokenizer is trained.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Images a step, over all ranks and micro-batches.
+        accumulation: Micro-batches a step.
+        seed: Decides initial weights, order, augmentation and noise.
+        precision: Of the networks; bottleneck and losses stay in float32.
+        optimizer: AdamW and its learning rate.
+        loss_weights: Weight of each `loss/...` term, a number or a schedule; a term that the
+            model yields and that is not named has weight 1.
+        temperature: Of the Gumbel-softmax.
+        ema_decay: Decay of the averaged weights that are evaluated and exported; None exports the
+            trained ones.
+        evaluate_every: Steps between validations; 0 validates at the end only.
+        checkpoint_every: Steps between checkpoints; 0 writes the last one only.
+        samples_every: Steps between picture grids; 0 draws the last one only.
+        keep_last: Checkpoints kept.
+        evaluation_images: Most images of the validation split that are read while training.
+        usage_warning: Codebook usage over the validation images under which a warning is given.
+    """
+
+    steps: Count
+    batch_size: Annotated[int, Field(ge=1, le=2**20)] = 32
+    accumulation: Annotated[int, Field(ge=1, le=2**16)] = 1
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    loss_weights: dict[str, Scheduled] = Field(default_factory=dict)
+    temperature: Scheduled = 1.0
+    ema_decay: Decay | None = None
+    evaluate_every: CountOrNone = 0
+    checkpoint_every: CountOrNone = 0
+    samples_every: CountOrNone = 0
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
+    evaluation_images: Count = 1000
+    usage_warning: Fraction = 0.25
+
+    @model_validator(mode="after")
+    def _temperature_is_positive(self) -> Self:
+        if _least(self.temperature) <= 0:
+            raise ValueError(f"temperature must stay positive, got {_least(self.temperature)}")
+        return self
+
+    @model_validator(mode="after")
+    def _micro_batches_are_equal(self) -> Self:
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not divisible by accumulation {self.accumulation}"
+            )
+        return self
+
+
+class RunConfig(Config):
+    """A recipe: everything that decides a run but the machine it runs on."""
+
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    train: TrainConfig

@@ -1,0 +1,114 @@
+"""A fingerprint of a dataset's content, the same on every machine and for every file format.
+
+Fingerprints of the `datasets` library depend on paths and file times. Hashing every picture would
+read all of a large dataset. Hashed are, in the order of the rows:
+
+- names and types of the columns, names of labels, the number of rows;
+- of every row the size in bytes of its picture file, and all numbers and strings;
+- of 64 evenly spaced rows everything, pictures included, byte by byte.
+
+So every change in rows, order, labels or captions is seen, and every change of pictures but one
+that keeps the size of each file and touches none of the 64. The paths of pictures do not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset
+
+from imagetok.data.order import fixed_rows
+
+NUM_SAMPLES = 64
+_BATCH = 10_000
+
+
+def content_fingerprint(dataset: Dataset, image_column: str) -> str:
+    """Hash the content of a dataset.
+
+    Args:
+        dataset: The rows; the image column is `Image(decode=False)` or binary.
+        image_column: Its name.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    table = dataset.with_format("arrow")
+    schema = dataset.data.schema
+    files = {key for key in dataset.column_names if _is_file(schema.field(key).type)}
+    files.add(image_column)
+    _add(digest, (image_column, len(dataset)))
+    for column, feature in dataset.features.items():
+        kind = "file" if column in files else str(schema.field(column).type)
+        labels = feature.names if isinstance(feature, ClassLabel) else None
+        _add(digest, (column, kind, labels))
+    for start in range(0, len(dataset), _BATCH):
+        batch: pa.Table = table[start : start + _BATCH]
+        for column in dataset.column_names:
+            values = batch.column(column)
+            if column in files:
+                _add(digest, _file_sizes(values))
+            elif _is_plain(values.type):
+                _add(digest, values.to_pylist())
+    for row in fixed_rows(len(dataset), NUM_SAMPLES):
+        for column, value in table[row : row + 1].to_pylist()[0].items():
+            _add(digest, _file_bytes(value) if column in files else value)
+    return digest.hexdigest()
+
+
+def _add(digest: Any, value: object) -> None:
+    digest.update(repr(value).encode("utf-8", "surrogatepass"))
+    digest.update(b"\n")
+
+
+def _is_file(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind)) and {field.name for field in kind} == {"bytes", "path"}
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_boolean(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_string(kind)
+        or types.is_large_string(kind)
+    )
+
+
+def _file_sizes(values: pa.ChunkedArray) -> list[int | None]:
+    """Size in bytes of each file, without reading it; None where there is none."""
+    if not pa.types.is_struct(values.type):
+        return list(pc.binary_length(values).to_pylist())
+    sizes = pc.binary_length(pc.struct_field(values, "bytes")).to_pylist()
+    if None not in sizes:
+        return list(sizes)
+    paths = pc.struct_field(values, "path").to_pylist()
+    return [
+        _file_size(path) if size is None else size for size, path in zip(sizes, paths, strict=True)
+    ]
+
+
+def _file_size(path: str | None) -> int | None:
+    try:
+        return None if path is None else os.stat(path).st_size
+    except OSError:
+        return None
+
+
+def _file_bytes(value: Any) -> bytes | None:
+    if not isinstance(value, dict):
+        return value if value is None else bytes(value)
+    if value["bytes"] is not None or value["path"] is None:
+        content: bytes | None = value["bytes"]
+        return content
+    try:
+        with open(value["path"], "rb") as file:
+            return file.read()
+    except OSError:
+        return None

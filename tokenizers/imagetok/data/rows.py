@@ -1,0 +1,162 @@
+"""`ImageRows`: a dataset of pictures, opened but not decoded.
+
+The image column is `Image(decode=False)`, and so is every other column that would decode files:
+a corrupt picture is met when it is read, by imagetok's own reader, and says which row it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Image, Value
+from datasets.features.features import FeatureType
+
+from imagetok.data.builtins import PREFIX, builtin_source
+from imagetok.data.fingerprint import content_fingerprint
+from imagetok.data.sources import file_or_hub_source, take_split
+from imagetok.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The rows of one split, in order.
+
+    Attributes:
+        name: The name that the dataset was opened by.
+        split: The split, in the notation of `datasets`.
+        dataset: All columns; pictures as `{"bytes": ..., "path": ...}` or bytes.
+        image_column: Column of the pictures.
+        identity: What fixes the content where that is known without reading it.
+    """
+
+    name: str
+    split: str
+    dataset: Dataset
+    image_column: str
+    identity: str | None = field(default=None, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the content, equal on every machine for equal rows: 64 hexadecimal digits.
+
+        See `imagetok.data.fingerprint` for what is hashed; of a built-in dataset it is the
+        version of its drawing, its options and the rows.
+        """
+        if self.identity is not None:
+            return hashlib.sha256(self.identity.encode()).hexdigest()
+        return content_fingerprint(self.dataset, self.image_column)
+
+    def picture(self, row: int) -> dict[str, Any]:
+        """The picture of a row as `{"bytes": ..., "path": ...}`, for `read_picture`.
+
+        Raises:
+            DataError: There is no such row, or it has no picture.
+        """
+        value = self._pictures[self._check(row)][self.image_column]
+        if value is None:
+            raise DataError(f"{self.describe(row)} has no picture: its value is null")
+        return value if isinstance(value, dict) else {"bytes": value, "path": None}
+
+    def row(self, index: int) -> dict[str, Any]:
+        """All columns of a row, nothing decoded; errors as in `picture`."""
+        return dict(self.dataset[self._check(index)])
+
+    def describe(self, row: int) -> str:
+        """What messages call a row: its number, split and dataset."""
+        return f"row {row} of '{self.name}' ({self.split})"
+
+    @cached_property
+    def _pictures(self) -> Dataset:
+        return self.dataset.select_columns([self.image_column])
+
+    def _check(self, row: int) -> int:
+        if not 0 <= row < len(self):
+            raise DataError(f"{self.describe(row)} does not exist; it has rows 0..{len(self) - 1}")
+        return int(row)
+
+
+def open_images(
+    name: str,
+    split: str,
+    *,
+    subset: str | None = None,
+    revision: str | None = None,
+    image_column: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> ImageRows:
+    """Open a dataset of pictures.
+
+    Args:
+        name: `builtin:shapes` or `builtin:digits`, with options as in
+            `builtin:shapes?size=128&count=500`; a folder of pictures, with or without folders for
+            classes and splits; a parquet file or a folder of them; a folder written by
+            `save_to_disk`; or a dataset on the Hub. Where a folder has no splits, all of it is
+            `train`.
+        split: A split, a slice (`train[:100]`, `train[90%:]`), or a sum of these with `+`.
+        subset: Configuration name of a dataset that has several.
+        revision: Commit, branch or tag of a dataset on the Hub.
+        image_column: Column of the pictures, an Image or binary one; None finds the only column
+            with an Image feature.
+        cache_dir: Where `datasets` keeps what it draws, downloads and converts.
+
+    Raises:
+        DataError: The dataset, the split or the column cannot be used; the message lists those
+            that can.
+        MissingExtraError: `builtin:digits` without scikit-learn.
+    """
+    cache = None if cache_dir is None else str(cache_dir)
+    if name.startswith(PREFIX):
+        for option, value in (("subset", subset), ("revision", revision)):
+            if value is not None:
+                raise DataError(f"'{name}' has no {option} '{value}'; leave {option} out")
+        source = builtin_source(name, cache)
+    else:
+        source = file_or_hub_source(name, subset, revision, cache)
+    dataset, identity = take_split(source, name, split)
+    column = _find_column(dataset, name, image_column)
+    return ImageRows(name, split, _undecoded(dataset), column, identity)
+
+
+def _find_column(dataset: Dataset, name: str, image_column: str | None) -> str:
+    features = dataset.features
+    listing = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
+    if image_column is None:
+        found: list[str] = [key for key, feature in features.items() if isinstance(feature, Image)]
+        if len(found) == 1:
+            return found[0]
+        how_many = "several columns" if found else "no column"
+        raise DataError(
+            f"'{name}' has {how_many} with an Image feature; name one by image_column: {listing}"
+        )
+    if image_column not in features:
+        raise DataError(f"'{name}' has no column '{image_column}'; its columns are: {listing}")
+    if not (isinstance(features[image_column], Image) or _is_binary(features[image_column])):
+        raise DataError(
+            f"column '{image_column}' of '{name}' holds no pictures; an image column is an Image "
+            f"or a binary one, its columns are: {listing}"
+        )
+    return image_column
+
+
+def _is_binary(feature: FeatureType) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _kind(feature: FeatureType) -> str:
+    return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
+
+
+def _undecoded(dataset: Dataset) -> Dataset:
+    """The same rows without a format, and with every column of files left undecoded."""
+    dataset = dataset.with_format(None)
+    for column, feature in dataset.features.items():
+        if getattr(feature, "decode", False):
+            dataset = dataset.cast_column(column, replace(feature, decode=False))
+    return dataset

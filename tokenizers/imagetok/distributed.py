@@ -1,0 +1,174 @@
+"""Talk between the ranks of a run, and nothing at all where there is only one process.
+
+Rank r holds samples r*b ... (r+1)*b - 1 of a global batch, so that concatenation by rank is sample
+order. Every function is a collective: all ranks call it, in the same order. Without an initialised
+process group each returns what one rank alone would get, so that callers need no second path.
+No gradient flows through any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar, overload
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from imagetok.errors import InvalidValueError
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    """Whether a process group stands."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """This process's place among the ranks, in [0, world_size)."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+@overload
+def all_reduce_sum(tensors: Tensor) -> Tensor: ...
+@overload
+def all_reduce_sum(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+@overload
+def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]: ...
+def all_reduce_sum(
+    tensors: Tensor | Mapping[str, Tensor] | Sequence[Tensor],
+) -> Tensor | dict[str, Tensor] | list[Tensor]:
+    """Sum tensors over the ranks: all that share a dtype travel in one collective.
+
+    Every rank gets the same bits. Half precision is summed in float32; who needs more passes
+    float64.
+
+    Args:
+        tensors: A tensor, or several by name or place; integer or floating, on any device; names,
+            shapes and dtypes are the same on every rank.
+
+    Returns:
+        The sums, in the form, shapes and dtypes of `tensors`, which stay as they are.
+    """
+    if isinstance(tensors, Tensor):
+        return _sum_flat([tensors])[0]
+    if isinstance(tensors, Mapping):
+        names = sorted(tensors)
+        sums = dict(zip(names, _sum_flat([tensors[name] for name in names]), strict=True))
+        return {name: sums[name] for name in tensors}
+    return _sum_flat(tensors)
+
+
+@torch.no_grad()
+def _sum_flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    sums = [tensor.clone() for tensor in tensors]
+    if not is_distributed():
+        return sums
+    places: dict[torch.dtype, list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault(_sum_dtype(tensor.dtype), []).append(place)
+    for dtype, members in places.items():
+        flat = torch.cat([tensors[i].reshape(-1).to(_device(), dtype) for i in members])
+        dist.all_reduce(flat)
+        parts = torch.split(flat, [tensors[i].numel() for i in members])
+        for i, part in zip(members, parts, strict=True):
+            sums[i].copy_(part.reshape(tensors[i].shape))
+    return sums
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
+
+
+@torch.no_grad()
+def gather_samples(tensor: Tensor) -> Tensor:
+    """Concatenate the ranks' samples in sample order.
+
+    Args:
+        tensor: (B, ...) of any dtype; B may differ between ranks and be 0.
+
+    Returns:
+        (sum of B, ...), the same on every rank, on the device of `tensor`.
+
+    Raises:
+        InvalidValueError: There is no first dimension, or the ranks disagree on dtype or on the
+            other dimensions.
+    """
+    if tensor.ndim == 0:
+        raise InvalidValueError("gather_samples takes a tensor (B, ...), found one of shape ()")
+    if not is_distributed():
+        return tensor
+    kinds = gather_objects((tensor.dtype, tuple(tensor.shape[1:]), len(tensor)))
+    if len({(dtype, shape) for dtype, shape, _ in kinds}) > 1:
+        found = ", ".join(f"rank {i}: {d} (B, *{s})" for i, (d, s, _) in enumerate(kinds))
+        raise InvalidValueError(f"the ranks' samples differ in dtype or shape: {found}")
+    # As bytes, because not every backend carries every dtype; padded, because they carry equal
+    # sizes only.
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+    row_bytes = tensor.shape[1:].numel() * tensor.element_size()
+    sizes = [rows * row_bytes for _, _, rows in kinds]
+    padded = torch.zeros(max(sizes), dtype=torch.uint8, device=_device())
+    padded[: len(raw)] = raw
+    parts = [torch.empty_like(padded) for _ in kinds]
+    if max(sizes) > 0:
+        dist.all_gather(parts, padded)
+    joined = torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+    rows = sum(rows for _, _, rows in kinds)
+    return joined.view(tensor.dtype).reshape(rows, *tensor.shape[1:]).to(tensor.device)
+
+
+def gather_objects(value: T) -> list[T]:
+    """The ranks' small Python objects, by rank, on every rank."""
+    values: list[T] = [value] * world_size()
+    if is_distributed():
+        dist.all_gather_object(values, value)
+    return values
+
+
+@torch.no_grad()
+def broadcast_tensor(tensor: Tensor, source: int = 0) -> Tensor:
+    """The tensor of rank `source`, on every rank.
+
+    Args:
+        tensor: Of the same shape and dtype on every rank; only the source's values matter.
+        source: The rank whose values are sent.
+
+    Returns:
+        A tensor on the device of `tensor`, which stays as it is.
+    """
+    if not is_distributed():
+        return tensor
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).to(_device(), copy=True)
+    dist.broadcast(raw, source)
+    return raw.view(tensor.dtype).reshape(tensor.shape).to(tensor.device)
+
+
+def broadcast_object(value: T, source: int = 0) -> T:
+    """The small Python object of rank `source`, on every rank."""
+    values = [value]
+    if is_distributed():
+        dist.broadcast_object_list(values, source)
+    return values[0]
+
+
+def all_agree(flag: bool) -> bool:
+    """Whether the flag is set on every rank."""
+    return not any_rank(not flag)
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on at least one rank."""
+    return bool(all_reduce_sum(torch.tensor(int(flag), device=_device())).item() > 0)
+
+
+def _device() -> torch.device:
+    """Where the process group wants its tensors."""
+    if is_distributed() and "nccl" in str(dist.get_backend()):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

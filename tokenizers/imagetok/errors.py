@@ -1,0 +1,80 @@
+"""The named exceptions of imagetok.
+
+Every refusal is an `ImagetokError` and also the builtin exception that a caller expects: a
+`ValueError` for a bad value, a `TypeError` for a wrong kind of argument, an `OSError` for a file
+that cannot be read. Messages name the value found, what was expected and the way out.
+"""
+
+from __future__ import annotations
+
+
+class ImagetokError(Exception):
+    """Base class of everything that imagetok raises on purpose."""
+
+
+class InvalidValueError(ImagetokError, ValueError):
+    """A value is out of range, ambiguous or contradicts another one."""
+
+
+class InvalidTypeError(ImagetokError, TypeError):
+    """An argument is of a kind that the call does not take."""
+
+
+class UnreadableFileError(ImagetokError, OSError):
+    """A file is missing, truncated, damaged or of a format that is not read."""
+
+
+class UnwritableFileError(ImagetokError, OSError):
+    """A file or folder cannot be written: the disk is full, the place is taken or forbidden."""
+
+
+class ConfigError(InvalidValueError):
+    """A configuration has unknown, missing, mistyped or contradictory entries."""
+
+
+class ImageValueError(InvalidValueError):
+    """A picture's values, shape or size are refused (range, NaN, channels, layout, pixel limit)."""
+
+
+class ImageTypeError(InvalidTypeError):
+    """A picture was given as a kind of object, or a dtype, that is not taken."""
+
+
+class ImageFileError(UnreadableFileError):
+    """A picture file is missing, truncated, damaged or of a format that is not read."""
+
+
+class IdsError(InvalidValueError):
+    """Token ids are out of range or fit no grid, or more than one."""
+
+
+class IdsTypeError(InvalidTypeError):
+    """Token ids were given in a kind or dtype that cannot hold them."""
+
+
+class NotDiscreteError(InvalidTypeError):
+    """Ids were asked of a continuous model (AE or VAE), which has none."""
+
+
+class NotContinuousError(InvalidTypeError):
+    """A walk between latents was asked of a discrete model."""
+
+
+class NoPosteriorError(InvalidTypeError):
+    """A distribution or a sample was asked of a model that defines none."""
+
+
+class ModelFileError(UnreadableFileError):
+    """A saved tokenizer is missing, damaged or disagrees with itself."""
+
+
+class DataError(InvalidValueError):
+    """A dataset, split or column cannot be used as asked."""
+
+
+class MissingExtraError(InvalidValueError):
+    """A feature needs an optional dependency that is not installed."""
+
+
+class TrainingError(ImagetokError, ArithmeticError):
+    """Training cannot go on: the loss or the gradients are not finite."""

@@ -1,0 +1,165 @@
+"""A tokenizer's figures on a dataset: what the reconstruction keeps and what the codes cost.
+
+PSNR, SSIM and L1 are means over images of per-image values, of reconstructions without noise, in
+pixels of [0, 1]. Bits per dimension is a code length for 8-bit pixels,
+
+    bits_per_dim = (reconstruction + rate) / (H W C ln 2) + 8,
+
+both in nats an image; the rate is the KL for a VAE or dVAE, with the reconstruction scored on one
+keyed draw from the posterior (the evidence lower bound), and ln codebook_size a position for a
+VQ-VAE. An AE has no rate. The figures do not depend on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from imagetok import distributed
+from imagetok.bottlenecks import DiscreteBottleneck
+from imagetok.data import ImageRows, evaluation_batches, fixed_rows
+from imagetok.images import grid_image
+from imagetok.keys import make_keys
+from imagetok.metrics import MAX_PSNR, CodebookUsage, MeanMetrics, has_ssim, l1, psnr, ssim
+from imagetok.tokenizer import ImageTokenizer
+
+Evaluation = dict[str, Any]
+"""What `evaluation.json` holds."""
+
+
+@torch.no_grad()
+def evaluate(
+    tokenizer: ImageTokenizer,
+    rows: ImageRows,
+    *,
+    batch_size: int = 32,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a tokenizer on rows of a dataset, on all ranks together.
+
+    Args:
+        tokenizer: The same on every rank.
+        rows: The same on every rank; rank r takes every world_size-th batch from the r-th on.
+        batch_size: Images encoded at once.
+        limit: Most images, spread evenly over the rows; None takes all.
+        progress: Show a bar on rank 0.
+
+    Returns:
+        The same figures on every rank; None where a figure does not apply.
+
+    Raises:
+        DataError: A picture cannot be read.
+    """
+    indices = fixed_rows(len(rows), min(limit or len(rows), len(rows)))
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    mine = batches[distributed.rank() :: distributed.world_size()]
+    bottleneck = tokenizer.bottleneck
+    means = MeanMetrics()
+    codes = CodebookUsage(
+        bottleneck.codebook_size if isinstance(bottleneck, DiscreteBottleneck) else 1,
+        tokenizer.device,
+    )
+    bar = tqdm(
+        total=len(mine) * batch_size,
+        desc="evaluate",
+        unit="image",
+        disable=not progress or distributed.rank() > 0,
+        leave=False,
+    )
+    flat = [row for batch in mine for row in batch]
+    for batch_rows, pixels in evaluation_batches(rows, tokenizer.preprocessor, batch_size, flat):
+        x = pixels.to(tokenizer.device).float() / 255
+        means.update(_measure(tokenizer, x, batch_rows, codes))
+        bar.update(len(batch_rows))
+    bar.close()
+    means.merge()
+    codes.merge()
+    return _report(tokenizer, rows, len(indices), means.means(), codes)
+
+
+def join_processes() -> torch.device:
+    """Join the other processes of a launcher, if there is one, and say where this one computes."""
+    device: torch.device = PartialState().device
+    return device
+
+
+def _measure(
+    tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int], codes: CodebookUsage
+) -> dict[str, Tensor]:
+    """Per-image values of one batch; counts its ids."""
+    bottleneck = tokenizer.bottleneck
+    z = tokenizer.encoder(x.to(tokenizer.dtype))
+    if isinstance(bottleneck, DiscreteBottleneck):
+        ids = bottleneck.encode_ids(z)
+        codes.update(ids)
+        z_q = bottleneck.lookup(ids)
+    else:
+        z_q = bottleneck.latents(z)
+    x_hat = tokenizer.likelihood.mean(tokenizer.decoder(z_q.to(tokenizer.dtype)))
+    values = {"psnr": psnr(x_hat, x), "l1": l1(x_hat, x)}
+    if has_ssim(tokenizer.image_size):
+        values["ssim"] = ssim(x_hat, x)
+    coded = bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
+    if coded is not None:
+        z_drawn, nats = coded
+        score = tokenizer.likelihood.nll(tokenizer.decoder(z_drawn.to(tokenizer.dtype)), x)
+        values["bits_per_dim"] = (score + nats).double() / (x[0].numel() * math.log(2)) + 8
+    return values
+
+
+def _report(
+    tokenizer: ImageTokenizer,
+    rows: ImageRows,
+    num_images: int,
+    means: dict[str, float],
+    codes: CodebookUsage,
+) -> Evaluation:
+    discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
+    pixels = math.prod(tokenizer.image_size)
+    bits = tokenizer.num_tokens * math.log2(tokenizer.codebook_size) if discrete else None
+    preprocessor = tokenizer.preprocessor
+    return {
+        "psnr": means["psnr"],
+        "ssim": means.get("ssim"),
+        "l1": means["l1"],
+        "bits_per_dim": means.get("bits_per_dim"),
+        "bits_per_pixel": None if bits is None else bits / pixels,
+        "codebook_usage": codes.usage() if discrete else None,
+        "codebook_perplexity": codes.perplexity() if discrete else None,
+        "num_images": num_images,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "protocol": {
+            "dataset": rows.name,
+            "split": rows.split,
+            "dataset_fingerprint": rows.fingerprint,
+            "dataset_rows": len(rows),
+            "image_size": list(tokenizer.image_size),
+            "channels": preprocessor.channels,
+            "resize": f"{preprocessor.resize}, antialiased, of a centre crop",
+            "data_range": 1.0,
+            "dtype": str(tokenizer.dtype).removeprefix("torch."),
+            "averaging": "mean over images of per-image values",
+            "psnr": f"reconstruction not rounded to 8 bits; at most {MAX_PSNR:g} dB an image",
+            "ssim": "Gaussian window of 11, sigma 1.5, data range 1",
+        },
+    }
+
+
+def reconstruction_grid(
+    tokenizer: ImageTokenizer, rows: ImageRows, num_images: int = 8
+) -> Image.Image:
+    """A picture of fixed originals above their reconstructions."""
+    chosen = fixed_rows(len(rows), min(num_images, len(rows)))
+    pixels = tokenizer.preprocess([rows.picture(row) for row in chosen])
+    x = pixels.float() / 255
+    x_hat = tokenizer.reconstruct(x, output="pt")
+    assert isinstance(x_hat, Tensor)
+    return grid_image([x, x_hat.float().cpu()])

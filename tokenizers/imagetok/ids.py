@@ -1,0 +1,107 @@
+"""Reading token ids that a user gives: kind, dtype, range and grid are checked, never guessed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imagetok.errors import IdsError, IdsTypeError
+
+
+def read_ids(ids: Any, codebook_size: int, grid_size: tuple[int, int]) -> tuple[Tensor, bool]:
+    """Read ids of one image or of several.
+
+    Args:
+        ids: Integer tensor, array or nested list, shaped (h, w) or (h * w,) for one image, (B, h,
+            w) or (B, h * w) for several. A shape equal to the grid is always one image.
+        codebook_size: Ids lie in [0, codebook_size).
+        grid_size: (h, w).
+
+    Returns:
+        int64 tensor (B, h, w), and whether one image was given.
+
+    Raises:
+        IdsTypeError: ids are no integers, or of a dtype that cannot hold every id.
+        IdsError: ids are out of range or do not fit the grid.
+    """
+    tensor = _to_tensor(ids, codebook_size)
+    height, width = grid_size
+    length = math.prod(grid_size)
+    shape = tuple(tensor.shape)
+    if shape in {grid_size, (length,)}:
+        batch, single = tensor.reshape(1, height, width), True
+    elif shape[1:] in {grid_size, (length,)}:
+        batch, single = tensor.reshape(-1, height, width), False
+    else:
+        raise IdsError(
+            f"ids of shape {shape} fit no reading for the grid {grid_size}: expected "
+            f"{grid_size} or ({length},) for one image, (B, {height}, {width}) or (B, {length}) "
+            "for several; give grid=(h, w) for ids of another grid"
+        )
+    if batch.numel():
+        low, high = int(batch.min()), int(batch.max())
+        if low < 0 or high >= codebook_size:
+            raise IdsError(
+                f"id {low if low < 0 else high} is out of range: this tokenizer's ids lie in "
+                f"[0, {codebook_size}); take off the offset of a joint vocabulary and leave out "
+                "special ids before decoding"
+            )
+    return batch, single
+
+
+def _to_tensor(ids: Any, codebook_size: int) -> Tensor:
+    if isinstance(ids, list | tuple):
+        ids = _stack(ids)
+    if isinstance(ids, np.ndarray):
+        if ids.dtype.kind not in "iu":
+            raise _wrong_dtype(str(ids.dtype), codebook_size)
+        _check_width(np.iinfo(ids.dtype).max, str(ids.dtype), codebook_size)
+        return torch.from_numpy(ids.astype(np.int64))
+    if not isinstance(ids, Tensor):
+        raise IdsTypeError(
+            f"ids of type {type(ids).__name__} are not taken; give an integer tensor, array or "
+            "nested list"
+        )
+    if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise _wrong_dtype(str(ids.dtype), codebook_size)
+    _check_width(torch.iinfo(ids.dtype).max, str(ids.dtype), codebook_size)
+    return ids.to(torch.int64)
+
+
+def _stack(ids: list[Any] | tuple[Any, ...]) -> Any:
+    """A nested list as an array; a list of tensors as one tensor."""
+    if ids and all(isinstance(part, Tensor) for part in ids):
+        shapes = {tuple(part.shape) for part in ids}
+        dtypes = {part.dtype for part in ids}
+        if len(shapes) > 1 or len(dtypes) > 1:
+            raise IdsError(
+                f"a list of id tensors must have one shape and dtype, got {sorted(shapes)} and "
+                f"{sorted(map(str, dtypes))}; decode them one by one"
+            )
+        return torch.stack(list(ids))
+    if not ids:
+        raise IdsError("an empty list of ids has no shape; give a tensor of shape (0, h, w)")
+    try:
+        return np.asarray(ids)
+    except (ValueError, OverflowError, TypeError):
+        raise IdsError(
+            "a nested list of ids must be rectangular, with every row of one length"
+        ) from None
+
+
+def _wrong_dtype(dtype: str, codebook_size: int) -> IdsTypeError:
+    return IdsTypeError(
+        f"ids of dtype {dtype} are not taken; give integers in [0, {codebook_size}), such as int64"
+    )
+
+
+def _check_width(largest: int, dtype: str, codebook_size: int) -> None:
+    if largest < codebook_size - 1:
+        raise IdsTypeError(
+            f"ids of dtype {dtype} cannot hold every id of a codebook of {codebook_size} (largest "
+            f"value {largest}); they may have overflowed before: make them wider where they arise"
+        )

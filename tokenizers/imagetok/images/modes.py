@@ -1,0 +1,170 @@
+"""From Pillow's many modes to 8-bit gray or RGB, with or without alpha, and on to what is asked.
+
+    PIL image --pixels_of--> (H, W, 1 | 2 | 3 | 4) --to_channels--> (channels, H, W)
+              orientation,     gray, gray + alpha,     composited on the background,
+              palette, depth   RGB, RGBA               gray by ITU-R 601
+
+Arrays and tensors join at the second arrow, so that every conversion has one implementation.
+
+Depth: 16-bit gray is divided by 257 and rounded. 16-bit *colour* reaches us as the upper 8 bits,
+because Pillow decodes no more of it: exact for 8-bit values scaled by 257, and otherwise up to one
+level lower or higher. Colour profiles are not applied; CMYK is converted by its plain formula.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from imagetok.errors import ImageTypeError, InvalidValueError
+
+Pixels = npt.NDArray[np.uint8]
+
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
+
+_TARGETS = {
+    "1": ("L", "LA"),
+    "L": ("L", "LA"),
+    "LA": ("LA", "LA"),
+    "La": ("LA", "LA"),
+    "P": ("RGB", "RGBA"),
+    "PA": ("RGBA", "RGBA"),
+    "RGB": ("RGB", "RGBA"),
+    "RGBA": ("RGBA", "RGBA"),
+    "RGBa": ("RGBA", "RGBA"),
+    "RGBX": ("RGB", "RGB"),
+    "CMYK": ("RGB", "RGB"),
+    "YCbCr": ("RGB", "RGB"),
+    "HSV": ("RGB", "RGB"),
+}
+"""Pillow's mode -> mode without and with transparency that it is converted to."""
+
+_REFUSED = {
+    "I": "32-bit integers, whose range is not known",
+    "F": "floating-point numbers, whose range is not known",
+    "LAB": "CIELAB colours, which need a colour profile",
+}
+
+_DIVIDED_BY_257 = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
+
+_BITS_TAG, _PHOTOMETRIC_TAG, _BLACK_IS_ZERO = 258, 262, 1
+
+
+def check_mode(image: Image.Image, name: str) -> None:
+    """Refuse pixels that have no certain 8-bit reading.
+
+    Raises:
+        ImageTypeError: 32-bit integers, floating-point numbers, CIELAB, 16-bit gray of another
+            range than black = 0 and white = 65535, or a mode that is not known.
+    """
+    if image.mode in _WIDE_MODES:
+        tags: Any = getattr(image, "tag_v2", None)
+        if tags and (tags.get(_BITS_TAG), tags.get(_PHOTOMETRIC_TAG)) != ((16,), _BLACK_IS_ZERO):
+            raise ImageTypeError(
+                f"{name} is a TIFF of over 8 bits in which white is not 65535; scale its pixels "
+                "to 0..255 and pass them as a uint8 array"
+            )
+    elif image.mode not in _TARGETS:
+        held = _REFUSED.get(image.mode, f"pixels of mode {image.mode}, which is not known")
+        raise ImageTypeError(
+            f"{name} holds {held}; pass its pixels as a uint8 array in 0..255 or as a float "
+            "tensor in [0, 1]"
+        )
+
+
+def pixels_of(image: Image.Image) -> Pixels:
+    """The upright pixels of a decoded PIL image whose mode has been checked.
+
+    Returns:
+        uint8 array (H, W, C): C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA. It may share memory
+        with the image.
+    """
+    if image.mode in _WIDE_MODES:
+        pixels: Pixels = _narrow(image)
+    else:
+        mode = _TARGETS[image.mode][image.has_transparency_data]
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    return _upright(pixels, orientation(image))
+
+
+def _narrow(image: Image.Image) -> Pixels:
+    wide = np.asarray(image)
+    gray: Pixels = _DIVIDED_BY_257[wide]
+    transparent = image.info.get("transparency")
+    if transparent is None:
+        return gray[:, :, None]
+    alpha = np.where(wide == transparent, np.uint8(0), np.uint8(255))
+    return np.stack([gray, alpha], axis=-1)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8 of a picture; 1 where it has none or none that can be read."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata says nothing about the pixels, and is common
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def to_channels(pixels: Pixels, channels: int, background: tuple[int, int, int]) -> Tensor:
+    """Bring a picture to the number of channels of a tokenizer.
+
+    Args:
+        pixels: uint8 array (H, W, C): C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
+        channels: 1 gray, 3 RGB, or 4 RGBA, opaque where the picture has no alpha.
+        background: RGB colour under transparent pixels; unused for 4 channels.
+
+    Returns:
+        uint8 tensor (channels, H, W), contiguous, in memory of its own.
+
+    Raises:
+        InvalidValueError: `channels` is none of 1, 3 and 4.
+    """
+    if channels not in (1, 3, 4):
+        raise InvalidValueError(f"channels is {channels}; choose one of: 1, 3, 4")
+    has_alpha = pixels.shape[-1] in (2, 4)
+    color = pixels[..., :-1] if has_alpha else pixels
+    alpha = pixels[..., -1:] if has_alpha else np.full_like(pixels[..., :1], 255)
+    if channels == 4:
+        rgb = np.broadcast_to(color, (*color.shape[:2], 3))
+        return _to_tensor(np.concatenate([rgb, alpha], axis=-1))
+    if has_alpha and alpha.min() < 255:
+        color = _composite(color, alpha, background)
+    if channels == 1:
+        return _to_tensor(_luma(color) if color.shape[-1] == 3 else color)
+    return _to_tensor(np.broadcast_to(color, (*color.shape[:2], 3)))
+
+
+def _composite(color: Pixels, alpha: Pixels, background: tuple[int, int, int]) -> Pixels:
+    """Round (alpha * color + (255 - alpha) * background) / 255; the sum stays under 2^16."""
+    weight = alpha.astype(np.uint16)
+    under = np.array(background, dtype=np.uint16)
+    return ((weight * color + (255 - weight) * under + 127) // 255).astype(np.uint8)
+
+
+def _luma(rgb: Pixels) -> Pixels:
+    """ITU-R 601 luma, (0.299 R + 0.587 G + 0.114 B) rounded, in 16-bit fixed point."""
+    red, green, blue = np.moveaxis(rgb.astype(np.uint32), -1, 0)
+    luma = (19_595 * red + 38_470 * green + 7_471 * blue + 32_768) >> 16
+    gray: Pixels = luma.astype(np.uint8)
+    return gray[..., None]
+
+
+def _to_tensor(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))

@@ -1,0 +1,183 @@
+"""The front door: a small tokenizer trained, saved, loaded and used, offline, in some minutes.
+
+Trains the recipe `SYSTEM-shapes` on drawn shapes, loads the result in a fresh process, encodes and
+decodes held-out pictures there, compares with this process, and looks for the drawn objects on the
+reconstructions.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from torch import Generator, Tensor
+
+from imagetok.bottlenecks import DiscreteBottleneck, GaussianBottleneck
+from imagetok.builtin import check_rate, check_scene, first_index, render, scene
+from imagetok.config import load_recipe
+from imagetok.errors import ConfigError, ModelFileError
+from imagetok.files import atomic_path
+from imagetok.images import grid_image
+from imagetok.reports import show_evaluation
+from imagetok.tokenizer import ImageTokenizer
+from imagetok.training import train
+
+SYSTEMS = ("vqvae", "dvae", "vae", "ae")
+
+NUM_CHECKED = 200
+"""Held-out pictures whose drawn objects are looked for on the reconstructions."""
+
+NUM_COMPARED = 8
+"""Held-out pictures that a fresh process encodes and decodes once more."""
+
+
+def run_quickstart(system: str, output_dir: Path) -> None:
+    """Train, load, check and show; prints where everything is.
+
+    Args:
+        system: One of `SYSTEMS`.
+        output_dir: Folder to write; it must not hold a run yet.
+
+    Raises:
+        ConfigError: Unknown system, or the folder holds a run.
+        ModelFileError: A fresh process does not give the same ids and pixels.
+    """
+    if system not in SYSTEMS:
+        raise ConfigError(f"unknown system '{system}'; choose one of: {', '.join(SYSTEMS)}")
+    console = Console()
+    started = time.perf_counter()
+    config = load_recipe(f"{system}-shapes")
+    console.print(
+        f"training [bold]{system}[/] on {config.data.name}, {config.train.steps} steps of "
+        f"{config.train.batch_size} pictures"
+    )
+    result = train(config, output_dir)
+    show_evaluation(result.evaluation, "held-out pictures")
+    tokenizer = ImageTokenizer.from_pretrained(result.tokenizer_dir)
+    _compare_with_fresh_process(tokenizer, result.tokenizer_dir)
+    console.print(f"loaded in a fresh process: the same {_codes_word(tokenizer)} and pixels")
+    rate = check_rate(_check_objects(tokenizer))
+    console.print(
+        f"of {rate.num_objects} drawn objects on {NUM_CHECKED} held-out reconstructions: "
+        f"colours kept {rate.colours:.1%}, positions kept {rate.positions:.1%}"
+    )
+    pictures = [result.tokenizer_dir / "reconstructions.png"]
+    if isinstance(tokenizer.bottleneck, GaussianBottleneck):
+        pictures += _draw_prior(tokenizer, output_dir)
+    _say_what_is_next(console, tokenizer, result.tokenizer_dir, pictures)
+    console.print(f"done in {time.perf_counter() - started:.0f} s")
+
+
+def _held_out(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    size = load_recipe("vqvae-shapes").tokenizer.image_size[0]
+    first = first_index("test")
+    return np.stack([render(scene(first + i), size) for i in range(count)])
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """What encoding and decoding the held-out pictures gives, exactly.
+
+    Attributes:
+        codes: Ids, or latents of a continuous model, as nested lists.
+        pixels: Reconstructions as bytes in hexadecimal.
+    """
+
+    codes: Any
+    pixels: list[str]
+
+
+def round_trip(tokenizer: ImageTokenizer) -> RoundTrip:
+    """Encode and decode the held-out pictures."""
+    images = _held_out(NUM_COMPARED)
+    if isinstance(tokenizer.bottleneck, DiscreteBottleneck):
+        codes = tokenizer.encode(images)
+        decoded = tokenizer.decode(codes)
+    else:
+        codes = tokenizer.encode_latents(images)
+        decoded = tokenizer.decode_latents(codes)
+    assert isinstance(decoded, list)
+    return RoundTrip(codes.tolist(), [picture.tobytes().hex() for picture in decoded])
+
+
+def _compare_with_fresh_process(tokenizer: ImageTokenizer, folder: Path) -> None:
+    command = [sys.executable, "-m", "imagetok.quickstart", str(folder)]
+    fresh = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603
+    if RoundTrip(**fresh) != round_trip(tokenizer):
+        raise ModelFileError(
+            f"{folder}: a fresh process does not give the same codes and pixels as this one"
+        )
+
+
+def _check_objects(tokenizer: ImageTokenizer) -> list[Any]:
+    pictures = tokenizer.reconstruct(_held_out(NUM_CHECKED))
+    assert isinstance(pictures, list)
+    first = first_index("test")
+    return [
+        check
+        for i, picture in enumerate(pictures)
+        for check in check_scene(np.asarray(picture), scene(first + i))
+    ]
+
+
+def _draw_prior(tokenizer: ImageTokenizer, folder: Path) -> list[Path]:
+    """Pictures of a VAE's samples from N(0, I) and of walks between held-out pictures."""
+    samples = tokenizer.sample(16, Generator(tokenizer.device).manual_seed(0), output="pt")
+    assert isinstance(samples, Tensor)
+    images = list(_held_out(8))
+    walks = []
+    for a, b in zip(images[:4], images[4:], strict=True):
+        walk = tokenizer.interpolate(a, b, steps=8, output="pt")
+        assert isinstance(walk, Tensor)
+        walks.append(walk)
+    paths = [folder / "samples.png", folder / "interpolation.png"]
+    _save(grid_image([samples[:8], samples[8:]]), paths[0])
+    _save(grid_image(walks), paths[1])
+    return paths
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def _codes_word(tokenizer: ImageTokenizer) -> str:
+    return "ids" if isinstance(tokenizer.bottleneck, DiscreteBottleneck) else "latents"
+
+
+def _say_what_is_next(
+    console: Console, tokenizer: ImageTokenizer, folder: Path, pictures: list[Path]
+) -> None:
+    discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
+    use = (
+        'ids = tok.encode("photo.jpg"); tok.decode(ids).save("back.png")'
+        if discrete
+        else 'z = tok.encode_latents("photo.jpg"); tok.decode_latents(z).save("back.png")'
+    )
+    lines = [
+        f"tokenizer   {folder}",
+        *(f"picture     {path}" for path in pictures),
+        "",
+        "what next:",
+        f"  imagetok info {folder}",
+        f"  imagetok reconstruct --tokenizer {folder} photo.jpg",
+        f"  imagetok train {folder.parent / 'config.yaml'} data.name=./photos "
+        "'data.split=train[:90%]' 'data.evaluation_split=train[90%:]' --output-dir my-run",
+        f"  python -c 'from imagetok import ImageTokenizer; tok = ImageTokenizer.from_pretrained(\""
+        f"{folder}\"); {use}'",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    trip = round_trip(ImageTokenizer.from_pretrained(sys.argv[1]))
+    sys.stdout.write(json.dumps(trip.__dict__))

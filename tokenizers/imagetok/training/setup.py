@@ -1,0 +1,40 @@
+"""The Accelerator of a run."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+
+from imagetok.config import TrainConfig
+from imagetok.errors import ConfigError
+
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """An Accelerator with the config's precision, whatever an earlier run in this process used.
+
+    Raises:
+        ConfigError: The device does not know the precision, or the batch does not divide over the
+            ranks.
+    """
+    # Accelerate keeps the precision of the first Accelerator of a process for all later ones.
+    AcceleratorState._reset_state()
+    try:
+        accelerator = Accelerator(
+            mixed_precision=PRECISIONS[config.precision],
+            kwargs_handlers=[
+                # Buffers are equal by construction; broadcasting would hide it if they were not.
+                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            ],
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"train.precision={config.precision}: {error}") from None
+    parts = accelerator.num_processes * config.accumulation
+    if config.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size={config.batch_size} does not divide over "
+            f"{accelerator.num_processes} processes with train.accumulation="
+            f"{config.accumulation}; make it a multiple of {parts}"
+        )
+    return accelerator

@@ -1,0 +1,62 @@
+"""A step's losses, metrics and statistics, summed over micro-batches and ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from imagetok import distributed
+from imagetok.bottlenecks import Statistics
+
+
+class StepTotals:
+    """Means of scalars and sums of statistics over the micro-batches of all ranks.
+
+    All micro-batches are of one size, so that the mean of their means is that of their samples.
+
+    Args:
+        num_parts: Micro-batches of all ranks together.
+    """
+
+    def __init__(self, num_parts: int) -> None:
+        self._num_parts = num_parts
+        self._scalars: dict[str, Tensor] = {}
+        self._statistics: list[Statistics] = []
+        self.means: dict[str, float] = {}
+        self.statistics: Statistics | None = None
+
+    def add(self, scalars: Mapping[str, Tensor], statistics: Statistics | None = None) -> None:
+        """Add a micro-batch."""
+        for name, value in scalars.items():
+            value = value.detach()
+            self._scalars[name] = self._scalars[name] + value if name in self._scalars else value
+        if statistics is not None:
+            self._statistics.append(statistics)
+
+    def merge(self) -> None:
+        """Add up all ranks, in one collective a dtype; sets `means` and `statistics`."""
+        names = list(self._scalars)
+        sums = {"scalars": torch.stack([self._scalars[name].double() for name in names])}
+        if self._statistics:
+            sums["counts"] = torch.stack([part.counts for part in self._statistics]).sum(0)
+            averaged = [part.sums for part in self._statistics if part.sums is not None]
+            if averaged:
+                sums["sums"] = torch.stack(averaged).sum(0)
+        sums = distributed.all_reduce_sum(sums)
+        means = (sums["scalars"] / self._num_parts).tolist()
+        self.means = dict(zip(names, means, strict=True))
+        if self._statistics:
+            parts = [p.candidates for p in self._statistics if p.candidates is not None]
+            candidates = distributed.gather_samples(torch.cat(parts)) if parts else None
+            self.statistics = Statistics(sums["counts"], sums.get("sums"), candidates)
+
+    def is_finite(self) -> bool:
+        """Whether the loss is finite on every rank; the same answer on all of them."""
+        return all(math.isfinite(value) for value in self.losses().values())
+
+    def losses(self) -> dict[str, float]:
+        """The weighted sum `loss` and the unweighted terms `loss/...`."""
+        return {name: mean for name, mean in self.means.items() if name.startswith("loss")}
