@@ -67,14 +67,14 @@ def evaluate(
         bottleneck.codebook_size if isinstance(bottleneck, DiscreteBottleneck) else 1,
         tokenizer.device,
     )
+    flat = [row for batch in mine for row in batch]
     bar = tqdm(
-        total=len(mine) * batch_size,
+        total=len(flat),
         desc="evaluate",
         unit="image",
         disable=not progress or distributed.rank() > 0,
         leave=False,
     )
-    flat = [row for batch in mine for row in batch]
     for batch_rows, pixels in evaluation_batches(rows, tokenizer.preprocessor, batch_size, flat):
         x = pixels.to(tokenizer.device).float() / 255
         means.update(_measure(tokenizer, x, batch_rows, codes))

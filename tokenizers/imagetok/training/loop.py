@@ -170,8 +170,9 @@ class _Run:
             self.losses.write(step, totals.losses())
             if log:
                 now = time.perf_counter()
-                self._log(step, totals, (done - bar.n) * settings.batch_size / (now - logged_at))
-                bar.set_postfix(self._figures(totals), refresh=False)
+                speed = (done - bar.n) * settings.batch_size / (now - logged_at)
+                self._log(step, totals, speed)
+                bar.set_postfix_str(_describe_step(totals, speed), refresh=False)
                 bar.update(done - bar.n)
                 logged_at = now
             if _is_due(done, settings.evaluate_every):
@@ -270,13 +271,6 @@ class _Run:
         self.metrics.flush()
         self.losses.flush()
 
-    def _figures(self, totals: StepTotals) -> dict[str, str]:
-        """What the progress bar shows; tqdm itself shows the speed in steps."""
-        figures = {"loss": f"{totals.means['loss']:.4f}", "psnr": f"{totals.means['psnr']:.2f}"}
-        if totals.statistics is not None:
-            figures["codes"] = f"{usage(totals.statistics.counts):.0%}"
-        return figures
-
     def _evaluated(self) -> ImageTokenizer:
         """The tokenizer to evaluate and export."""
         if self.average is None:
@@ -350,6 +344,14 @@ class _Run:
             figures = export_tokenizer(self._evaluated(), target, figures, picture)
         self.accelerator.wait_for_everyone()
         return TrainResult(self.folder, target, figures)
+
+
+def _describe_step(totals: StepTotals, images_per_second: float) -> str:
+    """What the progress bar shows."""
+    text = f"loss {totals.means['loss']:.4f}, PSNR {totals.means['psnr']:.2f} dB"
+    if totals.statistics is not None:
+        text += f", codes used {usage(totals.statistics.counts):.0%}"
+    return f"{text}, {images_per_second:.0f} images/s"
 
 
 def _is_due(done: int, every: int) -> bool:
