@@ -130,10 +130,13 @@ def test_an_mlp_with_a_hidden_layer_is_not_linear() -> None:
     assert not torch.allclose(encoder(a + b) + zero, encoder(a) + encoder(b), atol=1e-3)
 
 
-def test_an_mlp_decoder_orders_its_outputs_as_an_mlp_encoder_reads_pixels() -> None:
-    decoder, encoder = MlpDecoder(SIZE, 1, (), 3), MlpEncoder(SIZE, 3, (), None)
-    image = decoder(torch.randn(2, 1, 1, 1))
-    torch.testing.assert_close(encoder(image + 0.5).flatten(), image.flatten())
+def test_an_mlp_reads_and_writes_pixels_channel_by_channel_and_row_by_row() -> None:
+    image = torch.randn(2, 3, *SIZE)
+    torch.testing.assert_close(
+        MlpEncoder(SIZE, 3, (), None)(image + 0.5).view(2, -1), image.view(2, -1)
+    )
+    decoder, z = MlpDecoder(SIZE, 5, (), 3), torch.randn(2, 5, 1, 1)
+    assert torch.equal(decoder(z).view(2, -1), decoder.layers(z.view(2, 5)))
 
 
 # conv

@@ -103,6 +103,15 @@ def test_an_update_from_two_halves_is_that_from_the_whole() -> None:
         torch.testing.assert_close(whole.codebook, halves.codebook)
 
 
+def test_an_update_is_the_same_in_train_and_eval_mode() -> None:
+    trained, evaluated = build(decay=0.5).train(), build(decay=0.5).eval()
+    learn(trained, batch(0))
+    learn(evaluated, batch(0))
+    assert torch.equal(trained.codebook, evaluated.codebook)
+    assert torch.equal(trained.running_counts, evaluated.running_counts)
+    assert not torch.equal(trained.running_counts, torch.ones(8))
+
+
 @pytest.mark.parametrize("codebook", ["ema", "loss"])
 def test_normalised_codes_stay_on_the_sphere(codebook: str) -> None:
     bottleneck = build(codebook_size=32, normalize=True, codebook=codebook, decay=0.3)
@@ -283,7 +292,7 @@ def test_initialisation_is_deterministic_and_forgets_what_was_learnt() -> None:
     fresh.initialize(vectors)
     used.initialize(vectors)
     assert torch.equal(fresh.codebook, used.codebook)
-    assert torch.equal(used.running_counts, torch.ones(64))
+    assert torch.equal(used.running_counts, torch.zeros(64))
 
 
 def test_initialisation_under_autocast_is_exact() -> None:

@@ -81,8 +81,8 @@ def build_parts(config: TokenizerConfig) -> Parts:
     )
 
 
-def build_schedule(value: float | ScheduleConfig) -> schedules.Schedule:
-    """The schedule that a config describes; a number is constant."""
+def build_schedule(value: float | ScheduleConfig, run_steps: int) -> schedules.Schedule:
+    """The schedule that a config describes, for a run of `run_steps`; a number is constant."""
     if not isinstance(value, ScheduleConfig):
         return schedules.constant(value)
     shape = {
@@ -90,7 +90,8 @@ def build_schedule(value: float | ScheduleConfig) -> schedules.Schedule:
         "cosine": schedules.cosine,
         "exponential": schedules.exponential,
     }[value.type]
-    return shape(value.start, value.end, value.steps, value.begin)
+    steps = max(1, run_steps - value.begin) if value.steps is None else value.steps
+    return shape(value.start, value.end, steps, value.begin)
 
 
 def _wanted_channels(config: BottleneckConfig) -> int | None:

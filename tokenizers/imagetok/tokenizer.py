@@ -149,9 +149,11 @@ class ImageTokenizer(nn.Module):
         """
         network_dtype = _read_dtype(dtype)
         files = load_model(name)
+        with torch.device("meta"):  # nothing is allocated before the file is known to fit
+            expected = cls.from_config(files.config).state_dict()
+        _check_tensors(expected, files.tensors, str(files.path))
         with torch.random.fork_rng(devices=[]):
             tokenizer = cls.from_config(files.config)
-        _check_tensors(tokenizer.state_dict(), files.tensors, str(files.path))
         tokenizer.load_state_dict(files.tensors)
         tokenizer.requires_grad_(False).eval()
         tokenizer._source = files.path.parent

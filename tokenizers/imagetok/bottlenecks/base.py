@@ -120,6 +120,12 @@ class Bottleneck(ExactModule, ABC):
             vectors: float (N, in_channels), N >= num_initial_vectors, in sample order.
         """
 
+    def constrain(self) -> None:
+        """Bring learnt values back to where they must lie, after a step or an average moved them.
+
+        What lies there already stays as it is, bit for bit.
+        """
+
     def update(self, statistics: Statistics, step: int) -> None:
         """Learn from one optimizer step's statistics, summed over micro-batches and ranks."""
 

@@ -135,11 +135,24 @@ class VectorQuantizer(DiscreteBottleneck):
 
     @torch.no_grad()
     def initialize(self, vectors: Tensor) -> None:
-        """Set the codebook to k-means centres of encoder outputs (N, latent_dim)."""
+        """Set the codebook to k-means centres of encoder outputs (N, latent_dim).
+
+        The centres carry no weight in the averages: they describe an encoder that is about to
+        change, and codes that the first batches do not choose restart at once.
+        """
         with no_autocast(vectors):
             projected = self._normalized(self.project_in(vectors.to(self.codebook.dtype)))
         self.codebook.copy_(self._normalized(kmeans(projected, self.codebook_size)))
-        self.running_counts.fill_(1)
+        self.running_counts.zero_()
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Normalise the codes that are not of unit length."""
+        if self.normalize:
+            norms = self.codebook.norm(dim=1, keepdim=True)
+            tolerance = 8 * torch.finfo(norms.dtype).eps
+            off = (norms - 1).abs() > tolerance
+            self.codebook.copy_(torch.where(off, self._normalized(self.codebook), self.codebook))
 
     @torch.no_grad()
     def update(self, statistics: Statistics, step: int) -> None:
@@ -149,12 +162,8 @@ class VectorQuantizer(DiscreteBottleneck):
         if self.averaged and statistics.sums is not None:
             pull = statistics.sums - counts[:, None] * self.codebook
             total = self.running_counts.clamp_min(self.epsilon)[:, None]
-            moved = self.codebook + (1 - self.decay) * pull / total
-            # Normalising again what is unit already would move it by rounding.
-            changed = (moved != self.codebook).any(dim=1, keepdim=True)
-            self.codebook.copy_(torch.where(changed, self._normalized(moved), self.codebook))
-        elif self.normalize:
-            self.codebook.copy_(self._normalized(self.codebook))
+            self.codebook.add_((1 - self.decay) * pull / total)
+        self.constrain()
         if statistics.candidates is not None and len(statistics.candidates):
             self._restart(statistics.candidates, step)
 

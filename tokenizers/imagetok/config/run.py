@@ -57,14 +57,14 @@ class ScheduleConfig(Config):
         type: Shape of the change.
         start: Value up to step `begin`.
         end: Value from step `begin + steps` on.
-        steps: Steps that the change takes.
+        steps: Steps that the change takes; None lasts to the end of the run.
         begin: Step at which the change begins.
     """
 
     type: Literal["linear", "cosine", "exponential"]
     start: float
     end: float
-    steps: Count
+    steps: Count | None = None
     begin: CountOrNone = 0
 
     @model_validator(mode="after")

@@ -7,8 +7,10 @@ linger.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from imagetok.tokenizer import ImageTokenizer
@@ -16,13 +18,29 @@ from imagetok.tokenizer import ImageTokenizer
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
-def build_average(model: ImageTokenizer, decay: float) -> AveragedModel:
-    """An average that starts as a copy of `model`; call `update_parameters(model)` every step."""
+class WeightAverage(AveragedModel):
+    """An average that starts as a copy of a model; `update_parameters(model)` follows every step.
 
-    @torch.no_grad()
-    def average(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
-        count = int(num_averaged)
-        rate = min(decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(list(averaged), list(current), 1 - rate)
+    Args:
+        model: The model as it is at the first step.
+        decay: Decay a step, in [0, 1).
+    """
 
-    return AveragedModel(model, multi_avg_fn=average)
+    def __init__(self, model: ImageTokenizer, decay: float) -> None:
+        @torch.no_grad()
+        def average(averaged: Tensors, current: Tensors, num_averaged: Tensor | int) -> None:
+            count = int(num_averaged)
+            rate = min(decay, (1 + count) / (10 + count))
+            torch._foreach_lerp_(list(averaged), list(current), 1 - rate)
+
+        super().__init__(model, multi_avg_fn=average)
+
+    @property
+    def tokenizer(self) -> ImageTokenizer:
+        """The averaged model."""
+        return cast(ImageTokenizer, self.module)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the weights of the model after a step."""
+        super().update_parameters(model)
+        self.tokenizer.bottleneck.constrain()

@@ -40,6 +40,9 @@ def initialize_bottleneck(
         z = model.encoder(pixels.to(model.device, model.dtype) / 255)
         vectors.append(_choose_vectors(z, keys, per_image))
     model.bottleneck.initialize(distributed.gather_samples(torch.cat(vectors)))
+    # On a GPU sums differ in their last bits from run to run, and so from rank to rank.
+    for tensor in model.bottleneck.state_dict().values():
+        tensor.copy_(distributed.broadcast_tensor(tensor))
 
 
 def _choose_vectors(z: Tensor, keys: Tensor, count: int) -> Tensor:

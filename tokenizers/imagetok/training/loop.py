@@ -39,7 +39,7 @@ from imagetok.files import atomic_path
 from imagetok.keys import make_keys
 from imagetok.metrics import perplexity, psnr, usage
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.average import build_average
+from imagetok.training.average import WeightAverage
 from imagetok.training.checkpoint import save_checkpoint
 from imagetok.training.folder import export_tokenizer, start_folder
 from imagetok.training.initialization import initialize_bottleneck
@@ -146,11 +146,12 @@ class _Run:
         self.model: nn.Module = accelerator.prepare_model(self.tokenizer)
         self.stepper = accelerator.prepare_optimizer(self.optimizer)
         decay = settings.ema_decay
-        self.average = None if decay is None else build_average(self.tokenizer, decay)
-        self.learning_rate = build_learning_rate(settings.optimizer)
-        self.temperature = build_schedule(settings.temperature)
+        self.average = None if decay is None else WeightAverage(self.tokenizer, decay)
+        self.learning_rate = build_learning_rate(settings.optimizer, settings.steps)
+        self.temperature = build_schedule(settings.temperature, settings.steps)
         self.loss_weights = {
-            name: build_schedule(value) for name, value in settings.loss_weights.items()
+            name: build_schedule(value, settings.steps)
+            for name, value in settings.loss_weights.items()
         }
         writes = accelerator.is_main_process
         self.losses = Records(folder / "losses.jsonl", 0, writes)
@@ -273,11 +274,7 @@ class _Run:
 
     def _evaluated(self) -> ImageTokenizer:
         """The tokenizer to evaluate and export."""
-        if self.average is None:
-            return self.tokenizer
-        averaged = self.average.module
-        assert isinstance(averaged, ImageTokenizer)
-        return averaged
+        return self.tokenizer if self.average is None else self.average.tokenizer
 
     def _validate(self, done: int) -> None:
         limit = self.settings.evaluation_images

@@ -31,9 +31,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
     )
 
 
-def build_learning_rate(config: OptimizerConfig) -> Schedule:
-    """Learning rate of a step, warm-up included."""
-    return warmup(build_schedule(config.lr), config.warmup_steps)
+def build_learning_rate(config: OptimizerConfig, run_steps: int) -> Schedule:
+    """Learning rate of a step of a run of `run_steps`, warm-up included."""
+    return warmup(build_schedule(config.lr, run_steps), config.warmup_steps)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
