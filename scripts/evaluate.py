@@ -1,5 +1,7 @@
 """Evaluate a tokenizer under a launcher; same arguments as `imagetok evaluate`.
 
+Start it with:
+
     accelerate launch scripts/evaluate.py --tokenizer runs/vqvae/tokenizer --dataset builtin:shapes
 """
 

@@ -16,10 +16,10 @@ PACKAGE = "imagetok"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "_version", "config", "schedules", "keys", "exact", "files", "distributed"),
-    ("images", "ids", "codesearch", "networks", "likelihoods"),
+    ("images", "ids", "arguments", "codesearch", "networks", "likelihoods"),
     ("bottlenecks", "metrics", "hub", "cards", "builtin", "data", "shards"),
     ("build",),
-    ("tokenizer",),
+    ("codec", "tokenizer"),
     ("evaluate", "tokenize", "training"),
     ("reports", "quickstart", "cli"),
 )

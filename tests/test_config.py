@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from imagetok.config import Config, DataConfig, RunConfig, TokenizerConfig, TrainConfig
-from imagetok.config.tokenizer import MAX_TABLE_SIZE, MseConfig
+from imagetok.config.tokenizer import MAX_TABLE_SIZE, GumbelConfig, MseConfig, VqConfig
 from imagetok.errors import ConfigError, ImagetokError
 
 VQ = {"type": "vq", "codebook_size": 8, "latent_dim": 4}
@@ -263,6 +263,15 @@ def test_a_size_that_is_no_height_and_width_is_refused(size: Any) -> None:
     assert "image_size" in refusal(TokenizerConfig, tokenizer(image_size=size))
 
 
+def test_a_side_of_one_pixel_is_refused_even_where_the_networks_take_it() -> None:
+    mlp = {"encoder": {"type": "mlp"}, "decoder": {"type": "mlp"}}
+    for size in ([1, 8], [8, 1]):
+        message = refusal(TokenizerConfig, tokenizer(image_size=size, **mlp))
+        assert "image_size" in message
+        assert "greater than or equal to 2" in message
+    assert TokenizerConfig.from_dict(tokenizer(image_size=[2, 2], **mlp)).grid_size == (1, 1)
+
+
 def test_a_codebook_over_the_table_limit_is_refused() -> None:
     largest = {**VQ, "codebook_size": 2**24, "code_dim": MAX_TABLE_SIZE // 2**24}
     assert TokenizerConfig.from_dict(tokenizer(bottleneck=largest))
@@ -323,3 +332,61 @@ def test_a_crop_scale_that_is_no_range_is_refused(scale: list[float]) -> None:
 def test_a_run_round_trips() -> None:
     config = RunConfig.from_dict(run(loss_weights={"loss/commitment": 0.25}, precision="bf16"))
     assert RunConfig.from_json(config.to_json()) == config
+
+
+# Identity
+
+GUMBEL = {"type": "gumbel", "codebook_size": 8, "latent_dim": 4}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoder": {"type": "conv", "num_residual_blocks": 5}},
+        {"likelihood": {"type": "l1"}},
+        {"bottleneck": {**VQ, "codebook": "loss"}},
+        {"bottleneck": {**VQ, "decay": 0.5}},
+        {"bottleneck": {**VQ, "epsilon": 0.5}},
+        {"bottleneck": {**VQ, "gradient": "rotation"}},
+        {"bottleneck": {**VQ, "kmeans_init": False}},
+        {"bottleneck": {**VQ, "restart_below": 0.5}},
+    ],
+)
+def test_what_only_training_sees_is_no_part_of_the_identity(changes: dict[str, Any]) -> None:
+    config = TokenizerConfig.from_dict(tokenizer())
+    changed = TokenizerConfig.from_dict(tokenizer(**changes))
+    assert changed != config
+    assert changed.identity() == config.identity()
+
+
+@pytest.mark.parametrize("option", [{"hard": True}, {"split_below": 0.5}])
+def test_training_options_of_a_dvae_are_no_part_of_its_identity(option: dict[str, Any]) -> None:
+    config, changed = (
+        TokenizerConfig.from_dict(tokenizer(bottleneck={**GUMBEL, **more})) for more in ({}, option)
+    )
+    assert changed != config
+    assert changed.identity() == config.identity()
+
+
+def test_what_decides_ids_or_latents_is_part_of_the_identity() -> None:
+    kinds = [
+        {},
+        {"image_size": [8, 16]},
+        {"channels": 1},
+        {"preprocessing": {"resize": "bilinear"}},
+        {"preprocessing": {"background": [0, 0, 0]}},
+        {"encoder": {"type": "conv", "num_residual_blocks": 3}},
+        {"bottleneck": {**VQ, "normalize": True}},
+        {"bottleneck": {**VQ, "code_dim": 2}},
+        {"bottleneck": {**VQ, "codebook_size": 9}},
+        {"bottleneck": GUMBEL},
+        {"bottleneck": {"type": "identity", "latent_dim": 4}},
+        {"bottleneck": {"type": "gaussian", "latent_dim": 4}},
+    ]
+    configs = [TokenizerConfig.from_dict(tokenizer(**changes)) for changes in kinds]
+    assert len({json.dumps(config.identity(), sort_keys=True) for config in configs}) == len(kinds)
+
+
+def test_every_key_that_is_called_training_only_exists() -> None:
+    for kind in (VqConfig, GumbelConfig):
+        assert kind.training_only <= kind.model_fields.keys()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from imagetok.bottlenecks import VectorQuantizer
-from imagetok.bottlenecks.vq import CANDIDATES_PER_SAMPLE
+from imagetok.bottlenecks.restarts import CANDIDATES_PER_SAMPLE
 
 KEYS = torch.tensor([3, 4, 5, 6])
 DESIGNS: dict[str, dict[str, Any]] = {

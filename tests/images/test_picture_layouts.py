@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from whole_batch import batch
 
 from imagetok.errors import ImageTypeError, ImageValueError
 from imagetok.images import Preprocessor
@@ -67,7 +68,7 @@ def test_other_layouts_are_refused_with_the_remedy(images: object, reason: str) 
     with pytest.raises(ImageValueError, match=reason):
         PREPROCESS(images)
     with pytest.raises(ImageValueError, match=reason):
-        PREPROCESS.batch([array(8, 8), images])
+        batch(PREPROCESS, [array(8, 8), images])
 
 
 def test_small_arrays_and_tensors_follow_the_contract_and_no_guess() -> None:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from whole_batch import batch
 
 from imagetok.errors import ImageTypeError, ImageValueError
 from imagetok.images import Preprocessor
@@ -15,7 +16,7 @@ PREPROCESS = Preprocessor((8, 8))
 def test_float_tensors_pass_unchanged_whatever_their_size() -> None:
     for shape in ((3, 8, 8), (3, 4, 20), (1, 3, 8, 8), (5, 3, 12, 4)):
         x = torch.rand(shape)
-        y, single = PREPROCESS.batch(x, (4, 4))
+        y, single = batch(PREPROCESS, x, (4, 4))
         assert single is (len(shape) == 3)
         assert torch.equal(y, x[None] if single else x)
 
@@ -25,44 +26,44 @@ def test_each_number_of_channels_is_taken_by_its_tokenizer_alone(channels: int) 
     for found in (1, 2, 3, 4, 5):
         x = torch.rand(2, found, 8, 6)
         if found == channels:
-            assert torch.equal(Preprocessor((8, 8), channels).batch(x)[0], x)
+            assert torch.equal(batch(Preprocessor((8, 8), channels), x)[0], x)
         else:
             with pytest.raises(ImageValueError, match=f"{found} channels; expected {channels} in"):
-                Preprocessor((8, 8), channels).batch(x)
+                batch(Preprocessor((8, 8), channels), x)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_float_types_are_cast_to_float32(dtype: torch.dtype) -> None:
     x = torch.rand(3, 8, 8).to(dtype)
-    y, _ = PREPROCESS.batch(x)
+    y, _ = batch(PREPROCESS, x)
     assert y.dtype == torch.float32
     assert torch.equal(y[0], x.float())
 
 
 def test_equal_tensors_in_a_list_are_a_batch() -> None:
     xs = [torch.rand(3, 4, 12) for _ in range(3)]
-    y, single = PREPROCESS.batch(xs)
+    y, single = batch(PREPROCESS, xs)
     assert torch.equal(y, torch.stack(xs))
     assert not single
-    y, single = PREPROCESS.batch(xs[:1])
+    y, single = batch(PREPROCESS, xs[:1])
     assert y.shape == (1, 3, 4, 12)
     assert not single
 
 
 def test_an_empty_batch_keeps_its_size() -> None:
-    y, single = PREPROCESS.batch(torch.empty(0, 3, 16, 4), (4, 4))
+    y, single = batch(PREPROCESS, torch.empty(0, 3, 16, 4), (4, 4))
     assert y.shape == (0, 3, 16, 4)
     assert not single
 
 
 def test_the_result_has_no_gradient() -> None:
-    y, _ = PREPROCESS.batch(torch.rand(3, 8, 8, requires_grad=True))
+    y, _ = batch(PREPROCESS, torch.rand(3, 8, 8, requires_grad=True))
     assert not y.requires_grad
 
 
 def test_the_ends_of_the_range_are_inside() -> None:
     x = torch.tensor([0.0, 1.0]).repeat(3, 2, 1)
-    assert torch.equal(PREPROCESS.batch(x)[0][0], x)
+    assert torch.equal(batch(PREPROCESS, x)[0][0], x)
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,9 @@ def test_one_value_outside_the_range_is_refused(value: float, reason: str) -> No
     x = torch.zeros(4, 3, 8, 8)
     x[3, 2, 7, 7] = value
     with pytest.raises(ImageValueError, match=reason):
-        PREPROCESS.batch(x)
+        batch(PREPROCESS, x)
     with pytest.raises(ImageValueError, match=rf"^images\[3\]: .*{reason}"):
-        PREPROCESS.batch(list(x))
+        batch(PREPROCESS, list(x))
 
 
 @pytest.mark.parametrize(
@@ -104,19 +105,19 @@ def test_one_value_outside_the_range_is_refused(value: float, reason: str) -> No
 )
 def test_other_shapes_are_refused_with_the_remedy(shape: tuple[int, ...], reason: str) -> None:
     with pytest.raises(ImageValueError, match=reason):
-        PREPROCESS.batch(torch.zeros(shape), (4, 2))
+        batch(PREPROCESS, torch.zeros(shape), (4, 2))
 
 
 def test_a_tensor_over_the_pixel_limit_is_refused() -> None:
     with pytest.raises(ImageValueError, match="over the limit of 50 megapixels"):
-        PREPROCESS.batch(torch.zeros(1, 1, 1).expand(3, 8000, 8000))
+        batch(PREPROCESS, torch.zeros(1, 1, 1).expand(3, 8000, 8000))
 
 
 def test_lists_of_unequal_tensors_are_refused() -> None:
     with pytest.raises(ImageValueError, match=r"images\[1\] has shape \(3, 8, 4\) .* equal ones"):
-        PREPROCESS.batch([torch.zeros(3, 8, 8), torch.zeros(3, 8, 4)])
+        batch(PREPROCESS, [torch.zeros(3, 8, 8), torch.zeros(3, 8, 4)])
     with pytest.raises(ImageValueError, match=r"images\[0\] is a batch .* torch.cat"):
-        PREPROCESS.batch([torch.zeros(1, 3, 8, 8)])
+        batch(PREPROCESS, [torch.zeros(1, 3, 8, 8)])
 
 
 def test_lists_of_tensors_and_pictures_are_refused() -> None:
@@ -126,7 +127,7 @@ def test_lists_of_tensors_and_pictures_are_refused() -> None:
         [torch.zeros(3, 8, 8), torch.zeros(3, 8, 8).byte()],
     ):
         with pytest.raises(ImageTypeError, match=r"images\[0\] is a float .* images\[1\] is not"):
-            PREPROCESS.batch(images)
+            batch(PREPROCESS, images)
 
 
 @pytest.mark.parametrize(
@@ -143,4 +144,4 @@ def test_lists_of_tensors_and_pictures_are_refused() -> None:
 def test_other_kinds_are_refused_alone_and_in_a_list(x: object, reason: str) -> None:
     for images in (x, [x]):
         with pytest.raises(ImageTypeError, match=reason):
-            PREPROCESS.batch(images)
+            batch(PREPROCESS, images)

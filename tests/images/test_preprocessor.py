@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from whole_batch import batch
 
 from imagetok.errors import ImagetokError, ImageTypeError, ImageValueError, InvalidValueError
 from imagetok.images import Preprocessor, center_box, resize
@@ -140,13 +141,13 @@ def test_batches_of_arrays_and_tensors_are_batches(colors: np.ndarray) -> None:
     assert torch.equal(PREPROCESS(arrays), expected)
     assert torch.equal(PREPROCESS(torch.from_numpy(arrays).permute(0, 3, 1, 2)), expected)
     for images, single in ((colors, True), (arrays[:1], False), ([colors], False)):
-        x, found = PREPROCESS.batch(images)
+        x, found = batch(PREPROCESS, images)
         assert found is single
         assert torch.equal(x, PREPROCESS(images).float() / 255)
 
 
 def test_a_batch_of_pictures_is_float_in_the_unit_interval() -> None:
-    x, _ = Preprocessor((2, 2), channels=1).batch(np.array([[0, 51], [102, 255]], dtype=np.uint8))
+    x, _ = batch(Preprocessor((2, 2), channels=1), np.array([[0, 51], [102, 255]], dtype=np.uint8))
     assert x.dtype == torch.float32
     assert torch.equal(x, torch.tensor([[[[0, 0.2], [0.4, 1]]]]))
 
@@ -159,7 +160,7 @@ def test_a_batch_of_pictures_is_float_in_the_unit_interval() -> None:
 def test_no_pictures_are_an_empty_batch(images: object) -> None:
     assert PREPROCESS(images).shape == (0, 3, 8, 12)
     assert PREPROCESS(images).dtype == torch.uint8
-    x, single = PREPROCESS.batch(images)
+    x, single = batch(PREPROCESS, images)
     assert x.shape == (0, 3, 8, 12)
     assert x.dtype == torch.float32
     assert not single

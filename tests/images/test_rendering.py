@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from whole_batch import batch
 
 from imagetok.errors import ImageTypeError, ImageValueError
 from imagetok.images import Preprocessor, grid_image, to_pil
@@ -15,7 +16,7 @@ from imagetok.images import Preprocessor, grid_image, to_pil
 def test_pictures_come_back_exactly(channels: int, mode: str) -> None:
     preprocess = Preprocessor((5, 7), channels)
     pixels = torch.randint(0, 256, (2, channels, 5, 7), dtype=torch.uint8)
-    x, _ = preprocess.batch(pixels)
+    x, _ = batch(preprocess, pixels)
     images = to_pil(x)
     assert isinstance(images, list)
     assert [(image.mode, image.size) for image in images] == [(mode, (7, 5))] * 2

@@ -154,7 +154,7 @@ def _build_bottleneck(config: BottleneckConfig, in_channels: int) -> Bottleneck:
         return GaussianBottleneck(config.latent_dim)
     if isinstance(config, VqConfig):
         return VectorQuantizer(**config.model_dump(exclude={"type"}))
-    return GumbelBottleneck(in_channels, config.codebook_size, config.latent_dim, config.hard)
+    return GumbelBottleneck(in_channels, **config.model_dump(exclude={"type"}))
 
 
 def _build_likelihood(config: LikelihoodConfig) -> Likelihood:

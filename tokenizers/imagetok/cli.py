@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -21,11 +21,12 @@ from imagetok.errors import ImagetokError, UnreadableFileError
 
 app = typer.Typer(
     help="Train, ship and use image tokenizers: dVAE, VQ-VAE and their continuous baselines.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+DEBUG = "--debug"
 
 TokenizerOption = Annotated[
     str, typer.Option("--tokenizer", help="Folder of a saved tokenizer.", show_default=False)
@@ -39,23 +40,38 @@ DtypeOption = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; ends the process."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line; ends the process.
+
+    Args:
+        arguments: What follows the program's name; None takes the process's own. `--debug` is
+            taken at any place.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    arguments = [argument for argument in given if argument != DEBUG] or ["--help"]
+    debug = DEBUG in given
     try:
-        app(arguments)
+        code = app(arguments, prog_name="imagetok", standalone_mode=False)
     except ImagetokError as error:
         refused = isinstance(error, ValueError | TypeError | UnreadableFileError)
-        _end(str(error), 2 if refused else 1, "--debug" in arguments)
+        _end(str(error), 2 if refused else 1, debug)
     except Exception as error:
-        _end(f"{type(error).__name__}: {error}", 1, "--debug" in arguments)
+        if not hasattr(error, "format_message"):
+            _end(f"{type(error).__name__}: {error}", 1, debug)
+        _end(_describe_usage_error(error), 2, debug)
+    raise SystemExit(code)
 
 
-def _end(message: str, code: int, debug: bool) -> None:
+def _describe_usage_error(error: Any) -> str:
+    """What typer says about arguments that it refuses, in a line."""
+    place = getattr(getattr(error, "ctx", None), "command_path", "imagetok")
+    message = error.format_message().removesuffix(".")
+    return f"{message}; `{place} --help` lists what it takes"
+
+
+def _end(message: str, code: int, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exc()
-    else:
-        message = " ".join(message.split())
-    typer.echo(f"imagetok: {message}", err=True)
+    typer.echo(f"imagetok: {' '.join(message.split())}", err=True)
     raise SystemExit(code)
 
 
@@ -73,9 +89,11 @@ def common(
             "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
         ),
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback of errors.")] = False,
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="Show a traceback of errors; taken by every command.")
+    ] = False,
 ) -> None:
-    """Options in front of every command; `--debug` is read where errors are shown."""
+    """Options of every command; `main`, which shows the errors, takes `--debug` out before."""
 
 
 @app.command()
@@ -141,11 +159,13 @@ def train(
         return
     if output_dir is None:
         raise typer.BadParameter("say where to write", param_hint="--output-dir")
+    from imagetok import distributed
     from imagetok.reports import show_evaluation
     from imagetok.training import train as run_training
 
     result = run_training(config, output_dir)
-    show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
+    if distributed.rank() == 0:
+        show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
 
 
 @app.command()
@@ -174,16 +194,24 @@ def evaluate(
         Path | None, typer.Option("--json", help="File to write the figures to.")
     ] = None,
 ) -> None:
-    """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity."""
+    """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity.
+
+    On several GPUs: `accelerate launch scripts/evaluate.py --tokenizer DIR --dataset NAME`.
+    """
+    from imagetok import distributed
     from imagetok.data import open_images
     from imagetok.evaluate import evaluate as measure
     from imagetok.files import file_sha256, write_atomic
+    from imagetok.hub import EVALUATED_KEY, MODEL_FILE
     from imagetok.reports import show_evaluation
 
+    _check_parent(json_path, "--json")
     loaded = _load(tokenizer, device, dtype)
     rows = open_images(dataset, split, subset=subset, revision=revision, image_column=image_column)
-    sha256 = file_sha256(Path(tokenizer) / "model.safetensors")
-    figures = {"tokenizer_sha256": sha256, **measure(loaded, rows, batch_size=batch_size)}
+    sha256 = file_sha256(Path(tokenizer) / MODEL_FILE)
+    figures = {EVALUATED_KEY: sha256, **measure(loaded, rows, batch_size=batch_size)}
+    if distributed.rank() > 0:
+        return
     show_evaluation(figures, tokenizer)
     if json_path is not None:
         write_atomic(json_path, (json.dumps(figures, indent=2) + "\n").encode())
@@ -202,6 +230,7 @@ def reconstruct(
     """Encode and decode pictures, and show both side by side."""
     from imagetok.reports import write_reconstructions
 
+    _check_parent(output, "--output")
     write_reconstructions(_load(tokenizer, device, dtype), pictures, output)
 
 
@@ -212,15 +241,20 @@ def info(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a tokenizer is: system, token grid, sizes, fingerprint and measured figures."""
+    """Show what a tokenizer is: bottleneck, token grid, sizes, fingerprint, measured figures."""
     from imagetok.reports import show_info
 
     show_info(Path(tokenizer), as_json)
+
+
+def _check_parent(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written, before the work and not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder '{path.parent}'", param_hint=option)
 
 
 def _load(tokenizer: str, device: str, dtype: str) -> Any:
     from imagetok.evaluate import join_processes
     from imagetok.tokenizer import ImageTokenizer
 
-    place = join_processes() if device == "auto" else device
-    return ImageTokenizer.from_pretrained(tokenizer, device=place, dtype=dtype)
+    return ImageTokenizer.from_pretrained(tokenizer, device=join_processes(device), dtype=dtype)

@@ -12,12 +12,14 @@ VQ-VAE. An AE has no rate. The figures do not depend on the number of ranks.
 
 from __future__ import annotations
 
+import atexit
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -25,6 +27,7 @@ from tqdm.auto import tqdm
 from imagetok import distributed
 from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows
+from imagetok.errors import InvalidValueError
 from imagetok.images import grid_image
 from imagetok.keys import make_keys
 from imagetok.metrics import MAX_PSNR, CodebookUsage, MeanMetrics, has_ssim, l1, psnr, ssim
@@ -48,8 +51,8 @@ def evaluate(
     Args:
         tokenizer: The same on every rank.
         rows: The same on every rank; rank r takes every world_size-th batch from the r-th on.
-        batch_size: Images encoded at once.
-        limit: Most images, spread evenly over the rows; None takes all.
+        batch_size: Images encoded at once, at least 1.
+        limit: Most images, at least 1, spread evenly over the rows; None takes all.
         progress: Show a bar on rank 0.
 
     Returns:
@@ -57,8 +60,13 @@ def evaluate(
 
     Raises:
         DataError: A picture cannot be read.
+        InvalidValueError: `batch_size` or `limit` is under 1.
     """
-    indices = fixed_rows(len(rows), min(limit or len(rows), len(rows)))
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise InvalidValueError(
+            f"batch_size and limit are at least 1, got {batch_size} and {limit}"
+        )
+    indices = fixed_rows(len(rows), len(rows) if limit is None else limit)
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     mine = batches[distributed.rank() :: distributed.world_size()]
     bottleneck = tokenizer.bottleneck
@@ -68,27 +76,59 @@ def evaluate(
         tokenizer.device,
     )
     flat = [row for batch in mine for row in batch]
-    bar = tqdm(
-        total=len(flat),
-        desc="evaluate",
-        unit="image",
-        disable=not progress or distributed.rank() > 0,
-        leave=False,
-    )
-    for batch_rows, pixels in evaluation_batches(rows, tokenizer.preprocessor, batch_size, flat):
-        x = pixels.to(tokenizer.device).float() / 255
-        means.update(_measure(tokenizer, x, batch_rows, codes))
-        bar.update(len(batch_rows))
-    bar.close()
+    silent = not progress or distributed.rank() > 0
+    with tqdm(total=len(flat), desc="evaluate", unit="image", disable=silent, leave=False) as bar:
+        for numbers, pixels in evaluation_batches(rows, tokenizer.preprocessor, batch_size, flat):
+            x = pixels.to(tokenizer.device).float() / 255
+            means.update(_measure(tokenizer, x, numbers, codes))
+            bar.update(len(numbers))
     means.merge()
     codes.merge()
     return _report(tokenizer, rows, len(indices), means.means(), codes)
 
 
-def join_processes() -> torch.device:
-    """Join the other processes of a launcher, if there is one, and say where this one computes."""
-    device: torch.device = PartialState().device
-    return device
+def join_processes(device: str = "auto") -> torch.device:
+    """Join the other processes of a launcher, if there is one, and say where this one computes.
+
+    Args:
+        device: `auto` takes the process's own GPU, where there is one; a kind such as `cuda` also
+            takes the process's own, a name such as `cuda:1` that one.
+
+    Raises:
+        InvalidValueError: There is no such device.
+    """
+    own: torch.device = PartialState(cpu=device == "cpu" or has_only_cpu()).device
+    leave_at_exit()
+    if device in ("auto", own.type):
+        return own
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidValueError(f"there is no device '{device}' to compute on: {reason}") from None
+
+
+def has_only_cpu() -> bool:
+    """Whether Accelerate has to be told to compute on the CPU.
+
+    Without a GPU and without being told, it takes each process of `torchrun` for a run of its own.
+    """
+    wanted: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return wanted or not torch.accelerator.is_available()
+
+
+def leave_at_exit() -> None:
+    """See to it that this process leaves the others in good order when it ends.
+
+    A process that ends within the group may be aborted for it, after all its work is done.
+    """
+    atexit.unregister(_leave_processes)
+    atexit.register(_leave_processes)
+
+
+def _leave_processes() -> None:
+    if distributed.is_distributed():
+        torch.distributed.destroy_process_group()
 
 
 def _measure(
@@ -103,15 +143,18 @@ def _measure(
         z_q = bottleneck.lookup(ids)
     else:
         z_q = bottleneck.latents(z)
-    x_hat = tokenizer.likelihood.mean(tokenizer.decoder(z_q.to(tokenizer.dtype)))
+    params = tokenizer.decoder(z_q.to(tokenizer.dtype))
+    x_hat = tokenizer.likelihood.mean(params)
     values = {"psnr": psnr(x_hat, x), "l1": l1(x_hat, x)}
     if has_ssim(tokenizer.image_size):
         values["ssim"] = ssim(x_hat, x)
     coded = bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
     if coded is not None:
         z_drawn, nats = coded
-        score = tokenizer.likelihood.nll(tokenizer.decoder(z_drawn.to(tokenizer.dtype)), x)
-        values["bits_per_dim"] = (score + nats).double() / (x[0].numel() * math.log(2)) + 8
+        if not torch.equal(z_drawn, z_q):
+            params = tokenizer.decoder(z_drawn.to(tokenizer.dtype))
+        score = tokenizer.likelihood.nll(params, x)
+        values["bits_per_dim"] = (score + nats).cpu().double() / (x[0].numel() * math.log(2)) + 8
     return values
 
 
@@ -141,6 +184,7 @@ def _report(
             "split": rows.split,
             "dataset_fingerprint": rows.fingerprint,
             "dataset_rows": len(rows),
+            "rows": "all" if num_images == len(rows) else "evenly spaced",
             "image_size": list(tokenizer.image_size),
             "channels": preprocessor.channels,
             "resize": f"{preprocessor.resize}, antialiased, of a centre crop",
@@ -149,6 +193,8 @@ def _report(
             "averaging": "mean over images of per-image values",
             "psnr": f"reconstruction not rounded to 8 bits; at most {MAX_PSNR:g} dB an image",
             "ssim": "Gaussian window of 11, sigma 1.5, data range 1",
+            "bits_per_dim": "evidence lower bound of one draw from the posterior; of a VQ-VAE "
+            "log2 of the codebook size a position",
         },
     }
 
@@ -156,9 +202,13 @@ def _report(
 def reconstruction_grid(
     tokenizer: ImageTokenizer, rows: ImageRows, num_images: int = 8
 ) -> Image.Image:
-    """A picture of fixed originals above their reconstructions."""
-    chosen = fixed_rows(len(rows), min(num_images, len(rows)))
-    pixels = tokenizer.preprocess([rows.picture(row) for row in chosen])
+    """A picture of fixed originals above their reconstructions.
+
+    Raises:
+        DataError: A picture cannot be read.
+    """
+    chosen = fixed_rows(len(rows), num_images)
+    _, pixels = next(evaluation_batches(rows, tokenizer.preprocessor, num_images, chosen))
     x = pixels.float() / 255
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)

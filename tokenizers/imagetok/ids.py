@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from imagetok.errors import IdsError, IdsTypeError
+from imagetok.errors import IdsError, IdsTypeError, InvalidTypeError, InvalidValueError
 
 
 def read_ids(ids: Any, codebook_size: int, grid_size: tuple[int, int]) -> tuple[Tensor, bool]:
@@ -26,7 +27,7 @@ def read_ids(ids: Any, codebook_size: int, grid_size: tuple[int, int]) -> tuple[
 
     Raises:
         IdsTypeError: ids are no integers, or of a dtype that cannot hold every id.
-        IdsError: ids are out of range or do not fit the grid.
+        IdsError: ids are out of range, do not fit the grid, or are in no rectangle.
     """
     tensor = _to_tensor(ids, codebook_size)
     height, width = grid_size
@@ -43,14 +44,26 @@ def read_ids(ids: Any, codebook_size: int, grid_size: tuple[int, int]) -> tuple[
             "for several; give grid=(h, w) for ids of another grid"
         )
     if batch.numel():
-        low, high = int(batch.min()), int(batch.max())
-        if low < 0 or high >= codebook_size:
-            raise IdsError(
-                f"id {low if low < 0 else high} is out of range: this tokenizer's ids lie in "
-                f"[0, {codebook_size}); take off the offset of a joint vocabulary and leave out "
-                "special ids before decoding"
-            )
+        _check_range(int(batch.min()), int(batch.max()), codebook_size)
     return batch, single
+
+
+def read_grid(grid: Any) -> tuple[int, int]:
+    """Read the (height, width) of a grid.
+
+    Raises:
+        InvalidTypeError: This is no pair of integers.
+        InvalidValueError: A side is less than 1.
+    """
+    try:
+        height, width = (operator.index(side) for side in grid)
+    except (TypeError, ValueError):
+        raise InvalidTypeError(
+            f"grid must be a pair of integers (height, width), got {grid!r}"
+        ) from None
+    if height < 1 or width < 1:
+        raise InvalidValueError(f"grid must be (height, width) of at least 1, got {grid!r}")
+    return height, width
 
 
 def _to_tensor(ids: Any, codebook_size: int) -> Tensor:
@@ -60,14 +73,20 @@ def _to_tensor(ids: Any, codebook_size: int) -> Tensor:
         if ids.dtype.kind not in "iu":
             raise _wrong_dtype(str(ids.dtype), codebook_size)
         _check_width(np.iinfo(ids.dtype).max, str(ids.dtype), codebook_size)
+        if ids.dtype == np.uint64 and ids.size:  # beyond 2^63 they would turn negative
+            _check_range(0, int(ids.max()), codebook_size)
         return torch.from_numpy(ids.astype(np.int64))
     if not isinstance(ids, Tensor):
         raise IdsTypeError(
             f"ids of type {type(ids).__name__} are not taken; give an integer tensor, array or "
             "nested list"
         )
+    if ids.is_meta or ids.is_nested or ids.layout != torch.strided:
+        raise IdsTypeError("ids must be a dense tensor with values, not sparse or on 'meta'")
     if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
         raise _wrong_dtype(str(ids.dtype), codebook_size)
+    if ids.dtype == torch.uint64:  # torch compares no uint64
+        return _to_tensor(ids.cpu().numpy(), codebook_size)
     _check_width(torch.iinfo(ids.dtype).max, str(ids.dtype), codebook_size)
     return ids.to(torch.int64)
 
@@ -97,6 +116,15 @@ def _wrong_dtype(dtype: str, codebook_size: int) -> IdsTypeError:
     return IdsTypeError(
         f"ids of dtype {dtype} are not taken; give integers in [0, {codebook_size}), such as int64"
     )
+
+
+def _check_range(low: int, high: int, codebook_size: int) -> None:
+    if low < 0 or high >= codebook_size:
+        raise IdsError(
+            f"id {low if low < 0 else high} is out of range: this tokenizer's ids lie in "
+            f"[0, {codebook_size}); take off the offset of a joint vocabulary and leave out "
+            "special ids before decoding"
+        )
 
 
 def _check_width(largest: int, dtype: str, codebook_size: int) -> None:

@@ -8,6 +8,7 @@ reconstructions.
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -16,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
-from rich.console import Console
 from torch import Generator, Tensor
 
 from imagetok.bottlenecks import DiscreteBottleneck, GaussianBottleneck
 from imagetok.builtin import check_rate, check_scene, first_index, render, scene
 from imagetok.config import load_recipe
-from imagetok.errors import ConfigError, ModelFileError
-from imagetok.files import atomic_path
+from imagetok.errors import ConfigError, ImagetokError
 from imagetok.images import grid_image
-from imagetok.reports import show_evaluation
+from imagetok.reports import show, show_evaluation
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training import train
+from imagetok.training.folder import save_picture
 
 SYSTEMS = ("vqvae", "dvae", "vae", "ae")
 
@@ -48,37 +47,36 @@ def run_quickstart(system: str, output_dir: Path) -> None:
 
     Raises:
         ConfigError: Unknown system, or the folder holds a run.
-        ModelFileError: A fresh process does not give the same ids and pixels.
+        ImagetokError: A fresh process does not give the same ids and pixels.
     """
     if system not in SYSTEMS:
         raise ConfigError(f"unknown system '{system}'; choose one of: {', '.join(SYSTEMS)}")
-    console = Console()
     started = time.perf_counter()
     config = load_recipe(f"{system}-shapes")
-    console.print(
-        f"training [bold]{system}[/] on {config.data.name}, {config.train.steps} steps of "
+    show(
+        f"training {system} on {config.data.name}, {config.train.steps} steps of "
         f"{config.train.batch_size} pictures"
     )
     result = train(config, output_dir)
     show_evaluation(result.evaluation, "held-out pictures")
     tokenizer = ImageTokenizer.from_pretrained(result.tokenizer_dir)
     _compare_with_fresh_process(tokenizer, result.tokenizer_dir)
-    console.print(f"loaded in a fresh process: the same {_codes_word(tokenizer)} and pixels")
+    show(f"loaded in a fresh process: the same {_codes_word(tokenizer)} and pixels")
     rate = check_rate(_check_objects(tokenizer))
-    console.print(
+    show(
         f"of {rate.num_objects} drawn objects on {NUM_CHECKED} held-out reconstructions: "
         f"colours kept {rate.colours:.1%}, positions kept {rate.positions:.1%}"
     )
     pictures = [result.tokenizer_dir / "reconstructions.png"]
     if isinstance(tokenizer.bottleneck, GaussianBottleneck):
         pictures += _draw_prior(tokenizer, output_dir)
-    _say_what_is_next(console, tokenizer, result.tokenizer_dir, pictures)
-    console.print(f"done in {time.perf_counter() - started:.0f} s")
+    _say_what_is_next(tokenizer, result.tokenizer_dir, pictures)
+    show(f"done in {time.perf_counter() - started:.0f} s")
 
 
-def _held_out(count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    size = load_recipe("vqvae-shapes").tokenizer.image_size[0]
-    first = first_index("test")
+def _held_out(tokenizer: ImageTokenizer, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Pictures that no training run draws, uint8 (count, S, S, 3), of the tokenizer's size S."""
+    size, first = tokenizer.image_size[0], first_index("test")
     return np.stack([render(scene(first + i), size) for i in range(count)])
 
 
@@ -97,7 +95,7 @@ class RoundTrip:
 
 def round_trip(tokenizer: ImageTokenizer) -> RoundTrip:
     """Encode and decode the held-out pictures."""
-    images = _held_out(NUM_COMPARED)
+    images = _held_out(tokenizer, NUM_COMPARED)
     if isinstance(tokenizer.bottleneck, DiscreteBottleneck):
         codes = tokenizer.encode(images)
         decoded = tokenizer.decode(codes)
@@ -110,15 +108,18 @@ def round_trip(tokenizer: ImageTokenizer) -> RoundTrip:
 
 def _compare_with_fresh_process(tokenizer: ImageTokenizer, folder: Path) -> None:
     command = [sys.executable, "-m", "imagetok.quickstart", str(folder)]
-    fresh = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)  # noqa: S603
-    if RoundTrip(**fresh) != round_trip(tokenizer):
-        raise ModelFileError(
+    run = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if run.returncode:
+        reason = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ImagetokError(f"a fresh process cannot use {folder}: {reason}")
+    if RoundTrip(**json.loads(run.stdout)) != round_trip(tokenizer):
+        raise ImagetokError(
             f"{folder}: a fresh process does not give the same codes and pixels as this one"
         )
 
 
 def _check_objects(tokenizer: ImageTokenizer) -> list[Any]:
-    pictures = tokenizer.reconstruct(_held_out(NUM_CHECKED))
+    pictures = tokenizer.reconstruct(_held_out(tokenizer, NUM_CHECKED))
     assert isinstance(pictures, list)
     first = first_index("test")
     return [
@@ -132,50 +133,44 @@ def _draw_prior(tokenizer: ImageTokenizer, folder: Path) -> list[Path]:
     """Pictures of a VAE's samples from N(0, I) and of walks between held-out pictures."""
     samples = tokenizer.sample(16, Generator(tokenizer.device).manual_seed(0), output="pt")
     assert isinstance(samples, Tensor)
-    images = list(_held_out(8))
+    images = list(_held_out(tokenizer, 8))
     walks = []
     for a, b in zip(images[:4], images[4:], strict=True):
         walk = tokenizer.interpolate(a, b, steps=8, output="pt")
         assert isinstance(walk, Tensor)
         walks.append(walk)
     paths = [folder / "samples.png", folder / "interpolation.png"]
-    _save(grid_image([samples[:8], samples[8:]]), paths[0])
-    _save(grid_image(walks), paths[1])
+    save_picture(grid_image([samples[:8], samples[8:]]), paths[0])
+    save_picture(grid_image(walks), paths[1])
     return paths
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")
 
 
 def _codes_word(tokenizer: ImageTokenizer) -> str:
     return "ids" if isinstance(tokenizer.bottleneck, DiscreteBottleneck) else "latents"
 
 
-def _say_what_is_next(
-    console: Console, tokenizer: ImageTokenizer, folder: Path, pictures: list[Path]
-) -> None:
+def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, pictures: list[Path]) -> None:
     discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
     use = (
         'ids = tok.encode("photo.jpg"); tok.decode(ids).save("back.png")'
         if discrete
         else 'z = tok.encode_latents("photo.jpg"); tok.decode_latents(z).save("back.png")'
     )
+    load = "from imagetok import ImageTokenizer; tok = ImageTokenizer.from_pretrained"
+    train = ["imagetok", "train", str(folder.parent / "config.yaml"), "data.name=./photos"]
+    train += ["data.split=train[:90%]", "data.evaluation_split=train[90%:]"]
     lines = [
         f"tokenizer   {folder}",
         *(f"picture     {path}" for path in pictures),
         "",
         "what next:",
-        f"  imagetok info {folder}",
-        f"  imagetok reconstruct --tokenizer {folder} photo.jpg",
-        f"  imagetok train {folder.parent / 'config.yaml'} data.name=./photos "
-        "'data.split=train[:90%]' 'data.evaluation_split=train[90%:]' --output-dir my-run",
-        f"  python -c 'from imagetok import ImageTokenizer; tok = ImageTokenizer.from_pretrained(\""
-        f"{folder}\"); {use}'",
+        "  " + shlex.join(["imagetok", "info", str(folder)]),
+        "  " + shlex.join(["imagetok", "reconstruct", "--tokenizer", str(folder), "photo.jpg"]),
+        "  " + shlex.join([*train, "--output-dir", "my-run"]),
+        "  " + shlex.join(["python", "-c", f"{load}({str(folder)!r}); {use}"]),
     ]
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        show(line)
 
 
 if __name__ == "__main__":

@@ -3,56 +3,65 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.config import RunConfig
+from imagetok.config.recipes import dump_recipe
 from imagetok.evaluate import Evaluation
-from imagetok.files import atomic_path, file_sha256
+from imagetok.files import file_sha256
 from imagetok.hub import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE
 from imagetok.images import grid_image
 from imagetok.metrics import psnr
 from imagetok.tokenizer import ImageTokenizer
+from imagetok.training.folder import save_picture
 from imagetok.training.plan import plan_run
 
 UNITS = {"psnr": "dB", "bits_per_dim": "bits", "bits_per_pixel": "bits"}
+GIB = 2**30
 
 
-def _table(title: str, rows: Mapping[str, str]) -> Table:
-    table = Table(title=title, show_header=False, title_justify="left")
+def show(text: str = "") -> None:
+    """Print text as it is, however narrow the terminal: paths and hashes stay whole."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def show_table(title: str, rows: Mapping[str, str]) -> None:
+    """Print a title and aligned lines of names and values."""
+    width = max(len(name) for name in rows)
+    show(title)
     for name, value in rows.items():
-        table.add_row(name, value)
-    return table
+        show(f"  {name:<{width}}  {value}")
 
 
 def show_plan(config: RunConfig) -> None:
-    """Print a resolved config, its sizes and its memory, training nothing."""
+    """Print a resolved config, its sizes and its memory, training nothing.
+
+    Raises:
+        ConfigError: As `plan_run`.
+    """
     plan = plan_run(config)
-    print_yaml = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    console = Console()
-    console.print(print_yaml, highlight=False, markup=False)
-    total = sum(plan.parameters.values())
-    gib = 2**30
+    show(dump_recipe(config))
+    grid, pixels = plan.grid_size, plan.image_size
     activations = plan.activation_bytes * plan.images
     rows = {
-        "image": f"{plan.image_size[0]} x {plan.image_size[1]} pixels",
-        "grid": f"{plan.grid_size[0]} x {plan.grid_size[1]} = "
-        f"{plan.grid_size[0] * plan.grid_size[1]} positions",
+        "image": f"{pixels[0]} x {pixels[1]} pixels, {config.tokenizer.channels} channels",
+        "grid": f"{grid[0]} x {grid[1]} = {grid[0] * grid[1]} positions",
         "codebook": f"{plan.codebook_size} codes" if plan.codebook_size else "none: continuous",
         **{f"parameters, {name}": f"{count:,}" for name, count in plan.parameters.items()},
-        "parameters": f"{total:,}",
-        "memory of weights, gradients, optimizer": f"{plan.state_bytes / gib:.2f} GiB a process",
-        "memory of activations, about": f"{activations / gib:.2f} GiB for {plan.images} images "
-        "at once, over all processes, in float32",
+        "parameters": f"{sum(plan.parameters.values()):,}",
+        "memory of weights": f"{plan.state_bytes / GIB:.3f} GiB a process, with gradients and "
+        "optimizer",
+        "memory of activations": f"about {activations / GIB:.3f} GiB in float32, for {plan.images} "
+        "images at once over all processes",
     }
-    console.print(_table("Plan", rows))
+    show_table("plan", rows)
 
 
 def show_evaluation(figures: Evaluation, name: str) -> None:
@@ -64,7 +73,7 @@ def show_evaluation(figures: Evaluation, name: str) -> None:
         if value is None or isinstance(value, float | int)
     }
     rows["on"] = f"{protocol['dataset']}, {protocol['split']}"
-    Console().print(_table(name, rows))
+    show_table(name, rows)
 
 
 def _number(key: str, value: float) -> str:
@@ -82,12 +91,8 @@ def describe_tokenizer(folder: Path) -> dict[str, Any]:
     assert tokenizer.config is not None
     discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
     sha256 = file_sha256(folder / MODEL_FILE)
-    path = folder / EVALUATION_FILE
-    figures = json.loads(path.read_bytes()) if path.exists() else None
-    if figures is not None and figures.get(EVALUATED_KEY) != sha256:
-        figures = None
     return {
-        "system": tokenizer.config.bottleneck.type,
+        "bottleneck": tokenizer.config.bottleneck.type,
         "image_size": list(tokenizer.image_size),
         "channels": tokenizer.config.channels,
         "grid_size": list(tokenizer.grid_size),
@@ -98,24 +103,39 @@ def describe_tokenizer(folder: Path) -> dict[str, Any]:
         "fingerprint": tokenizer.fingerprint,
         "sha256": sha256,
         "config": tokenizer.config.to_dict(),
-        "evaluation": figures,
+        "evaluation": _read_figures(folder / EVALUATION_FILE, sha256),
     }
+
+
+def _read_figures(path: Path, sha256: str) -> Evaluation | None:
+    """The figures in a file; None where it is missing, damaged or of other weights."""
+    try:
+        figures = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    fits = isinstance(figures, dict) and figures.get(EVALUATED_KEY) == sha256
+    return figures if fits and "protocol" in figures else None
 
 
 def show_info(folder: Path, as_json: bool) -> None:
     """Print what a saved tokenizer is."""
     facts = describe_tokenizer(folder)
     if as_json:
-        Console().print_json(json.dumps(facts))
+        show(json.dumps(facts, indent=2))
         return
-    figures = facts.pop("evaluation")
-    config = facts.pop("config")
-    Console().print(_table(str(folder), {key: str(value) for key, value in facts.items()}))
-    Console().print(yaml.safe_dump(config, sort_keys=False), highlight=False, markup=False)
+    figures, config = facts.pop("evaluation"), facts.pop("config")
+    show_table(str(folder), {key: _text(value) for key, value in facts.items()})
+    show_table("config", {key: json.dumps(value) for key, value in config.items()})
     if figures is None:
-        Console().print("figures: not measured")
+        show("figures: not measured; run imagetok evaluate")
     else:
         show_evaluation(figures, "figures")
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " x ".join(str(side) for side in value)
+    return "does not apply" if value is None else str(value)
 
 
 def write_reconstructions(
@@ -126,9 +146,8 @@ def write_reconstructions(
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)
     x_hat = x_hat.float().cpu()
-    with atomic_path(output) as temporary:
-        grid_image([x, x_hat]).save(temporary, format="PNG")
+    save_picture(grid_image([x, x_hat]), output)
     values = psnr(x_hat, x).tolist()
     rows = {str(p): f"{value:.2f} dB" for p, value in zip(pictures, values, strict=True)}
-    Console().print(_table("PSNR", rows))
-    Console().print(f"written: {output}")
+    show_table("PSNR", rows)
+    show(f"written: {output}")

@@ -9,6 +9,10 @@ relaxation of Jang et al. (2016, arXiv 1611.01144) and Maddison et al. (2016, ar
 
 The KL is taken from the logits themselves, not from the relaxed sample. Ids are the argmax of the
 logits, without noise.
+
+Against collapse, which is ours and not the paper's: a dead code splits the code whose features
+spread most (as vector quantizers grow codebooks, Linde, Buzo & Gray 1980), because a saturated
+posterior sends it no gradient that could revive it.
 """
 
 from __future__ import annotations
@@ -23,8 +27,18 @@ from torch import Tensor, nn
 
 from imagetok import keys as random_keys
 from imagetok.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Statistics
+from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
 from imagetok.codesearch import argmax_linear
 from imagetok.errors import InvalidValueError
+
+COUNT_DECAY = 0.95
+"""Decay of the running counts that tell dead codes."""
+
+SPLIT_MARGIN = 2.0
+"""Nats by which a code that splits another is the likelier one on its side."""
+
+MIN_SPLIT_SPREAD = 1e-4
+"""Least squared distance of a feature from its code's mean, over its squared length, to split."""
 
 
 class GumbelBottleneck(DiscreteBottleneck):
@@ -35,15 +49,25 @@ class GumbelBottleneck(DiscreteBottleneck):
         codebook_size: Number of codes K.
         latent_dim: Width of the embedding.
         hard: Give the decoder one-hot samples, with the relaxed sample's gradient.
+        split_below: Share of the mean running count under which a code is dead; 0 never splits.
     """
 
+    running_counts: Tensor
+
     def __init__(
-        self, in_channels: int, codebook_size: int, latent_dim: int, hard: bool = False
+        self,
+        in_channels: int,
+        codebook_size: int,
+        latent_dim: int,
+        hard: bool = False,
+        split_below: float = 0.03,
     ) -> None:
         super().__init__(in_channels, latent_dim, codebook_size)
         self.logits = nn.Linear(in_channels, codebook_size)
         self.embedding = nn.Parameter(torch.randn(codebook_size, latent_dim))
-        self.hard = hard
+        self.hard, self.split_below = hard, split_below
+        # Running counts belong to training: they are no part of a saved tokenizer.
+        self.register_buffer("running_counts", torch.ones(codebook_size), persistent=False)
 
     def log_probs(self, z: Tensor) -> Tensor:
         """Ln q, float (B, h, w, K), from the encoder's output (B, in_channels, h, w)."""
@@ -112,13 +136,54 @@ class GumbelBottleneck(DiscreteBottleneck):
         entropy = math.log(self.codebook_size) - kl.detach().mean() / ids[0].numel()
         ones = torch.ones_like(ids, dtype=log_probs.dtype).flatten()
         counts = ones.new_zeros(self.codebook_size).index_add_(0, ids.flatten(), ones)
+        candidates = None
+        if self.split_below:
+            rows = rearrange(z.detach(), "b c h w -> (b h w) c")
+            candidates = choose_candidates(rows, len(z), keys)
         return BottleneckOutput(
             z_q=rearrange(sample @ self.embedding, "b h w d -> b d h w"),
             ids=ids,
             losses={"loss/kl": kl.mean()},
             metrics={"posterior/entropy": entropy},
-            statistics=Statistics(counts=counts),
+            statistics=Statistics(counts=counts, candidates=candidates),
         )
+
+    @torch.no_grad()
+    def update(self, statistics: Statistics, step: int) -> None:
+        """Keep the running counts; dead codes split the codes that features spread most around."""
+        counts = statistics.counts.to(self.running_counts.dtype)
+        self.running_counts.mul_(COUNT_DECAY).add_(counts, alpha=1 - COUNT_DECAY)
+        if statistics.candidates is not None and len(statistics.candidates):
+            self._split(statistics.candidates, step)
+
+    def _split(self, candidates: Tensor, step: int) -> None:
+        """Give dead codes a share of other codes' features.
+
+        A candidate f, most probably of code j, and the mean m of the candidates of j span a split:
+        the dead code k takes over j's embedding and logits, plus what makes k the likelier one by
+        SPLIT_MARGIN nats at f, the less likely one by as much at m, and both equal half-way.
+        """
+        weight, bias = self.logits.weight, self.logits.bias
+        slots = min(len(candidates), self.codebook_size)
+        codes, dead, mean_count = least_used(self.running_counts, self.split_below, slots)
+        parents = argmax_linear(candidates, weight, bias)
+        same = (parents[:, None] == parents).to(candidates.dtype)
+        means = same @ candidates / same.sum(dim=1, keepdim=True)
+        spread = (candidates - means).square().sum(dim=1)
+        chosen = draw_by_weight(spread, slots, step)
+        parents, means, features = parents[chosen], means[chosen], candidates[chosen]
+        # Features closer than this can only be told apart by weights that saturate all others.
+        least = MIN_SPLIT_SPREAD * features.square().sum(dim=1)
+        dead &= spread[chosen] > least
+        scale = 2 * SPLIT_MARGIN / torch.where(dead, spread[chosen], 1)
+        turn = scale[:, None] * (features - means)
+        shift = -(turn * (features + means) / 2).sum(dim=1)
+        taken = dead[:, None]
+        weight[codes] = torch.where(taken, weight[parents] + turn, weight[codes])
+        bias[codes] = torch.where(dead, bias[parents] + shift, bias[codes])
+        embedding = self.embedding
+        embedding[codes] = torch.where(taken, embedding[parents], embedding[codes])
+        self.running_counts[codes] = torch.where(dead, mean_count, self.running_counts[codes])
 
     def _kl(self, log_probs: Tensor) -> Tensor:
         terms = log_probs.exp() * (log_probs + math.log(self.codebook_size))

@@ -14,10 +14,9 @@ of by its loss the codebook can be learnt by exponential moving averages (App. A
 which is the paper's m_k / n_k written as a running mean, so that there is one table, a code without
 members stays exactly where it is, and no smoothing is needed: n_k is floored at epsilon instead.
 
-Against collapse: k-means initialisation, and restart of dead codes (Dhariwal et al., Jukebox, 2020,
-arXiv 2005.00341) at encoder outputs drawn in proportion to their squared distance from the
-codebook. The rotation gradient is that of Fifty et al., Restructuring Vector Quantization with the
-Rotation Trick, 2024, arXiv 2410.06424, eq. 4.
+Against collapse: k-means initialisation, and restart of dead codes at encoder outputs drawn in
+proportion to their squared distance from the codebook. The rotation gradient is that of Fifty et
+al., Restructuring Vector Quantization with the Rotation Trick, 2024, arXiv 2410.06424, eq. 4.
 """
 
 from __future__ import annotations
@@ -31,14 +30,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from imagetok import keys as random_keys
 from imagetok.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Statistics
 from imagetok.bottlenecks.kmeans import kmeans
+from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
 from imagetok.codesearch import nearest_code
 from imagetok.exact import no_autocast
-
-CANDIDATES_PER_SAMPLE = 8
-"""Most encoder outputs of each sample that dead codes may restart at."""
 
 
 class VectorQuantizer(DiscreteBottleneck):
@@ -170,18 +166,12 @@ class VectorQuantizer(DiscreteBottleneck):
     def _restart(self, candidates: Tensor, step: int) -> None:
         """Move the codes used least, where they are dead, to candidates far from the codebook."""
         slots = min(len(candidates), self.codebook_size)
-        order = self.running_counts.argsort(stable=True)[:slots]
-        mean_count = self.running_counts.mean()
-        dead = self.running_counts[order] < self.restart_below * mean_count
+        codes, dead, mean_count = least_used(self.running_counts, self.restart_below, slots)
         nearest = F.embedding(self._search(candidates), self.codebook)
         distance = (candidates - nearest).square().sum(dim=1)
-        # The largest of ln weight + Gumbel noise are a draw without replacement by weight.
-        key = torch.tensor([random_keys.make_key(0, step, 0, "restart")])
-        noise = random_keys.gumbel(key, "restart", (1, len(candidates)), candidates.device)[0]
-        chosen = (distance.log() + noise).topk(slots).indices
-        new = torch.where(dead[:, None], candidates[chosen], self.codebook[order])
-        self.codebook[order] = new.to(self.codebook.dtype)
-        self.running_counts[order] = torch.where(dead, mean_count, self.running_counts[order])
+        chosen = candidates[draw_by_weight(distance, slots, step)].to(self.codebook.dtype)
+        self.codebook[codes] = torch.where(dead[:, None], chosen, self.codebook[codes])
+        self.running_counts[codes] = torch.where(dead, mean_count, self.running_counts[codes])
 
     def _statistics(
         self, vectors: Tensor, flat_ids: Tensor, num_samples: int, keys: Tensor | None
@@ -193,11 +183,7 @@ class VectorQuantizer(DiscreteBottleneck):
             sums = torch.zeros_like(self.codebook, dtype=vectors.dtype)
             sums.index_add_(0, flat_ids, vectors)
         if self.restart_below:
-            per_sample = len(vectors) // max(1, num_samples)
-            count = min(CANDIDATES_PER_SAMPLE, per_sample)
-            places = random_keys.choose(keys, "candidates", (num_samples, count), per_sample)
-            places += torch.arange(num_samples)[:, None] * per_sample
-            candidates = vectors[places.flatten().to(vectors.device)]
+            candidates = choose_candidates(vectors, num_samples, keys)
         return Statistics(counts=counts, sums=sums, candidates=candidates)
 
     def _vectors(self, z: Tensor) -> Tensor:

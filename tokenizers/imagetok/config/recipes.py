@@ -38,6 +38,12 @@ def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     return RunConfig.from_dict(values)
 
 
+def dump_recipe(config: RunConfig) -> str:
+    """A run as the text of a complete recipe, defaults included, that `load_recipe` reads back."""
+    values = config.to_dict()
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
+
+
 def _read(recipe: str) -> dict[str, Any]:
     if recipe in recipe_names():
         text = (resources.files("imagetok") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
@@ -54,7 +60,7 @@ def _read(recipe: str) -> dict[str, Any]:
         )
     values = _parse(text, f"recipe '{recipe}'")
     if not isinstance(values, dict):
-        raise ConfigError(f"recipe '{recipe}' is no mapping of tokenizer, data and train")
+        raise ConfigError(f"recipe '{recipe}' is no mapping with tokenizer, data and train")
     return values
 
 
@@ -76,13 +82,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _parse_value(text: str, where: str) -> Any:
     try:
         return json.loads(text)  # 1e-3 is a number in JSON, a text in YAML
-    except ValueError:
+    except (ValueError, RecursionError):
         return _parse(text, where)
 
 
 def _parse(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        problem = str(getattr(error, "problem", None) or error)
-        raise ConfigError(f"{where} is not valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-13-32
+        problem = getattr(error, "problem", None) or error
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{where} is not valid YAML{line}: {problem}") from None

@@ -7,7 +7,7 @@ allocated, and the parts are checked against each other.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,7 @@ from imagetok.config.base import Config, StrictInteger
 
 Channels = Annotated[int, Field(ge=1, le=65_536)]
 Blocks = Annotated[int, Field(ge=0, le=64)]
-Side = Annotated[int, Field(ge=1, le=16_384)]
+Side = Annotated[int, Field(ge=2, le=16_384)]
 Byte = Annotated[int, Field(ge=0, le=255)]
 CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
 
@@ -86,21 +86,31 @@ EncoderConfig = Annotated[MlpConfig | ConvConfig | DalleEncoderConfig, Field(dis
 DecoderConfig = Annotated[MlpConfig | ConvConfig | DalleDecoderConfig, Field(discriminator="type")]
 
 
-class IdentityConfig(Config):
+class _Bottleneck(Config):
+    """What every bottleneck's config states.
+
+    Attributes:
+        training_only: Keys that change neither ids nor latents of given weights.
+    """
+
+    training_only: ClassVar[frozenset[str]] = frozenset()
+
+
+class IdentityConfig(_Bottleneck):
     """No bottleneck but the width of the latents: a plain autoencoder."""
 
     type: Literal["identity"] = "identity"
     latent_dim: Channels
 
 
-class GaussianConfig(Config):
+class GaussianConfig(_Bottleneck):
     """Diagonal Gaussian posterior, reparameterised (Kingma & Welling 2013, arXiv 1312.6114)."""
 
     type: Literal["gaussian"] = "gaussian"
     latent_dim: Channels
 
 
-class VqConfig(Config):
+class VqConfig(_Bottleneck):
     """Nearest code with a straight-through gradient (van den Oord et al. 2017, arXiv 1711.00937).
 
     Attributes:
@@ -118,6 +128,10 @@ class VqConfig(Config):
             dead and restarts at an encoder output; 0 never restarts.
     """
 
+    training_only = frozenset(
+        {"codebook", "decay", "epsilon", "gradient", "kmeans_init", "restart_below"}
+    )
+
     type: Literal["vq"] = "vq"
     codebook_size: CodebookSize
     latent_dim: Channels
@@ -131,19 +145,25 @@ class VqConfig(Config):
     restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
 
 
-class GumbelConfig(Config):
+class GumbelConfig(_Bottleneck):
     """Categorical posterior relaxed by Gumbel-softmax (Ramesh et al. 2021, arXiv 2102.12092).
 
     Attributes:
         codebook_size: Number of codes.
         latent_dim: Width of the code embedding, given to the decoder.
         hard: Give the decoder one-hot samples with a straight-through gradient.
+        split_below: A code that is the most probable one at less than this share of
+            1/codebook_size of the positions is dead and splits another one; 0 never splits, as in
+            the paper.
     """
+
+    training_only = frozenset({"hard", "split_below"})
 
     type: Literal["gumbel"] = "gumbel"
     codebook_size: CodebookSize
     latent_dim: Channels
     hard: bool = False
+    split_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
 
 
 BottleneckConfig = Annotated[
@@ -190,7 +210,7 @@ class TokenizerConfig(Config):
 
     Attributes:
         format_version: Version of this schema.
-        image_size: (height, width) that pictures are brought to.
+        image_size: (height, width) that pictures are brought to, at least 2 each.
         channels: 1 gray, 3 RGB, 4 RGBA.
         preprocessing: How pictures are brought to image_size.
         encoder: Encoder network.
@@ -217,6 +237,19 @@ class TokenizerConfig(Config):
     def grid_size(self) -> tuple[int, int]:
         """(height, width) of the latent grid."""
         return self.image_size[0] // self.factors[0], self.image_size[1] // self.factors[1]
+
+    def identity(self) -> dict[str, Any]:
+        """What decides ids or latents of given weights, as JSON-like values.
+
+        Left out are the decoder, the likelihood, and the bottleneck's `training_only` keys: a
+        tokenizer trained otherwise, or by a version that knows more training options, is the same
+        one if its weights are.
+        """
+        values = self.model_dump(
+            mode="json", include={"image_size", "channels", "preprocessing", "encoder"}
+        )
+        left_out = set(self.bottleneck.training_only)
+        return {**values, "bottleneck": self.bottleneck.model_dump(mode="json", exclude=left_out)}
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -53,6 +53,29 @@ class ModelFiles:
     sha256: str
     path: Path
 
+    def check_fit(self, expected: Mapping[str, Tensor]) -> None:
+        """Compare the tensors with those of the model that the config describes.
+
+        Args:
+            expected: Tensors of the same names, shapes and dtypes; they need no values.
+
+        Raises:
+            ModelFileError: A tensor is missing, unexpected, or of another shape or dtype.
+        """
+        faults = [f"missing {name}" for name in expected if name not in self.tensors]
+        faults += [f"unexpected {name}" for name in self.tensors if name not in expected]
+        for name in expected.keys() & self.tensors.keys():
+            want, have = expected[name], self.tensors[name]
+            if (want.shape, want.dtype) != (have.shape, have.dtype):
+                faults.append(
+                    f"{name} is {have.dtype} {tuple(have.shape)}, expected {want.dtype} "
+                    f"{tuple(want.shape)}"
+                )
+        if faults:
+            raise ModelFileError(
+                f"{self.path}: the tensors do not fit the config: {'; '.join(sorted(faults)[:8])}"
+            )
+
 
 def save_model(
     folder: str | os.PathLike[str], config: TokenizerConfig, tensors: Mapping[str, Tensor]

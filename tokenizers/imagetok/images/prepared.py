@@ -48,32 +48,35 @@ def check_prepared(
     return x
 
 
-def stack_prepared(tensors: list[Tensor]) -> Tensor:
-    """Make a batch of checked float tensors.
+def check_alike(x: Tensor, first: Tensor, index: int) -> None:
+    """Check that an image of a list goes into one batch with the list's first.
 
     Args:
-        tensors: At least one float32 tensor (C, H, W).
-
-    Returns:
-        float32 tensor (B, C, H, W).
+        x: What images[index] became: uint8 (C, H, W) of a picture, or a checked float tensor.
+        first: What images[0] became.
+        index: Place of x in the list; 0 checks the first alone.
 
     Raises:
-        ImageValueError: One of them is a batch, or of another size or device than the first.
+        ImageTypeError: One is a float tensor and the other one is a picture.
+        ImageValueError: x is a batch, or of another size or device than the first.
     """
-    first = tensors[0]
-    for index, x in enumerate(tensors):
-        if x.ndim != 3:
-            raise ImageValueError(
-                f"images[{index}] is a batch of shape {tuple(x.shape)}; in a list give one "
-                "(C, H, W) each, or join batches with torch.cat"
-            )
-        if x.shape != first.shape or x.device != first.device:
-            raise ImageValueError(
-                f"images[{index}] has shape {tuple(x.shape)} on {x.device}, images[0] has shape "
-                f"{tuple(first.shape)} on {first.device}; a batch needs equal ones: give them one "
-                "by one, or as uint8 pictures, which are resized"
-            )
-    return torch.stack(tensors)
+    if x.is_floating_point() != first.is_floating_point():
+        prepared, other = (index, 0) if x.is_floating_point() else (0, index)
+        raise ImageTypeError(
+            f"images[{prepared}] is a float tensor and images[{other}] is not; float tensors are "
+            "taken as prepared and pictures are not: give them in separate calls"
+        )
+    if x.ndim != 3:
+        raise ImageValueError(
+            f"images[{index}] is a batch of shape {tuple(x.shape)}; in a list give one "
+            "(C, H, W) each, or join batches with torch.cat"
+        )
+    if x.shape != first.shape or x.device != first.device:
+        raise ImageValueError(
+            f"images[{index}] has shape {tuple(x.shape)} on {x.device}, images[0] has shape "
+            f"{tuple(first.shape)} on {first.device}; a batch needs equal ones: give them one "
+            "by one, or as uint8 pictures, which are resized"
+        )
 
 
 def _check_range(x: Tensor, name: str) -> None:

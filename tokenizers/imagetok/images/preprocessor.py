@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from imagetok.errors import ImagetokError, ImageTypeError, InvalidValueError
 from imagetok.images.files import FILE_SOURCES, pillow_errors
-from imagetok.images.layouts import CHANNELS, check_array, check_tensor
-from imagetok.images.prepared import check_prepared, stack_prepared
+from imagetok.images.layouts import CHANNELS, check_array, check_readable, check_tensor
+from imagetok.images.prepared import check_alike, check_prepared
 from imagetok.images.reading import KINDS, describe, read_picture
 from imagetok.images.resizing import FILTERS, MIN_SIDE, center_box, resize
 
@@ -87,40 +88,64 @@ class Preprocessor:
         pictures, _ = _split(images)
         return self._stack([self._prepare(index, picture) for index, picture in pictures])
 
-    def batch(self, images: object, factors: tuple[int, int] = (1, 1)) -> tuple[Tensor, bool]:
-        """Make a network's input of pictures or of float tensors.
+    def batches(
+        self, images: object, factors: tuple[int, int], size: int
+    ) -> tuple[Iterator[Tensor], bool]:
+        """Make a network's inputs of pictures or of float tensors, a batch at a time.
+
+        Images are read, and refused, when their batch is asked for: however many there are, one
+        batch is in memory.
 
         Args:
             images: Pictures as in `__call__`, or float tensors (C, H, W) or (B, C, H, W) in
                 [0, 1], which are taken as prepared and never resized; equal-sized ones (C, H, W)
                 may come as a list.
             factors: What height and width of float tensors must be divisible by.
+            size: Images of a batch, at least 1; the last one may have fewer.
 
         Returns:
-            float32 tensor (B, channels, H, W) in [0, 1], and whether one image was given and not
-            a batch. Pictures give a tensor on the CPU, float tensors stay on their device.
+            At least one float32 tensor (B, channels, H, W) in [0, 1], B = 0 for no images, and
+            whether one image was given and not several. Pictures give tensors on the CPU, float
+            tensors stay on their device.
 
         Raises:
             ImagetokError: An image is refused; in a list the message names its index.
         """
-        if isinstance(images, Tensor) and images.dtype.is_floating_point:
-            x = check_prepared(images, (self.channels,), factors, describe(images))
-            return (x[None], True) if x.ndim == 3 else (x, False)
+        if isinstance(images, Tensor) and images.is_floating_point():
+            check_readable(images, describe(images))
+            return self._check_pieces(images, factors, size), images.ndim == 3
         items, single = _split(images)
-        tensors = [self._take(index, item, factors) for index, item in items]
-        floats = [x.dtype.is_floating_point for x in tensors]
-        if any(floats):
-            if not all(floats):
-                raise ImageTypeError(
-                    f"images[{floats.index(True)}] is a float tensor and "
-                    f"images[{floats.index(False)}] is not; float tensors are taken as prepared "
-                    "and pictures are not: give them in separate calls"
-                )
-            return stack_prepared(tensors), False
-        return self._stack(tensors).to(torch.float32) / 255, single
+        return self._join_pieces(self._take_alike(items, factors), size), single
+
+    def _check_pieces(self, x: Tensor, factors: tuple[int, int], size: int) -> Iterator[Tensor]:
+        for piece in torch.split(x, size) if x.ndim == 4 else (x,):
+            piece = check_prepared(piece, (self.channels,), factors, describe(x))
+            yield piece if piece.ndim == 4 else piece[None]
+
+    def _take_alike(
+        self, items: Iterable[tuple[int | None, object]], factors: tuple[int, int]
+    ) -> Iterator[Tensor]:
+        """uint8 (C, *image_size) of every item, or float32 (C, H, W) of one size."""
+        first = None
+        for index, item in items:
+            x = self._take(index, item, factors)
+            first = x if first is None else first
+            if index is not None:
+                check_alike(x, first, index)
+            yield x
+
+    def _join_pieces(self, tensors: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+        piece = list(islice(tensors, size))
+        yield self._join(piece)
+        while piece := list(islice(tensors, size)):
+            yield self._join(piece)
+
+    def _join(self, tensors: list[Tensor]) -> Tensor:
+        x = self._stack(tensors)
+        return x if x.is_floating_point() else x.to(torch.float32) / 255
 
     def _take(self, index: int | None, item: object, factors: tuple[int, int]) -> Tensor:
-        if isinstance(item, Tensor) and item.dtype.is_floating_point:
+        if isinstance(item, Tensor) and item.is_floating_point():
             with _naming(index):
                 return check_prepared(item, (self.channels,), factors, describe(item))
         return self._prepare(index, item)
@@ -145,7 +170,7 @@ def _split(images: object) -> tuple[Iterable[tuple[int | None, object]], bool]:
             check_tensor(images, describe(images))
         else:
             check_array(images, describe(images))
-        return ([(None, images)], True) if images.ndim < 4 else ([(None, x) for x in images], False)
+        return ([(None, images)], True) if images.ndim < 4 else (((None, x) for x in images), False)
     if images is None or isinstance(images, (*FILE_SOURCES, Image.Image, Mapping)):
         return [(None, images)], True
     if isinstance(images, Sequence):

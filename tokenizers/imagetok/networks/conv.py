@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from imagetok.networks.initialization import initialize_relu_network
+
 
 class ResidualBlock(nn.Module):
     """x + conv1x1(relu(conv3x3(relu(x)))).
@@ -79,6 +81,7 @@ class ConvEncoder(nn.Module):
         if out_channels is not None:
             layers.append(nn.Conv2d(hidden, out_channels, 1))
         self.layers = nn.Sequential(*layers)
+        initialize_relu_network(self.layers, last_gain=1.0)
         self.factors = (2**num_scales, 2**num_scales)
         self.out_channels = hidden if out_channels is None else out_channels
 
@@ -128,6 +131,7 @@ class ConvDecoder(nn.Module):
         else:
             layers.append(nn.Conv2d(width, out_channels, 3, padding=1))
         self.layers = nn.Sequential(*layers)
+        initialize_relu_network(self.layers, last_gain=0.1)
         self.factors = (2**num_scales, 2**num_scales)
 
     def forward(self, z: Tensor) -> Tensor:

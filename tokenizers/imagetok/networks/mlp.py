@@ -13,6 +13,8 @@ from itertools import pairwise
 from einops import rearrange
 from torch import Tensor, nn
 
+from imagetok.networks.initialization import initialize_relu_network
+
 
 def _layers(widths: Sequence[int]) -> list[nn.Module]:
     layers: list[nn.Module] = []
@@ -44,6 +46,7 @@ class MlpEncoder(nn.Module):
         if out_channels is not None:
             layers.append(nn.Linear(widths[-1], out_channels))
         self.layers = nn.Sequential(*layers)
+        initialize_relu_network(self.layers, last_gain=1.0)
         self.factors = image_size
         self.out_channels = widths[-1] if out_channels is None else out_channels
 
@@ -74,6 +77,7 @@ class MlpDecoder(nn.Module):
         widths = [in_channels, *hidden]
         last = nn.Linear(widths[-1], out_channels * math.prod(image_size))
         self.layers = nn.Sequential(*_layers(widths), last)
+        initialize_relu_network(self.layers, last_gain=0.1)
         self.factors = image_size
 
     def forward(self, z: Tensor) -> Tensor:

@@ -5,34 +5,43 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
 from PIL import Image
 
 from imagetok._version import __version__
 from imagetok.config import RunConfig
+from imagetok.config.recipes import dump_recipe
 from imagetok.data import ImageRows
 from imagetok.errors import ConfigError
 from imagetok.evaluate import Evaluation
 from imagetok.files import atomic_path, file_sha256, naming_os_errors, write_atomic
+from imagetok.hub import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.tokenizer import ImageTokenizer
 
+CONFIG_FILE = "config.yaml"
 
-def start_folder(folder: Path, config: RunConfig, rows: ImageRows) -> None:
-    """Make a run's folder and write its resolved config.
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds a run.
 
     Raises:
-        ConfigError: The folder holds a run, which is left as it is.
-        UnwritableFileError: The folder cannot be written.
+        ConfigError: It does; it is left as it is.
     """
-    if (folder / "config.yaml").exists():
+    if (folder / CONFIG_FILE).exists():
         raise ConfigError(
             f"{folder} holds a run already; give another --output-dir, or move that folder away"
         )
+
+
+def start_folder(folder: Path, config: RunConfig, rows: ImageRows) -> None:
+    """Make a run's folder and write its resolved config, which is a complete recipe.
+
+    Raises:
+        UnwritableFileError: The folder cannot be written.
+    """
     with naming_os_errors("make", folder):
         folder.mkdir(parents=True, exist_ok=True)
     head = f"# imagetok {__version__}, data fingerprint {rows.fingerprint}\n"
-    text = head + yaml.safe_dump(config.to_dict(), sort_keys=False)
-    write_atomic(folder / "config.yaml", text.encode())
+    write_atomic(folder / CONFIG_FILE, (head + dump_recipe(config)).encode())
 
 
 def export_tokenizer(
@@ -44,8 +53,19 @@ def export_tokenizer(
         The figures as written: with the sha256 of the file that they belong to.
     """
     tokenizer.save_pretrained(folder)
-    figures = {"tokenizer_sha256": file_sha256(folder / "model.safetensors"), **figures}
-    write_atomic(folder / "evaluation.json", (json.dumps(figures, indent=2) + "\n").encode())
-    with atomic_path(folder / "reconstructions.png") as temporary:
-        picture.save(temporary, format="PNG")
+    figures = {EVALUATED_KEY: file_sha256(folder / MODEL_FILE), **figures}
+    write_atomic(folder / EVALUATION_FILE, (json.dumps(figures, indent=2) + "\n").encode())
+    save_picture(picture, folder / PICTURES_FILE)
     return figures
+
+
+def save_picture(picture: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all, making its folder where it is missing.
+
+    Raises:
+        UnwritableFileError: The folder cannot be made or written.
+    """
+    with naming_os_errors("make", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        picture.save(temporary, format="PNG")

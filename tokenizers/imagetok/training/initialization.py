@@ -28,13 +28,14 @@ def initialize_bottleneck(
     if not wanted:
         return
     per_image = min(VECTORS_PER_IMAGE, model.num_tokens)
-    ranks = distributed.world_size()
-    num_images = math.ceil(wanted / per_image / ranks) * ranks
-    share = num_images // ranks
-    first = distributed.rank() * share
-    vectors = []
-    for start in range(first, first + share, batch_size):
-        samples = [images[i] for i in range(start, min(start + batch_size, first + share))]
+    # The number of images, unlike the shares, does not depend on that of the ranks.
+    num_images = math.ceil(wanted / per_image)
+    first, last = (
+        num_images * (distributed.rank() + end) // distributed.world_size() for end in (0, 1)
+    )
+    vectors = [torch.empty(0, model.bottleneck.in_channels, dtype=model.dtype, device=model.device)]
+    for start in range(first, last, batch_size):
+        samples = [images[i] for i in range(start, min(start + batch_size, last))]
         keys = make_keys(seed, 0, [sample["row"] for sample in samples], "initialize")
         pixels = torch.stack([sample["pixels"] for sample in samples])
         z = model.encoder(pixels.to(model.device, model.dtype) / 255)

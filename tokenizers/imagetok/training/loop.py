@@ -1,28 +1,22 @@
-"""The training loop: forward, one weighted sum of losses, backward, update.
+"""The training loop: read, step, and once in a while validate, draw and save.
 
-One function for all systems, one process or many. What a step does is a function of the config, the
-step and the rows alone (`imagetok.keys`); the state it changes is weights, their average, optimizer
-and bottleneck, which is what a checkpoint holds.
+One function for all systems, one process or many.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
-from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from imagetok.build import build_schedule
+from imagetok import distributed
 from imagetok.config import RunConfig
 from imagetok.data import (
     EpochOrder,
@@ -33,26 +27,20 @@ from imagetok.data import (
     TrainTransform,
     open_images,
 )
-from imagetok.errors import TrainingError
 from imagetok.evaluate import Evaluation, evaluate, reconstruction_grid
-from imagetok.files import atomic_path
-from imagetok.keys import make_keys
-from imagetok.metrics import perplexity, psnr, usage
+from imagetok.metrics import perplexity, usage
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.average import WeightAverage
 from imagetok.training.checkpoint import save_checkpoint
-from imagetok.training.folder import export_tokenizer, start_folder
+from imagetok.training.folder import check_folder, export_tokenizer, save_picture, start_folder
 from imagetok.training.initialization import initialize_bottleneck
-from imagetok.training.optimizer import build_learning_rate, build_optimizer, set_learning_rate
+from imagetok.training.plan import plan_run
 from imagetok.training.records import Records
 from imagetok.training.setup import build_accelerator
+from imagetok.training.stepper import Stepper
 from imagetok.training.totals import StepTotals
 
 LOG_EVERY = 10
 """Steps between lines of `metrics.jsonl` and renewals of the progress bar's figures."""
-
-MAX_SKIPPED_STEPS = 20
-"""Steps in a row whose float16 gradients may overflow before the run stops."""
 
 logger = logging.getLogger(__name__)
 
@@ -81,26 +69,32 @@ def train(config: RunConfig, output_dir: str | Path, *, progress: bool = True) -
         progress: Show progress bars on the main process.
 
     Returns:
-        Where everything is, and the final figures.
+        Where everything is, and the final figures; the same on every rank.
 
     Raises:
         ConfigError: The config does not fit the machine, or the folder holds a run.
         DataError: The data cannot be read as asked.
         TrainingError: The loss or the gradients are not finite.
+        UnwritableFileError: The disk is full or the folder cannot be written.
     """
+    folder = Path(output_dir)
+    check_folder(folder)
+    plan_run(config)  # whatever cannot be built is refused before anything is read or written
     accelerator = build_accelerator(config.train)
     # One process fills the cache of a dataset before the others read it.
     with accelerator.main_process_first():
         rows = _open(config, config.data.split)
         evaluation_rows = _open(config, config.data.evaluation_split)
-    folder = Path(output_dir)
     if accelerator.is_main_process:
         start_folder(folder, config, rows)
     accelerator.wait_for_everyone()
     with logging_redirect_tqdm():
         run = _Run(config, accelerator, rows, evaluation_rows, folder, progress)
-        run.train_all()
-        return run.finish()
+        try:
+            run.train_all()
+            return run.finish()
+        finally:
+            run.close()
 
 
 def _open(config: RunConfig, split: str) -> ImageRows:
@@ -115,7 +109,7 @@ def _open(config: RunConfig, split: str) -> ImageRows:
 
 
 class _Run:
-    """A run's parts, and what happens every step and once in a while."""
+    """A run's parts, and what happens once in a while."""
 
     def __init__(
         self,
@@ -132,111 +126,63 @@ class _Run:
         self.progress = progress and accelerator.is_main_process
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            self.tokenizer = ImageTokenizer.from_config(config.tokenizer)
-        self.tokenizer.to(accelerator.device)
+            tokenizer = ImageTokenizer.from_config(config.tokenizer)
+        tokenizer.to(accelerator.device)
         self.images = TrainingImages(
             rows,
-            TrainTransform(self.tokenizer.preprocessor, config.data.crop_scale, config.data.flip),
+            TrainTransform(tokenizer.preprocessor, config.data.crop_scale, config.data.flip),
             EpochOrder(len(rows), settings.seed),
             settings.seed,
         )
-        initialize_bottleneck(self.tokenizer, self.images, settings.seed)
-
-        self.optimizer = build_optimizer(self.tokenizer, settings.optimizer)
-        self.model: nn.Module = accelerator.prepare_model(self.tokenizer)
-        self.stepper = accelerator.prepare_optimizer(self.optimizer)
-        decay = settings.ema_decay
-        self.average = None if decay is None else WeightAverage(self.tokenizer, decay)
-        self.learning_rate = build_learning_rate(settings.optimizer, settings.steps)
-        self.temperature = build_schedule(settings.temperature, settings.steps)
-        self.loss_weights = {
-            name: build_schedule(value, settings.steps)
-            for name, value in settings.loss_weights.items()
-        }
+        initialize_bottleneck(tokenizer, self.images, settings.seed)
+        self.stepper = Stepper(settings, accelerator, tokenizer)
         writes = accelerator.is_main_process
         self.losses = Records(folder / "losses.jsonl", 0, writes)
         self.metrics = Records(folder / "metrics.jsonl", 0, writes)
-        self.skipped_in_a_row = 0
 
     def train_all(self) -> None:
         """All steps."""
-        settings = self.settings
+        settings, steps = self.settings, self.settings.steps
         batches = iter(self._loader())
-        bar = tqdm(total=settings.steps, desc="train", unit="step", disable=not self.progress)
-        logged_at = time.perf_counter()
-        for step in range(settings.steps):
-            done = step + 1
-            log = done % LOG_EVERY == 0 or done == settings.steps
-            totals = self.step(step, [next(batches) for _ in range(settings.accumulation)], log)
-            self.losses.write(step, totals.losses())
-            if log:
-                now = time.perf_counter()
-                speed = (done - bar.n) * settings.batch_size / (now - logged_at)
-                self._log(step, totals, speed)
-                bar.set_postfix_str(_describe_step(totals, speed), refresh=False)
-                bar.update(done - bar.n)
-                logged_at = now
-            if _is_due(done, settings.evaluate_every):
-                self._validate(done)
-            if _is_due(done, settings.samples_every) or done == settings.steps:
-                self._draw_samples(done)
-            if _is_due(done, settings.checkpoint_every) or done == settings.steps:
-                self._save(done)
-        bar.close()
+        logged, seconds = 0, 0.0
+        with tqdm(total=steps, desc="train", unit="step", disable=not self.progress) as bar:
+            for step in range(steps):
+                started = time.perf_counter()
+                done = step + 1
+                log = done % LOG_EVERY == 0 or done == steps
+                micro_batches = [next(batches) for _ in range(settings.accumulation)]
+                totals = self.stepper.step(step, micro_batches, measure=log)
+                self.losses.write(step, totals.losses())
+                seconds += time.perf_counter() - started
+                if log:
+                    speed = (done - logged) * settings.batch_size / seconds
+                    self._log(step, totals, speed)
+                    bar.set_postfix_str(_describe_step(totals, speed), refresh=False)
+                    bar.update(done - logged)
+                    logged, seconds = done, 0.0
+                # After the last step the whole split is evaluated.
+                if _is_due(done, settings.evaluate_every) and done < steps:
+                    self._validate(done)
+                if _is_due(done, settings.samples_every) or done == steps:
+                    self._draw_samples(done)
+                if _is_due(done, settings.checkpoint_every) or done == steps:
+                    self._save(done)
 
-    def step(self, step: int, batches: list[dict[str, Tensor]], measure: bool) -> StepTotals:
-        """One optimizer step over this rank's micro-batches."""
-        set_learning_rate(self.optimizer, self.learning_rate(step))
-        values = {"temperature": self.temperature(step)}
-        weights = {name: schedule(step) for name, schedule in self.loss_weights.items()}
-        totals = StepTotals(self.accelerator.num_processes * len(batches))
-        for batch in batches:
-            x = batch["pixels"].to(self.accelerator.device, self.tokenizer.dtype) / 255
-            keys = make_keys(self.settings.seed, step, batch["row"].tolist(), "noise")
-            last = batch is batches[-1]
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                out = self.model(x, values, keys)
-                terms = [weights.get(name, 1.0) * loss for name, loss in out.losses.items()]
-                loss = torch.stack(terms).sum()
-                self.accelerator.backward(loss / len(batches))
-            totals.add({"loss": loss, **out.losses, **out.metrics}, out.statistics)
-            if measure:
-                totals.add({"psnr": psnr(out.x_hat, x).mean()})
-        totals.merge()
-        self._update(step, totals)
-        return totals
+    def finish(self) -> TrainResult:
+        """Export the tokenizer with its figures over the whole evaluation split."""
+        tokenizer, steps = self.stepper.evaluated, self.settings.steps
+        figures = evaluate(tokenizer, self.evaluation_rows, progress=self.progress)
+        self._record_figures(steps, "evaluation", figures)
+        target = self.folder / "tokenizer"
+        if self.accelerator.is_main_process:
+            picture = reconstruction_grid(tokenizer, self.evaluation_rows)
+            figures = export_tokenizer(tokenizer, target, figures, picture)
+        return TrainResult(self.folder, target, distributed.broadcast_object(figures))
 
-    def _update(self, step: int, totals: StepTotals) -> None:
-        """Change weights, bottleneck and average, or nothing at all."""
-        if not totals.is_finite():
-            raise TrainingError(
-                f"the loss is not finite at step {step}: {totals.losses()}; lower the learning "
-                "rate, or train in bf16 or fp32"
-            )
-        limit = self.settings.optimizer.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.tokenizer.parameters(), limit or math.inf)
-        totals.means["optim/grad_norm"] = float(norm)
-        if not math.isfinite(totals.means["optim/grad_norm"]):
-            self._skip(step)
-        self.stepper.step()
-        self.stepper.zero_grad()
-        if not math.isfinite(totals.means["optim/grad_norm"]):
-            return
-        self.skipped_in_a_row = 0
-        if totals.statistics is not None:
-            self.tokenizer.bottleneck.update(totals.statistics, step)
-        if self.average is not None:
-            self.average.update_parameters(self.tokenizer)
-
-    def _skip(self, step: int) -> None:
-        """Count a step whose gradients overflowed, which float16's scaler leaves out."""
-        self.skipped_in_a_row += 1
-        allowed = MAX_SKIPPED_STEPS if self.settings.precision == "fp16" else 0
-        if self.skipped_in_a_row > allowed:
-            raise TrainingError(
-                f"the gradients are not finite at step {step} ({self.skipped_in_a_row} in a row); "
-                "lower the learning rate, or train in bf16 or fp32"
-            )
+    def close(self) -> None:
+        """Close the records."""
+        self.losses.close()
+        self.metrics.close()
 
     def _loader(self) -> DataLoader[TrainingSample]:
         settings, workers = self.settings, self.config.data.num_workers
@@ -253,6 +199,7 @@ class _Run:
             num_workers=workers,
             multiprocessing_context="spawn" if workers else None,
             pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),  # not torch's own, whose state belongs to the caller
         )
 
     # Once in a while
@@ -260,9 +207,7 @@ class _Run:
     def _log(self, step: int, totals: StepTotals, images_per_second: float) -> None:
         figures = {
             **totals.means,
-            "optim/lr": self.learning_rate(step),
-            "schedule/temperature": self.temperature(step),
-            **{f"weight/{name}": value(step) for name, value in self.loss_weights.items()},
+            **self.stepper.scheduled(step),
             "time/images_per_second": images_per_second,
         }
         if totals.statistics is not None:
@@ -272,30 +217,27 @@ class _Run:
         self.metrics.flush()
         self.losses.flush()
 
-    def _evaluated(self) -> ImageTokenizer:
-        """The tokenizer to evaluate and export."""
-        return self.tokenizer if self.average is None else self.average.tokenizer
-
     def _validate(self, done: int) -> None:
-        limit = self.settings.evaluation_images
         figures = evaluate(
-            self._evaluated(), self.evaluation_rows, limit=limit, progress=self.progress
+            self.stepper.evaluated,
+            self.evaluation_rows,
+            limit=self.settings.evaluation_images,
+            progress=self.progress,
         )
-        self.metrics.write(
-            done - 1,
-            {f"validation/{k}": v for k, v in figures.items() if isinstance(v, float | int)},
-        )
-        self._warn_of_collapse(figures, done)
+        self._record_figures(done, "validation", figures)
 
-    def _warn_of_collapse(self, figures: Evaluation, done: int) -> None:
+    def _record_figures(self, done: int, group: str, figures: Evaluation) -> None:
+        numbers = {key: value for key, value in figures.items() if isinstance(value, float | int)}
+        self.metrics.write(done - 1, {f"{group}/{key}": value for key, value in numbers.items()})
         share = figures["codebook_usage"]
-        if share is not None and share < self.settings.usage_warning:
+        collapsed = share is not None and share < self.settings.usage_warning
+        if collapsed and self.accelerator.is_main_process:
             logger.warning(
-                "codebook usage is %.1f %% of %d codes over %d validation images after step %d, "
-                "under the threshold of %.0f %% (train.usage_warning): the codebook is collapsing "
-                "or larger than the data needs",
+                "warning: codebook usage is %.1f %% of %d codes over %d validation images after "
+                "step %d, under the threshold of %.0f %% (train.usage_warning): the codebook is "
+                "collapsing or larger than the data needs",
                 100 * share,
-                self.tokenizer.codebook_size,
+                self.stepper.tokenizer.codebook_size,
                 figures["num_images"],
                 done,
                 100 * self.settings.usage_warning,
@@ -303,44 +245,30 @@ class _Run:
 
     def _draw_samples(self, done: int) -> None:
         if self.accelerator.is_main_process:
-            picture = reconstruction_grid(self._evaluated(), self.evaluation_rows)
-            _save_picture(picture, self.folder / "samples" / f"step-{done:08d}.png")
+            picture = reconstruction_grid(self.stepper.evaluated, self.evaluation_rows)
+            save_picture(picture, self.folder / "samples" / f"step-{done:08d}.png")
 
     def _save(self, done: int) -> None:
         if self.accelerator.is_main_process:
+            # What a resumed run keeps of the records is on disk before the checkpoint is.
+            self.losses.flush(to_disk=True)
+            self.metrics.flush(to_disk=True)
             scaler = self.accelerator.scaler
             save_checkpoint(
                 self.folder / "checkpoints",
                 done,
-                self.tokenizer,
-                self.optimizer,
-                self.average,
+                self.stepper.tokenizer,
+                self.stepper.optimizer,
+                self.stepper.average,
                 {
                     "config": self.config.to_dict(),
                     "data_fingerprint": self.rows.fingerprint,
                     "scaler": None if scaler is None else scaler.state_dict(),
-                    "skipped_in_a_row": self.skipped_in_a_row,
+                    "skipped_in_a_row": self.stepper.skipped_in_a_row,
                 },
                 self.settings.keep_last,
             )
         self.accelerator.wait_for_everyone()
-
-    def finish(self) -> TrainResult:
-        """Export the tokenizer with its figures over the whole evaluation split."""
-        self.losses.close()
-        figures = evaluate(self._evaluated(), self.evaluation_rows, progress=self.progress)
-        self.metrics.write(
-            self.settings.steps - 1,
-            {f"evaluation/{k}": v for k, v in figures.items() if isinstance(v, float | int)},
-        )
-        self.metrics.close()
-        self._warn_of_collapse(figures, self.settings.steps)
-        target = self.folder / "tokenizer"
-        if self.accelerator.is_main_process:
-            picture = reconstruction_grid(self._evaluated(), self.evaluation_rows)
-            figures = export_tokenizer(self._evaluated(), target, figures, picture)
-        self.accelerator.wait_for_everyone()
-        return TrainResult(self.folder, target, figures)
 
 
 def _describe_step(totals: StepTotals, images_per_second: float) -> str:
@@ -353,9 +281,3 @@ def _describe_step(totals: StepTotals, images_per_second: float) -> str:
 
 def _is_due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with atomic_path(path) as temporary:
-        picture.save(temporary, format="PNG")

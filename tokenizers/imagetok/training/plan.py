@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 
 from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.config import RunConfig
+from imagetok.errors import ConfigError
 from imagetok.tokenizer import ImageTokenizer
 
 
@@ -37,15 +38,24 @@ class RunPlan:
 
 
 def plan_run(config: RunConfig) -> RunPlan:
-    """Count what a config describes, on the meta device."""
+    """Count what a config describes, on the meta device.
+
+    Raises:
+        ConfigError: `train.loss_weights` names a loss that the tokenizer does not have.
+    """
     with torch.device("meta"):
         model = ImageTokenizer.from_config(config.tokenizer)
         x = torch.empty(1, config.tokenizer.channels, *config.tokenizer.image_size)
-    parts = {"encoder": model.encoder, "bottleneck": model.bottleneck, "decoder": model.decoder}
     parameters = {
         name: sum(tensor.numel() for tensor in part.state_dict().values())
-        for name, part in parts.items()
+        for name, part in model.named_children()
     }
+    losses, activation_bytes = _measure_forward(model, x)
+    if unknown := sorted(config.train.loss_weights.keys() - losses):
+        raise ConfigError(
+            f"train.loss_weights names {', '.join(unknown)}; the losses of this tokenizer are: "
+            f"{', '.join(sorted(losses))}"
+        )
     copies = 4 + (config.train.ema_decay is not None)
     discrete = isinstance(model.bottleneck, DiscreteBottleneck)
     return RunPlan(
@@ -54,22 +64,23 @@ def plan_run(config: RunConfig) -> RunPlan:
         grid_size=model.grid_size,
         codebook_size=model.codebook_size if discrete else None,
         state_bytes=4 * copies * sum(parameters.values()),
-        activation_bytes=_activation_bytes(model, x),
+        activation_bytes=activation_bytes,
         images=config.train.batch_size // config.train.accumulation,
     )
 
 
-def _activation_bytes(model: ImageTokenizer, x: Tensor) -> int:
-    weights = {id(parameter) for parameter in model.parameters()}
-    kept: dict[int, Tensor] = {}
+def _measure_forward(model: ImageTokenizer, x: Tensor) -> tuple[set[str], int]:
+    """Names of the losses, and bytes that the backward pass keeps besides the weights."""
+    weights = {tensor.untyped_storage()._cdata for tensor in model.state_dict().values()}
+    kept: dict[int, UntypedStorage] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if id(tensor) not in weights:
-            kept[id(tensor)] = tensor
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
         return tensor
 
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.random.fork_rng(devices=[]), saved_tensors_hooks(keep, lambda tensor: tensor):
         losses = model(x).losses
-        total = torch.stack(list(losses.values())).sum()
-    assert total.requires_grad
-    return sum(tensor.numel() * tensor.element_size() for tensor in kept.values())
+        torch.stack(list(losses.values())).sum()
+    return set(losses), sum(storage.nbytes() for storage in kept.values())

@@ -5,8 +5,10 @@ from __future__ import annotations
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
+from imagetok import distributed
 from imagetok.config import TrainConfig
 from imagetok.errors import ConfigError
+from imagetok.evaluate import has_only_cpu, leave_at_exit
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -22,14 +24,22 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(
+            cpu=has_only_cpu(),
             mixed_precision=PRECISIONS[config.precision],
             kwargs_handlers=[
                 # Buffers are equal by construction; broadcasting would hide it if they were not.
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
             ],
         )
-    except (ValueError, RuntimeError) as error:
+    except ValueError as error:
         raise ConfigError(f"train.precision={config.precision}: {error}") from None
+    leave_at_exit()
+    if config.precision == "fp16" and accelerator.scaler is None:
+        raise ConfigError(
+            f"train.precision=fp16 needs a GPU, and this run computes on {accelerator.device}; "
+            "take bf16 or fp32"
+        )
+    assert accelerator.num_processes == distributed.world_size()
     parts = accelerator.num_processes * config.accumulation
     if config.batch_size % parts:
         raise ConfigError(

@@ -39,7 +39,8 @@ class StepTotals:
     def merge(self) -> None:
         """Add up all ranks, in one collective a dtype; sets `means` and `statistics`."""
         names = list(self._scalars)
-        sums = {"scalars": torch.stack([self._scalars[name].double() for name in names])}
+        # On the CPU: not every device has float64.
+        sums = {"scalars": torch.stack([self._scalars[name].cpu().double() for name in names])}
         if self._statistics:
             sums["counts"] = torch.stack([part.counts for part in self._statistics]).sum(0)
             averaged = [part.sums for part in self._statistics if part.sums is not None]

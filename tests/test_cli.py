@@ -1,0 +1,397 @@
+"""The command line as a user meets it: what it prints, where, and the code that it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import imagetok
+from imagetok import cli
+from imagetok.config import load_recipe, recipe_names
+from imagetok.errors import ImagetokError, TrainingError, UnreadableFileError, UnwritableFileError
+from imagetok.training import train
+from tiny_runs import DATA, contents, tiny_run, tiny_values
+
+COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info")
+OPTIONS = {
+    "quickstart": {"--system", "--output-dir"},
+    "train": {"--output-dir", "--dry-run"},
+    "evaluate": {
+        *("--tokenizer", "--dataset", "--split", "--subset", "--revision", "--image-column"),
+        *("--batch-size", "--device", "--dtype", "--json"),
+    },
+    "reconstruct": {"--tokenizer", "--output", "--device", "--dtype"},
+    "info": {"--json"},
+}
+
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What stands on stderr, line by line."""
+        return self.err.splitlines()
+
+
+Run = Callable[..., Ended]
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+
+    def call(*arguments: object) -> Ended:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        code = stop.value.code
+        assert code is None or isinstance(code, int)
+        return Ended(code or 0, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of two steps."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_values("vqvae", steps=2)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a trained tokenizer."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return train(tiny_run("vqvae", steps=2), folder, progress=False).tokenizer_dir
+
+
+def refused(ended: Ended, *words: str) -> str:
+    """Check a refusal of arguments or input: code 2, one or two lines, no traceback."""
+    assert ended.code == 2, ended
+    assert 1 <= len(ended.lines) <= 2, ended.err
+    message = ended.lines[-1]
+    assert message.startswith("imagetok: ")
+    for word in words:
+        assert word in message
+    return message
+
+
+# Help
+
+
+def test_without_arguments_the_commands_are_shown(run: Run) -> None:
+    ended = run()
+    assert ended.code == 0
+    assert all(command in ended.out for command in COMMANDS)
+    assert ended == run("--help") == run("-h")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_every_option(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("TERMINAL_WIDTH", "250")
+    ended = run(command, "--help")
+    assert ended.code == 0
+    for option in OPTIONS[command]:
+        lines = [line for line in ended.out.splitlines() if f"{option} " in line]
+        assert any(re.search(rf"{option}\b.*[a-z]{{2,}}.*[a-z]{{2,}}", line) for line in lines)
+    options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", ended.out)) - {"--help"}
+    assert OPTIONS[command] <= options
+
+
+def test_help_of_train_names_the_recipes_and_the_launcher(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("TERMINAL_WIDTH", "250")
+    text = run("train", "--help").out
+    for word in (*recipe_names(), "accelerate launch scripts/train.py", "KEY.PATH=VALUE"):
+        assert word in text
+
+
+def test_the_version_is_told(run: Run) -> None:
+    assert run("--version").out == f"imagetok {imagetok.__version__}\n"
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bogus"], ["No such command 'bogus'", "`imagetok --help`"]),
+        (["train"], ["Missing argument 'recipe'", "`imagetok train --help`"]),
+        (["train", "nope"], ["unknown recipe 'nope'", "vqvae-shapes", ".yaml file"]),
+        (["train", "nope.yaml"], ["cannot read the recipe 'nope.yaml'", "No such file"]),
+        (["train", "ae-shapes"], ["--output-dir", "say where to write"]),
+        (["train", "ae-shapes", "--bogus"], ["No such option", "--bogus"]),
+        (["train", "ae-shapes", "steps"], ["'steps' is not of the form key.path=value"]),
+        (["train", "ae-shapes", "train.lr=1"], ["unknown key 'train.lr'", "optimizer"]),
+        (["train", "ae-shapes", "train.steps=many"], ["train.steps", "'many'"]),
+        (["train", "ae-shapes", "data.name=[1"], ["'data.name=[1' is not valid YAML"]),
+        (["evaluate", "--tokenizer", "x"], ["Missing option", "--dataset"]),
+        (
+            ["evaluate", "--tokenizer", "nope", "--dataset", DATA],
+            ["'nope' does not exist", "a folder that a tokenizer was saved to"],
+        ),
+        (
+            ["evaluate", "--tokenizer", "x", "--dataset", DATA, "--batch-size", "0"],
+            ["--batch-size", "greater than or equal to 1"],
+        ),
+        (["info", "nope"], ["'nope' does not exist"]),
+        (["quickstart", "--system", "gan"], ["unknown system 'gan'", "vqvae, dvae, vae, ae"]),
+    ],
+)
+def test_bad_arguments_end_with_code_2_and_say_what_to_do(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: Sequence[str],
+    words: Sequence[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(run(*arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_data_ends_with_code_2(run: Run, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for override, words in {
+        "data.name=builtin:photos": ["unknown built-in dataset", "builtin:digits, builtin:shapes"],
+        "data.name=./nowhere": ["there is no file or folder './nowhere'"],
+        "data.split=nope": ["has no split 'nope'; its splits are: train, test"],
+        "train.loss_weights.loss/kl=1": ["loss/kl", "loss/commitment, loss/reconstruction"],
+    }.items():
+        refused(run("train", recipe, override, "--output-dir", out), *words)
+    assert not out.exists()
+
+
+def test_bad_input_of_evaluate_ends_with_code_2(run: Run, tokenizer: Path, tmp_path: Path) -> None:
+    start = ("evaluate", "--tokenizer", tokenizer, "--dataset")
+    refused(run(*start, DATA, "--split", "nope"), "has no split 'nope'")
+    refused(run(*start, DATA, "--device", "gpu9"), "there is no device 'gpu9'")
+    refused(run(*start, DATA, "--dtype", "int8"), "unknown dtype 'int8'", "float32, bfloat16")
+    refused(run(*start, "nowhere/at/all"), "there is no file or folder 'nowhere/at/all'")
+    missing = tmp_path / "missing" / "figures.json"
+    refused(run(*start, DATA, "--json", missing), "there is no folder", "missing")
+
+
+def test_a_damaged_tokenizer_is_named(run: Run, tokenizer: Path, tmp_path: Path) -> None:
+    content = bytearray((tokenizer / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(content)
+    refused(run("info", tmp_path), "model.safetensors", "damaged")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ImagetokError("text"), 1),
+        (TrainingError("text"), 1),
+        (UnwritableFileError("text"), 1),
+        (UnreadableFileError("text"), 2),
+        (RuntimeError("text"), 1),
+        (ValueError("text"), 1),
+        (KeyError("text"), 1),
+    ],
+)
+def test_errors_end_with_their_code_in_one_line(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "load_recipe", fail)
+    ended = run("train", "ae-shapes")
+    assert ended.code == code
+    (line,) = ended.lines
+    assert "text" in line
+    foreign = not isinstance(error, ImagetokError)
+    assert line.startswith(f"imagetok: {type(error).__name__}" if foreign else "imagetok: text")
+
+
+def test_a_message_of_several_lines_is_told_in_one(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ImagetokError("first\n   second")
+
+    monkeypatch.setattr(cli, "load_recipe", fail)
+    assert run("train", "ae-shapes").lines == ["imagetok: first second"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_debug_shows_the_traceback_wherever_it_stands(run: Run, place: int) -> None:
+    arguments = ["train", "nope"]
+    arguments.insert(place, "--debug")
+    ended = run(*arguments)
+    assert ended.code == 2
+    assert "Traceback (most recent call last)" in ended.err
+    assert "ConfigError" in ended.err
+    assert ended.lines[-1].startswith("imagetok: unknown recipe")
+    assert "Traceback" not in run("train", "nope").err
+
+
+# Training and measuring
+
+
+def test_training_tells_the_figures_and_leaves_the_run(
+    run: Run, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    ended = run("train", recipe, "train.steps=3", "train.optimizer.lr=1e-4", "--output-dir", out)
+    assert ended.code == 0, ended.err
+    assert re.search(r"psnr +\d+\.\d+ dB", ended.out)
+    assert str(out / "tokenizer") in ended.out
+    config = load_recipe(str(out / "config.yaml"))
+    assert (config.train.steps, config.train.optimizer.lr) == (3, 1e-4)
+    before = contents(out)
+    refused(run("train", recipe, "--output-dir", out), "holds a run already")
+    assert contents(out) == before
+
+
+def test_a_run_that_fails_ends_with_code_1(run: Run, recipe: Path, tmp_path: Path) -> None:
+    overrides = ["train.optimizer={lr: 1.0e+30, clip_norm: null}", "train.steps=5"]
+    ended = run("train", recipe, *overrides, "--output-dir", tmp_path / "run")
+    assert ended.code == 1
+    assert ended.lines[-1].startswith("imagetok: the loss is not finite at step")
+
+
+def test_a_folder_that_cannot_be_written_ends_with_code_1(
+    run: Run, recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    ended = run("train", recipe, "--output-dir", tmp_path / "file" / "run")
+    assert ended.code == 1
+    assert ended.lines[-1].startswith("imagetok: cannot make")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_dry_run_shows_config_and_sizes_and_reads_no_data(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = run("train", name, "train.seed=7", "data.name=./nowhere", "--dry-run")
+    assert ended.code == 0, ended.err
+    text, plan = ended.out.split("\nplan\n")
+    config = load_recipe(name, ["train.seed=7", "data.name=./nowhere"])
+    assert yaml.safe_load(text) == config.to_dict()
+    grid = config.tokenizer.grid_size
+    assert f"{grid[0]} x {grid[1]} = {grid[0] * grid[1]} positions" in plan
+    for word in ("parameters, encoder", "memory of weights", "memory of activations", "GiB"):
+        assert word in plan
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluating_prints_and_writes_the_figures(
+    run: Run, tokenizer: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "figures.json"
+    start = ("evaluate", "--tokenizer", tokenizer, "--dataset", DATA)
+    ended = run(*start, "--split", "test", "--json", target)
+    assert ended.code == 0, ended.err
+    figures = json.loads(target.read_text())
+    assert figures == json.loads((tokenizer / "evaluation.json").read_text())
+    assert f"{figures['psnr']:.4f} dB" in ended.out
+    assert f"{DATA}, test" in ended.out
+    part = run(*start, "--split", "test[:5]", "--dtype", "bfloat16", "--device", "cpu")
+    assert re.search(r"num_images +5\n", part.out)
+
+
+def test_reconstructing_writes_pictures_side_by_side(
+    run: Run, tokenizer: Path, tmp_path: Path
+) -> None:
+    for name, size in (("a.png", (20, 40)), ("b.jpg", (64, 16))):
+        Image.new("RGB", size, "teal").save(tmp_path / name)
+    target = tmp_path / "both.png"
+    files = tmp_path / "a.png", tmp_path / "b.jpg"
+    ended = run("reconstruct", *files, "--tokenizer", tokenizer, "--output", target)
+    assert ended.code == 0, ended.err
+    assert len(re.findall(r"\d+\.\d\d dB", ended.out)) == 2
+    assert f"written: {target}" in ended.out
+    with Image.open(target) as picture:
+        assert picture.size == (2 * 130 + 2, 2 * 130 + 2)
+
+
+def test_reconstructing_refuses_what_is_no_picture(
+    run: Run, tokenizer: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    start = ("reconstruct", "--tokenizer", tokenizer, "--output", tmp_path / "out.png")
+    refused(run(*start, tmp_path / "text.png"), "text.png")
+    refused(run(*start, tmp_path / "missing.png"), "missing.png", "No such file")
+    assert not (tmp_path / "out.png").exists()
+    there = ("reconstruct", tmp_path / "text.png", "--tokenizer", tokenizer)
+    refused(run(*there, "--output", tmp_path / "no" / "out.png"), "there is no folder")
+
+
+def test_info_shows_what_the_tokenizer_is(run: Run, tokenizer: Path) -> None:
+    ended = run("info", tokenizer)
+    assert ended.code == 0, ended.err
+    loaded = imagetok.ImageTokenizer.from_pretrained(tokenizer)
+    for line in (
+        r"codebook_size +12",
+        r"grid_size +4 x 4",
+        r"num_tokens +16",
+        rf"fingerprint +{loaded.fingerprint}",
+        r"psnr +\d+\.\d{4} dB",
+    ):
+        assert re.search(rf"^ *{line}$", ended.out, re.MULTILINE), line
+
+
+def test_info_as_json_is_json(run: Run, tokenizer: Path) -> None:
+    facts = json.loads(run("info", tokenizer, "--json").out)
+    assert facts["config"]["bottleneck"]["codebook_size"] == facts["codebook_size"] == 12
+    assert facts["evaluation"] == json.loads((tokenizer / "evaluation.json").read_text())
+
+
+# Signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_signal_ends_training_at_once(
+    recipe: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["train", str(recipe), "train.steps=100000", "--output-dir", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from imagetok.cli import main; main()", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(1200):
+            if (out / "losses.jsonl").exists() and (out / "losses.jsonl").stat().st_size:
+                break
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.05)
+        sent = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+        assert time.monotonic() - sent < 5
+    finally:
+        process.kill()
+    # A shell calls the end by SIGTERM itself 143.
+    assert process.returncode == code
+    assert "Traceback" not in err

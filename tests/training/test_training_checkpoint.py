@@ -1,0 +1,279 @@
+"""Checkpoints: whole or absent, exact on the way back, refused by name where they are damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagetok import ImageTokenizer
+from imagetok.config import RunConfig
+from imagetok.errors import ModelFileError, UnwritableFileError
+from imagetok.training import checkpoint
+from imagetok.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from imagetok.training.setup import build_accelerator
+from imagetok.training.stepper import Stepper
+from tiny_runs import SYSTEMS, contents, tiny_run
+
+FILES = (
+    "average.safetensors",
+    "meta.json",
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
+BATCH = {
+    "pixels": torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)),
+    "row": torch.arange(8),
+}
+
+
+def build(config: RunConfig, seed: int = 0) -> Stepper:
+    torch.manual_seed(seed)
+    tokenizer = ImageTokenizer.from_config(config.tokenizer)
+    return Stepper(config.train, build_accelerator(config.train), tokenizer)
+
+
+def save(stepper: Stepper, folder: Path, step: int, keep_last: int = 2, **state: Any) -> Path:
+    parts = stepper.tokenizer, stepper.optimizer, stepper.average
+    return save_checkpoint(folder, step, *parts, state, keep_last)
+
+
+def load(path: Path, stepper: Stepper) -> dict[str, Any]:
+    return load_checkpoint(path, stepper.tokenizer, stepper.optimizer, stepper.average)
+
+
+def state_of(stepper: Stepper) -> dict[str, Tensor]:
+    modules = [module for module in (stepper.tokenizer, stepper.average) if module is not None]
+    tensors = {
+        f"{place}/{name}": tensor
+        for place, module in enumerate(modules)
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+    for name, parameter in stepper.tokenizer.named_parameters():
+        for key, value in stepper.optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint of a VQ-VAE after two steps, with averages."""
+    stepper = build(tiny_run("vqvae", ema_decay=0.9))
+    for step in range(2):
+        stepper.step(step, [BATCH])
+    return save(stepper, tmp_path / "checkpoints", 2, config={"seed": 0})
+
+
+# There and back
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_a_restored_run_goes_on_bit_for_bit(
+    tmp_path: Path, system: str, ema_decay: float | None
+) -> None:
+    config = tiny_run(system, ema_decay=ema_decay, optimizer={"lr": 1e-3, "weight_decay": 0.1})
+    first, second = build(config), build(config, seed=1)
+    for step in range(3):
+        first.step(step, [BATCH])
+    path = save(first, tmp_path, 3)
+    second.step(0, [BATCH])  # whatever was there before is replaced
+    assert load(path, second)["step"] == 3
+    assert_same(state_of(first), state_of(second))
+    for step in range(3, 5):
+        losses = [stepper.step(step, [BATCH]).losses() for stepper in (first, second)]
+        assert losses[0] == losses[1]
+    assert_same(state_of(first), state_of(second))
+
+
+def test_moments_and_buffers_that_a_tokenizer_leaves_out_are_kept(saved: Path) -> None:
+    tensors, moments = (load_file(saved / f"{name}.safetensors") for name in ("model", "optimizer"))
+    assert "bottleneck.running_counts" in tensors
+    kernel = "encoder.layers.0.weight"
+    assert {f"{kernel}/{key}" for key in ("step", "exp_avg", "exp_avg_sq")} <= moments.keys()
+    assert moments[f"{kernel}/exp_avg"].abs().sum() > 0
+
+
+def test_a_learnt_scale_keeps_its_moments(tmp_path: Path) -> None:
+    first, second = (build(tiny_run("vae"), seed) for seed in (0, 1))
+    first.step(0, [BATCH])
+    load(save(first, tmp_path, 1), second)
+    states = [
+        stepper.optimizer.state[dict(stepper.tokenizer.named_parameters())["likelihood.raw_scale"]]
+        for stepper in (first, second)
+    ]
+    assert states[0]["exp_avg"].ndim == 0
+    assert states[0]["exp_avg"] != 0
+    for key, value in states[0].items():
+        assert torch.equal(value, states[1][key])
+
+
+def test_the_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    stepper = build(tiny_run("ae"))
+    state = {"config": {"a": [1, 2.5, None]}, "scaler": None, "skipped_in_a_row": 3}
+    path = save(stepper, tmp_path, 7, **state)
+    assert path == tmp_path / "step-00000007"
+    assert load(path, stepper) == {"step": 7, **state}
+
+
+def test_meta_lists_every_other_file_with_its_size(saved: Path) -> None:
+    meta = json.loads((saved / "meta.json").read_text())["files"]
+    assert meta.keys() == set(FILES) - {"meta.json"}
+    assert {name: entry["size"] for name, entry in meta.items()} == {
+        name: (saved / name).stat().st_size for name in meta
+    }
+
+
+def test_equal_states_leave_equal_bytes(tmp_path: Path) -> None:
+    stepper = build(tiny_run("dvae", ema_decay=0.9))
+    stepper.step(0, [BATCH])
+    for name in ("a", "b"):
+        save(stepper, tmp_path / name, 1)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+# Damage
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "missing": Path.unlink,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-4]) and None,
+    "empty": lambda path: path.write_bytes(b"") and None,
+    "flipped": flip_a_byte,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_damage_is_named_and_nothing_is_restored(saved: Path, name: str, damage: str) -> None:
+    DAMAGES[damage](saved / name)
+    stepper = build(tiny_run("vqvae", ema_decay=0.9), seed=1)
+    before = state_of(stepper)
+    with pytest.raises(ModelFileError, match=r"step-00000002.*moving this one away"):
+        load(saved, stepper)
+    assert_same(state_of(stepper), before)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "state.json"])
+def test_a_damaged_file_is_named(saved: Path, name: str) -> None:
+    flip_a_byte(saved / name)
+    with pytest.raises(ModelFileError, match=f"{name} is damaged"):
+        load(saved, build(tiny_run("vqvae", ema_decay=0.9)))
+
+
+def test_a_list_of_files_that_lacks_one_is_no_checkpoint(saved: Path) -> None:
+    meta = json.loads((saved / "meta.json").read_text())
+    del meta["files"]["model.safetensors"]
+    (saved / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ModelFileError, match=r"incomplete \('model.safetensors'\)"):
+        load(saved, build(tiny_run("vqvae", ema_decay=0.9)))
+
+
+@pytest.mark.parametrize(
+    ("system", "changes"),
+    [
+        ("vqvae", {"bottleneck": {"codebook_size": 13}}),
+        ("vqvae", {"bottleneck": {"code_dim": 3}}),
+        ("ae", {}),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(
+    saved: Path, system: str, changes: dict[str, Any]
+) -> None:
+    stepper = build(tiny_run(system, ema_decay=0.9, **changes))
+    before = state_of(stepper)
+    with pytest.raises(ModelFileError, match="is of another model: "):
+        load(saved, stepper)
+    assert_same(state_of(stepper), before)
+
+
+def test_averages_that_were_never_saved_are_missed(tmp_path: Path) -> None:
+    path = save(build(tiny_run("ae")), tmp_path, 1)
+    with pytest.raises(ModelFileError, match=r"average\.safetensors"):
+        load(path, build(tiny_run("ae", ema_decay=0.9)))
+
+
+# Keeping the last
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(folder)]
+
+
+def test_the_last_checkpoints_are_kept_and_nothing_else_is_touched(tmp_path: Path) -> None:
+    stepper = build(tiny_run("ae"))
+    (tmp_path / "step-notes").mkdir()
+    (tmp_path / "other").write_text("mine")
+    for step in range(1, 5):
+        save(stepper, tmp_path, step, keep_last=2)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"step-00000003", "step-00000004", "step-notes", "other"}
+
+
+def test_checkpoints_are_in_order_of_steps_beyond_eight_digits(tmp_path: Path) -> None:
+    stepper = build(tiny_run("ae"))
+    for step in (99_999_998, 99_999_999, 100_000_000):
+        save(stepper, tmp_path, step, keep_last=2)
+    assert names(tmp_path) == ["step-99999999", "step-100000000"]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = build(tiny_run("ae"))
+    for step in (1, 2):
+        save(stepper, tmp_path, step, keep_last=2)
+    before = contents(tmp_path)
+
+    def full(path: Path) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "file_sha256", full)
+    with pytest.raises(UnwritableFileError, match=r"step-00000003.*No space left on device"):
+        save(stepper, tmp_path, 3, keep_last=1)
+    assert contents(tmp_path) == before
+
+
+def test_older_checkpoints_go_only_when_the_new_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = build(tiny_run("ae"))
+    save(stepper, tmp_path, 1)
+    seen = []
+
+    def remember(path: Path, ignore_errors: bool = False) -> None:
+        seen.append(names(tmp_path))
+        real(path, ignore_errors)
+
+    real = shutil.rmtree
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", remember)
+    save(stepper, tmp_path, 2, keep_last=1)
+    # The old one has lost its name before its files go: a part of it is never taken for it.
+    assert seen[-1] == ["step-00000002"]
+    assert names(tmp_path) == ["step-00000002"]
+
+
+@pytest.fixture(autouse=True)
+def _own_generator() -> Iterator[None]:
+    with torch.random.fork_rng():
+        yield

@@ -1,0 +1,87 @@
+"""AdamW: what decays, and the learning rate of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from imagetok import ImageTokenizer
+from imagetok.config import OptimizerConfig
+from imagetok.training.optimizer import build_learning_rate, build_optimizer, set_learning_rate
+from tiny_runs import SYSTEMS, tiny_run
+
+TABLES = {"vqvae": "bottleneck.codebook", "dvae": "bottleneck.embedding"}
+
+
+def model(system: str, **bottleneck: Any) -> ImageTokenizer:
+    return ImageTokenizer.from_config(tiny_run(system, bottleneck=bottleneck).tokenizer)
+
+
+def names_by_decay(tokenizer: ImageTokenizer, weight_decay: float) -> dict[str, float]:
+    """The weight decay of each parameter, by name."""
+    optimizer = build_optimizer(tokenizer, OptimizerConfig(weight_decay=weight_decay))
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    return {name: decays[id(p)] for name, p in tokenizer.named_parameters() if id(p) in decays}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_weight_is_trained_and_matrices_and_kernels_alone_decay(system: str) -> None:
+    tokenizer = model(system, **({"codebook": "loss"} if system == "vqvae" else {}))
+    decays = names_by_decay(tokenizer, 0.1)
+    assert decays.keys() == dict(tokenizer.named_parameters()).keys()
+    for name, parameter in tokenizer.named_parameters():
+        decayed = parameter.ndim >= 2 and name != TABLES.get(system)
+        assert decays[name] == (0.1 if decayed else 0.0), name
+    assert TABLES.get(system, "encoder.layers.0.bias") in decays
+
+
+def test_projections_of_the_codebook_decay() -> None:
+    decays = names_by_decay(model("vqvae", code_dim=2), 0.1)
+    assert decays["bottleneck.project_in.weight"] == 0.1
+    assert decays["bottleneck.project_in.bias"] == 0.0
+
+
+def test_decay_pulls_kernels_and_leaves_codes_where_they_are() -> None:
+    tokenizer = model("dvae")
+    before = {name: p.detach().clone() for name, p in tokenizer.named_parameters()}
+    optimizer = build_optimizer(tokenizer, OptimizerConfig(weight_decay=0.1))
+    set_learning_rate(optimizer, 0.5)
+    for parameter in tokenizer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    after = dict(tokenizer.named_parameters())
+    kernel, table = "encoder.layers.0.weight", "bottleneck.embedding"
+    torch.testing.assert_close(after[kernel], before[kernel] * 0.95)
+    assert torch.equal(after[table], before[table])
+
+
+def test_frozen_weights_are_left_out() -> None:
+    tokenizer = model("ae")
+    tokenizer.encoder.requires_grad_(False)
+    decays = names_by_decay(tokenizer, 0.1)
+    assert decays
+    assert all(name.startswith("decoder.") for name in decays)
+
+
+def test_the_settings_are_those_of_the_config() -> None:
+    config = OptimizerConfig(betas=(0.5, 0.9), epsilon=1e-6)
+    for group in build_optimizer(model("ae"), config).param_groups:
+        assert (group["betas"], group["eps"]) == ((0.5, 0.9), 1e-6)
+
+
+def test_the_learning_rate_rises_linearly_and_then_is_the_schedules() -> None:
+    lr = {"type": "linear", "start": 1.0, "end": 0.0}
+    config = OptimizerConfig.from_dict({"lr": lr, "warmup_steps": 4})
+    learning_rate = build_learning_rate(config, run_steps=10)
+    rise = [0.25, 0.5, 0.75, 1.0]
+    assert [learning_rate(step) for step in range(4)] == pytest.approx(
+        [share * (1 - step / 10) for step, share in enumerate(rise)]
+    )
+    assert [learning_rate(step) for step in (4, 7, 10, 99)] == pytest.approx([0.6, 0.3, 0.0, 0.0])
+
+
+def test_without_warm_up_a_number_is_the_learning_rate_of_every_step() -> None:
+    learning_rate = build_learning_rate(OptimizerConfig(lr=0.25), run_steps=10)
+    assert {learning_rate(step) for step in (0, 1, 10, 1000)} == {0.25}

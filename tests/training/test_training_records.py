@@ -1,0 +1,106 @@
+"""JSON lines that a resumed run takes up where its checkpoint stands."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from imagetok.errors import UnreadableFileError, UnwritableFileError
+from imagetok.training.records import Records
+from tiny_runs import read_lines
+
+
+def write_steps(path: Path, steps: range, next_step: int = 0) -> None:
+    records = Records(path, next_step)
+    for step in steps:
+        records.write(step, {"loss": step / 3})
+    records.close()
+
+
+def test_every_line_is_an_object_with_its_step(tmp_path: Path) -> None:
+    write_steps(tmp_path / "losses.jsonl", range(3))
+    lines = read_lines(tmp_path / "losses.jsonl")
+    assert lines == [{"step": step, "loss": step / 3} for step in range(3)]
+
+
+def test_a_new_run_begins_an_empty_file(tmp_path: Path) -> None:
+    write_steps(tmp_path / "losses.jsonl", range(3))
+    write_steps(tmp_path / "losses.jsonl", range(2))
+    assert [line["step"] for line in read_lines(tmp_path / "losses.jsonl")] == [0, 1]
+
+
+def test_a_resumed_run_leaves_the_bytes_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    write_steps(tmp_path / "whole", range(8))
+    write_steps(tmp_path / "resumed", range(6))
+    write_steps(tmp_path / "resumed", range(4, 8), next_step=4)
+    assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("cut", [1, 2, 5, 14])
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path, cut: int) -> None:
+    write_steps(tmp_path / "whole", range(4))
+    complete = (tmp_path / "whole").read_bytes()
+    (tmp_path / "cut").write_bytes(complete[:-cut])
+    write_steps(tmp_path / "cut", range(3, 4), next_step=3)
+    assert (tmp_path / "cut").read_bytes() == complete
+
+
+def test_a_cut_line_that_looks_whole_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "losses.jsonl"
+    path.write_text('{"step": 0, "loss": 1.0}\n{"step": 1, "loss": 0.5}')
+    Records(path, 2).close()
+    assert path.read_text() == '{"step": 0, "loss": 1.0}\n'
+
+
+def test_a_missing_file_is_no_error_on_resuming(tmp_path: Path) -> None:
+    write_steps(tmp_path / "losses.jsonl", range(4, 5), next_step=4)
+    assert [line["step"] for line in read_lines(tmp_path / "losses.jsonl")] == [4]
+
+
+@pytest.mark.parametrize("line", ["", "nonsense", "[1]", "{}"])
+def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "losses.jsonl"
+    text = f'{{"step": 0}}\n{line}\n{{"step": 1}}\n'
+    path.write_text(text)
+    with pytest.raises(UnreadableFileError, match=r"line 2 of .* is no record of a step"):
+        Records(path, 2)
+    assert path.read_text() == text
+
+
+def test_what_was_flushed_can_be_read_at_once(tmp_path: Path) -> None:
+    records = Records(tmp_path / "losses.jsonl", 0)
+    records.write(0, {"loss": 1.0})
+    records.flush(to_disk=True)
+    assert read_lines(tmp_path / "losses.jsonl") == [{"step": 0, "loss": 1.0}]
+    records.close()
+    records.close()
+
+
+def test_values_that_are_not_finite_leave_valid_json(tmp_path: Path) -> None:
+    records = Records(tmp_path / "metrics.jsonl", 0)
+    records.write(0, {"optim/grad_norm": math.inf, "psnr": math.nan, "loss": 1})
+    records.close()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    text = (tmp_path / "metrics.jsonl").read_text()
+    values = json.loads(text, parse_constant=refuse)
+    assert values == {"step": 0, "optim/grad_norm": None, "psnr": None, "loss": 1}
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    records = Records(tmp_path / "losses.jsonl", 0, write=False)
+    records.write(0, {"loss": 1.0})
+    records.flush(to_disk=True)
+    records.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "losses.jsonl").mkdir()
+    with pytest.raises(UnwritableFileError, match=r"losses\.jsonl"):
+        Records(tmp_path / "losses.jsonl", 0)

@@ -1,0 +1,238 @@
+"""One step: micro-batches that add up, and steps that change nothing when they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from imagetok import ImageTokenizer, distributed
+from imagetok.config import RunConfig
+from imagetok.data import EpochOrder, TrainingImages, TrainTransform, open_images
+from imagetok.errors import ConfigError, TrainingError
+from imagetok.training import train
+from imagetok.training.initialization import initialize_bottleneck
+from imagetok.training.setup import build_accelerator
+from imagetok.training.stepper import Stepper
+from tiny_runs import SYSTEMS, read_lines, tiny_run
+
+KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
+    **{system: (system, {}) for system in SYSTEMS},
+    "vqvae, restarts": ("vqvae", {"restart_below": 0.9, "decay": 0.5, "kmeans_init": False}),
+    "vqvae, loss": ("vqvae", {"codebook": "loss", "code_dim": 3, "normalize": True}),
+    "vqvae, rotation": ("vqvae", {"gradient": "rotation", "kmeans_init": False}),
+    "dvae, hard": ("dvae", {"hard": True}),
+    "dvae, splits": ("dvae", {"split_below": 0.9}),
+}
+
+
+@pytest.fixture
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], Stepper]:
+    def make(config: RunConfig) -> Stepper:
+        torch.manual_seed(config.train.seed)
+        tokenizer = ImageTokenizer.from_config(config.tokenizer)
+        rows = open_images(config.data.name, config.data.split)
+        images = TrainingImages(
+            rows, TrainTransform(tokenizer.preprocessor), EpochOrder(len(rows), 0), 0
+        )
+        initialize_bottleneck(tokenizer, images, seed=0)
+        return Stepper(config.train, build_accelerator(config.train), tokenizer)
+
+    return make
+
+
+def batch(count: int = 8) -> dict[str, Tensor]:
+    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    return {"pixels": pixels.to(torch.uint8), "row": torch.arange(count)}
+
+
+def state_of(stepper: Stepper) -> dict[str, Tensor]:
+    """Copies of all that a step may change."""
+    modules = {"model": stepper.tokenizer, "average": stepper.average}
+    named = {
+        f"{place}/{name}": tensor
+        for place, module in modules.items()
+        if module is not None
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
+    }
+    moments = {
+        f"{name}/{key}": value
+        for name, parameter in stepper.tokenizer.named_parameters()
+        for key, value in stepper.optimizer.state.get(parameter, {}).items()
+    }
+    return {name: tensor.detach().clone() for name, tensor in {**named, **moments}.items()}
+
+
+def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    names = before.keys() | after.keys()
+    return {n for n in names if n not in before or not torch.equal(before[n], after[n])}
+
+
+# Micro-batches
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_micro_batches_are_one_batch_of_both(tmp_path: Path, kind: str) -> None:
+    system, bottleneck = KINDS[kind]
+    for accumulation in (1, 2):
+        run = tiny_run(
+            system, bottleneck=bottleneck, accumulation=accumulation, ema_decay=0.9, steps=6
+        )
+        train(run, tmp_path / str(accumulation), progress=False)
+    whole, parts = (tmp_path / "1", tmp_path / "2")
+    pairs = zip(*(read_lines(run / "losses.jsonl") for run in (whole, parts)), strict=True)
+    for one, other in pairs:
+        assert other == pytest.approx(one, abs=1e-9)
+    for name in ("model", "average", "optimizer"):
+        path = f"checkpoints/step-00000006/{name}.safetensors"
+        first, second = load_file(whole / path), load_file(parts / path)
+        assert first.keys() == second.keys()
+        for key, tensor in first.items():
+            assert tensor.dtype in (torch.float64, torch.float32, torch.int64)
+            torch.testing.assert_close(second[key], tensor, rtol=0, atol=1e-9, msg=f"{name} {key}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "table"),
+    [("vqvae, restarts", "bottleneck.codebook"), ("dvae, splits", "bottleneck.logits.bias")],
+)
+def test_codes_start_anew_in_these_runs(
+    build: Callable[[RunConfig], Stepper], kind: str, table: str
+) -> None:
+    system, bottleneck = KINDS[kind]
+    stepper = build(tiny_run(system, bottleneck=bottleneck, optimizer={"lr": 0.0}))
+    before = state_of(stepper)[f"model/{table}"]
+    statistics = stepper.step(0, [batch()]).statistics
+    assert statistics is not None
+    unused = statistics.counts == 0
+    moved = (state_of(stepper)[f"model/{table}"] != before).view(len(before), -1).any(1)
+    assert moved[unused].any()  # a code that nothing chose moves by starting anew only
+
+
+def test_a_batch_that_does_not_divide_over_its_micro_batches_is_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size 8 is not divisible by accumulation 3"):
+        tiny_run("ae", accumulation=3)
+
+
+def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 3))
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ConfigError, match=r"does not divide over 3 processes .* a multiple of 6"):
+        build_accelerator(tiny_run("ae", accumulation=2).train)
+
+
+# A step
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_step_moves_every_weight_and_the_average(
+    build: Callable[[RunConfig], Stepper], system: str
+) -> None:
+    stepper = build(tiny_run(system, ema_decay=0.9))
+    before = state_of(stepper)
+    stepper.step(0, [batch()])
+    moved = changed(before, state_of(stepper))
+    assert moved >= {f"model/{name}" for name, _ in stepper.tokenizer.named_parameters()}
+    assert "average/module.encoder.layers.0.weight" in moved
+    if system == "vqvae":
+        assert {"model/bottleneck.codebook", "average/module.bottleneck.codebook"} <= moved
+        assert "model/bottleneck.running_counts" in moved
+
+
+def test_the_gradient_is_clipped_to_the_norm_and_its_own_norm_is_told(
+    build: Callable[[RunConfig], Stepper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = build(tiny_run("ae", optimizer={"lr": 1e-3, "clip_norm": 1e-3}))
+    seen = []
+
+    def remember(*_: object) -> None:
+        grads = [p.grad for p in stepper.tokenizer.parameters() if p.grad is not None]
+        seen.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+
+    monkeypatch.setattr(stepper.optimizer, "step", remember)
+    totals = stepper.step(0, [batch()])
+    assert seen == [pytest.approx(1e-3, rel=1e-3)]
+    assert totals.means["optim/grad_norm"] > 2e-3
+
+
+def test_the_learning_rate_and_the_schedules_are_those_of_the_step(
+    build: Callable[[RunConfig], Stepper],
+) -> None:
+    lr = {"type": "linear", "start": 1.0, "end": 0.0}
+    weights = {"loss/kl": {"type": "linear", "start": 0, "end": 8, "steps": 4}}
+    stepper = build(
+        tiny_run(
+            "dvae", optimizer={"lr": lr, "warmup_steps": 2}, loss_weights=weights, temperature=0.5
+        )
+    )
+    stepper.step(0, [batch()])
+    assert [group["lr"] for group in stepper.optimizer.param_groups] == [0.5, 0.5]
+    assert stepper.scheduled(2) == {
+        "optim/lr": 0.5,
+        "schedule/temperature": 0.5,
+        "weight/loss/kl": 4.0,
+    }
+
+
+def test_the_psnr_is_taken_where_it_is_asked_for(build: Callable[[RunConfig], Stepper]) -> None:
+    stepper = build(tiny_run("vae"))
+    assert "psnr" not in stepper.step(0, [batch()]).means
+    assert 0 < stepper.step(1, [batch()], measure=True).means["psnr"] < 50
+
+
+# Failing
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("fault", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_is_named_and_changes_nothing(
+    build: Callable[[RunConfig], Stepper],
+    monkeypatch: pytest.MonkeyPatch,
+    system: str,
+    fault: str,
+) -> None:
+    stepper = build(tiny_run(system, ema_decay=0.9))
+    stepper.step(0, [batch()])
+    likelihood = stepper.tokenizer.likelihood
+    nll = likelihood.nll
+
+    def broken(params: Tensor, x: Tensor) -> Tensor:
+        if fault == "gradient":
+            params.register_hook(lambda gradient: gradient * torch.inf)
+            return nll(params, x)
+        return nll(params, x) * torch.nan
+
+    before = state_of(stepper)
+    monkeypatch.setattr(likelihood, "nll", broken)
+    with pytest.raises(TrainingError, match=f"the {fault}s? (is|are) not finite at step 7"):
+        stepper.step(7, [batch()])
+    assert changed(before, state_of(stepper)) == set()
+    monkeypatch.setattr(likelihood, "nll", nll)
+    assert stepper.step(8, [batch()]).is_finite()  # nothing of the broken gradients is left
+
+
+def test_an_infinite_loss_of_one_micro_batch_is_found(
+    build: Callable[[RunConfig], Stepper], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepper = build(tiny_run("ae"))
+    likelihood, calls = stepper.tokenizer.likelihood, iter([torch.inf, 1.0])
+    nll = likelihood.nll
+    monkeypatch.setattr(likelihood, "nll", lambda params, x: nll(params, x) * next(calls))
+    with pytest.raises(TrainingError, match="the loss is not finite at step 0"):
+        stepper.step(0, [batch(4), batch(4)])
