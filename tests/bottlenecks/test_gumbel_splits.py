@@ -51,7 +51,9 @@ def test_dead_codes_take_a_share_of_the_features() -> None:
 def test_codes_in_use_are_left_exactly_as_they_are() -> None:
     bottleneck, rows = build(), features()
     before = {name: value.clone() for name, value in bottleneck.named_parameters()}
-    bottleneck.update(statistics(rows), step=0)
+    started_anew = bottleneck.update(statistics(rows), step=0)
+    assert started_anew is not None
+    assert started_anew.tolist() == [False] * 2 + [True] * (CODES - 2)
     for name, value in bottleneck.named_parameters():
         assert torch.equal(value[:2], before[name][:2]), name
         assert not torch.equal(value[2:], before[name][2:]), name

@@ -27,7 +27,7 @@ def test_weights_are_averaged_with_a_decay_that_rises_to_its_value(decay: float)
     expected: dict[str, torch.Tensor] = {}
     for count in range(30):
         walk(tokenizer, count)
-        average.update_parameters(tokenizer)
+        average.take_in(tokenizer, None)
         for name, weight in tokenizer.named_parameters():
             # The first step is taken as it is; nothing is known before it.
             rate = min(decay, (1 + count) / (10 + count)) if count else 0.0
@@ -42,7 +42,7 @@ def test_buffers_are_copied() -> None:
     average = WeightAverage(tokenizer, 0.9)
     for step in range(3):
         walk(tokenizer, step)
-        average.update_parameters(tokenizer)
+        average.take_in(tokenizer, None)
     buffers = dict(average.tokenizer.named_buffers())
     assert {"bottleneck.codebook", "bottleneck.running_counts"} <= buffers.keys()
     for name, buffer in tokenizer.named_buffers():
@@ -66,6 +66,26 @@ def test_averaged_codes_of_a_normalised_codebook_are_unit_vectors() -> None:
     for step in range(4):
         walk(tokenizer, step)
         tokenizer.bottleneck.constrain()
-        average.update_parameters(tokenizer)
+        average.take_in(tokenizer, None)
     codes = average.tokenizer.state_dict()["bottleneck.codebook"]
     torch.testing.assert_close(codes.norm(dim=1), torch.ones(len(codes)))
+
+
+@pytest.mark.parametrize("system", ["vqvae", "dvae"])
+def test_codes_that_start_anew_are_copied_and_the_others_averaged(system: str) -> None:
+    changes = {"codebook": "loss"} if system == "vqvae" else {}
+    tokenizer = ImageTokenizer.from_config(tiny_run(system, bottleneck=changes).tokenizer)
+    average = WeightAverage(tokenizer, 0.9)
+    walk(tokenizer, 0)
+    average.take_in(tokenizer, None)
+    restarted = torch.zeros(tokenizer.codebook_size, dtype=torch.bool)
+    restarted[3] = True
+    walk(tokenizer, 1)
+    average.take_in(tokenizer, restarted)
+    tables = tokenizer.bottleneck.tables
+    assert tables
+    for name in tables:
+        rows = average.tokenizer.bottleneck.get_parameter(name)
+        current = tokenizer.bottleneck.get_parameter(name)
+        assert torch.equal(rows[3], current[3]), name
+        assert not torch.isclose(rows[4], current[4]).all(), name

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -171,6 +172,21 @@ def test_metrics_tell_of_training_validation_and_the_end(
     assert last.keys() >= {"psnr", "optim/lr", "optim/grad_norm", "time/images_per_second"}
     assert last.keys() >= {"codebook/usage", "codebook/perplexity"}
     assert last["optim/lr"] == 1e-3
+
+
+def test_the_records_are_on_disk_before_a_checkpoint_that_counts_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def remember(folder: Path, step: int, *rest: Any) -> Path:
+        seen.append((step, len(read_lines(tmp_path / "run" / "losses.jsonl"))))
+        return real(folder, step, *rest)
+
+    real = loop.save_checkpoint
+    monkeypatch.setattr(loop, "save_checkpoint", remember)
+    train(tiny_run("ae", checkpoint_every=3, steps=8), tmp_path / "run", progress=False)
+    assert seen == [(3, 3), (6, 6), (8, 8)]
 
 
 @pytest.mark.parametrize("progress", [True, False])

@@ -62,9 +62,11 @@ class Bottleneck(ExactModule, ABC):
         in_channels: Channels wanted of the encoder.
         latent_dim: Channels given to the decoder.
         num_initial_vectors: Encoder outputs that `initialize` wants before step 0; 0 for none.
+        tables: Names of the parameters that have a row for each code.
     """
 
     num_initial_vectors = 0
+    tables: tuple[str, ...] = ()
 
     def __init__(self, in_channels: int, latent_dim: int) -> None:
         super().__init__()
@@ -126,8 +128,14 @@ class Bottleneck(ExactModule, ABC):
         What lies there already stays as it is, bit for bit.
         """
 
-    def update(self, statistics: Statistics, step: int) -> None:
-        """Learn from one optimizer step's statistics, summed over micro-batches and ranks."""
+    def update(self, statistics: Statistics, step: int) -> Tensor | None:
+        """Learn from one optimizer step's statistics, summed over micro-batches and ranks.
+
+        Returns:
+            bool (codebook_size,), the codes that started anew, whose rows in `tables` an average of
+            weights must copy; None where none can.
+        """
+        return None
 
     def _exactly(self, z: Tensor) -> AbstractContextManager[Tensor]:
         if z.ndim != 4 or z.shape[1] != self.in_channels:

@@ -53,6 +53,7 @@ class GumbelBottleneck(DiscreteBottleneck):
     """
 
     running_counts: Tensor
+    tables = ("logits.weight", "logits.bias", "embedding")
 
     def __init__(
         self,
@@ -149,14 +150,15 @@ class GumbelBottleneck(DiscreteBottleneck):
         )
 
     @torch.no_grad()
-    def update(self, statistics: Statistics, step: int) -> None:
+    def update(self, statistics: Statistics, step: int) -> Tensor | None:
         """Keep the running counts; dead codes split the codes that features spread most around."""
         counts = statistics.counts.to(self.running_counts.dtype)
         self.running_counts.mul_(COUNT_DECAY).add_(counts, alpha=1 - COUNT_DECAY)
         if statistics.candidates is not None and len(statistics.candidates):
-            self._split(statistics.candidates, step)
+            return self._split(statistics.candidates, step)
+        return None
 
-    def _split(self, candidates: Tensor, step: int) -> None:
+    def _split(self, candidates: Tensor, step: int) -> Tensor:
         """Give dead codes a share of other codes' features.
 
         A candidate f, most probably of code j, and the mean m of the candidates of j span a split:
@@ -184,6 +186,7 @@ class GumbelBottleneck(DiscreteBottleneck):
         embedding = self.embedding
         embedding[codes] = torch.where(taken, embedding[parents], embedding[codes])
         self.running_counts[codes] = torch.where(dead, mean_count, self.running_counts[codes])
+        return torch.zeros_like(self.running_counts, dtype=torch.bool).index_copy(0, codes, dead)
 
     def _kl(self, log_probs: Tensor) -> Tensor:
         terms = log_probs.exp() * (log_probs + math.log(self.codebook_size))

@@ -91,6 +91,7 @@ class VectorQuantizer(DiscreteBottleneck):
             self.register_buffer("codebook", table)
         else:
             self.codebook = nn.Parameter(table)
+            self.tables = ("codebook",)
         # Running counts belong to training: they are no part of a saved tokenizer.
         self.register_buffer("running_counts", torch.ones(codebook_size), persistent=False)
 
@@ -151,7 +152,7 @@ class VectorQuantizer(DiscreteBottleneck):
             self.codebook.copy_(torch.where(off, self._normalized(self.codebook), self.codebook))
 
     @torch.no_grad()
-    def update(self, statistics: Statistics, step: int) -> None:
+    def update(self, statistics: Statistics, step: int) -> Tensor | None:
         """Average the codebook, keep the running counts, restart dead codes."""
         counts = statistics.counts.to(self.running_counts.dtype)
         self.running_counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
@@ -161,9 +162,10 @@ class VectorQuantizer(DiscreteBottleneck):
             self.codebook.add_((1 - self.decay) * pull / total)
         self.constrain()
         if statistics.candidates is not None and len(statistics.candidates):
-            self._restart(statistics.candidates, step)
+            return self._restart(statistics.candidates, step)
+        return None
 
-    def _restart(self, candidates: Tensor, step: int) -> None:
+    def _restart(self, candidates: Tensor, step: int) -> Tensor:
         """Move the codes used least, where they are dead, to candidates far from the codebook."""
         slots = min(len(candidates), self.codebook_size)
         codes, dead, mean_count = least_used(self.running_counts, self.restart_below, slots)
@@ -172,6 +174,7 @@ class VectorQuantizer(DiscreteBottleneck):
         chosen = candidates[draw_by_weight(distance, slots, step)].to(self.codebook.dtype)
         self.codebook[codes] = torch.where(dead[:, None], chosen, self.codebook[codes])
         self.running_counts[codes] = torch.where(dead, mean_count, self.running_counts[codes])
+        return torch.zeros_like(self.running_counts, dtype=torch.bool).index_copy(0, codes, dead)
 
     def _statistics(
         self, vectors: Tensor, flat_ids: Tensor, num_samples: int, keys: Tensor | None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from imagetok.tokenizer import ImageTokenizer
@@ -19,7 +19,7 @@ Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 class WeightAverage(AveragedModel):
-    """An average that starts as a copy of a model; `update_parameters(model)` follows every step.
+    """An average that starts as a copy of a model; `take_in` follows every step.
 
     Args:
         model: The model as it is at the first step.
@@ -40,7 +40,19 @@ class WeightAverage(AveragedModel):
         """The averaged model."""
         return cast(ImageTokenizer, self.module)
 
-    def update_parameters(self, model: nn.Module) -> None:
-        """Take in the weights of the model after a step."""
-        super().update_parameters(model)
+    @torch.no_grad()
+    def take_in(self, model: ImageTokenizer, restarted: Tensor | None) -> None:
+        """Take in the weights of the model after a step.
+
+        Args:
+            model: The model.
+            restarted: What `bottleneck.update` returned. A code that started anew has no past that
+                could be averaged: its rows are copied.
+        """
+        self.update_parameters(model)
+        if restarted is not None:
+            averaged, current = self.tokenizer.bottleneck, model.bottleneck
+            for name in averaged.tables:
+                rows = averaged.get_parameter(name)
+                rows[restarted] = current.get_parameter(name)[restarted]
         self.tokenizer.bottleneck.constrain()

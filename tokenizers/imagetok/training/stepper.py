@@ -130,10 +130,11 @@ class Stepper:
         if not finite:
             return
         self.skipped_in_a_row = 0
+        restarted = None
         if totals.statistics is not None:
-            self.tokenizer.bottleneck.update(totals.statistics, step)
+            restarted = self.tokenizer.bottleneck.update(totals.statistics, step)
         if self.average is not None:
-            self.average.update_parameters(self.tokenizer)
+            self.average.take_in(self.tokenizer, restarted)
 
     def _skip(self, step: int) -> None:
         """Count a step whose gradients overflowed, which float16's scaler leaves out."""
