@@ -49,8 +49,8 @@ TRAIN: dict[str, dict[str, Any]] = {
 }
 LEARNING_RATE = {"ae": 3e-3, "vae": 3e-3, "vqvae": 4e-3, "dvae": 2e-3}
 GAIN = {"ae": 9.5, "vae": 8.5, "vqvae": 8.6, "dvae": 7.0}
-"""What is asked for beyond the mean image, in dB. A random encoder that is never trained reaches 8.7,
-2.3, 8.3 and 6.4; sound training under four seeds at least 10.2, 10.2, 9.0 and 8.0."""
+"""What is asked for beyond the mean image, in dB. A random encoder that is never trained reaches
+8.7, 2.3, 8.3 and 6.4; sound training under four seeds at least 10.2, 10.2, 9.0 and 8.0."""
 
 
 def learning_run(system: str) -> RunConfig:

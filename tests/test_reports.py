@@ -55,8 +55,8 @@ def test_the_figures_of_the_same_file_are_told(trained: Path) -> None:
     assert facts["sha256"] == figures["tokenizer_sha256"]
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b'{"tokenizer_sha256": "other"}'])
-def test_figures_that_are_damaged_or_of_other_weights_are_not_told(
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{}", b'{"psnr": 99.0}'])
+def test_figures_that_are_damaged_are_not_told(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
 ) -> None:
     folder = untrained("ae", tmp_path)
@@ -64,6 +64,12 @@ def test_figures_that_are_damaged_or_of_other_weights_are_not_told(
     assert describe_tokenizer(folder)["evaluation"] is None
     show_info(folder, as_json=False)
     assert "figures: not measured" in capsys.readouterr().out
+
+
+def test_figures_of_other_weights_are_not_told(trained: Path, tmp_path: Path) -> None:
+    folder = untrained("vqvae", tmp_path)
+    (folder / "evaluation.json").write_bytes((trained / "evaluation.json").read_bytes())
+    assert describe_tokenizer(folder)["evaluation"] is None
 
 
 def test_hashes_and_paths_are_whole_however_narrow_the_terminal(
