@@ -110,9 +110,9 @@ def test_help_teaches_every_option(run: Run, monkeypatch: pytest.MonkeyPatch, co
     ended = run(command, "--help")
     assert ended.code == 0
     for option in OPTIONS[command]:
-        (line,) = (line for line in ended.out.splitlines() if f"{option} " in line)
+        (line,) = re.findall(rf"^\W*{option} .*$", ended.out, re.MULTILINE)
         explanation = re.sub(r"<.*?>", "", line.split(option)[1])
-        assert len(re.findall(r"[a-z]{2,}", explanation)) >= 2, line
+        assert len(re.findall(r"[A-Za-z]{2,}", explanation)) >= 2, line
     options = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", ended.out)) - {"--help"}
     assert OPTIONS[command] <= options
 

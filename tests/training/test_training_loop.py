@@ -275,6 +275,25 @@ def test_processes_that_load_pictures_change_nothing(
     assert alone["losses.jsonl"] != contents(result.output_dir)["losses.jsonl"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_picture_that_cannot_be_read_is_named_whoever_loads_it(
+    tmp_path: Path, num_workers: int
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "photos" / name / "sound.png")
+    (tmp_path / "photos" / "b" / "torn.png").write_bytes(b"no picture")
+    data = {"name": str(tmp_path / "photos"), "evaluation_split": "train[:1]"}
+    run = tiny_run("ae", data={**data, "num_workers": num_workers}, batch_size=4)
+    with pytest.raises(DataError) as caught:
+        train(run, tmp_path / "run", progress=False)
+    message = str(caught.value)
+    assert message.startswith("row 2 of ")
+    assert "torn.png" in message
+    assert "\n" not in message
+
+
 # What is refused
 
 

@@ -239,7 +239,9 @@ def info(
     tokenizer: Annotated[
         str, typer.Argument(help="Folder of a saved tokenizer.", show_default=False)
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, the whole config included.")
+    ] = False,
 ) -> None:
     """Show what a tokenizer is: bottleneck, token grid, sizes, fingerprint, measured figures."""
     from imagetok.reports import show_info

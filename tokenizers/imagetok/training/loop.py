@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -27,6 +29,7 @@ from imagetok.data import (
     TrainTransform,
     open_images,
 )
+from imagetok.errors import DataError
 from imagetok.evaluate import Evaluation, evaluate, reconstruction_grid
 from imagetok.metrics import perplexity, usage
 from imagetok.tokenizer import ImageTokenizer
@@ -41,6 +44,8 @@ from imagetok.training.totals import StepTotals
 
 LOG_EVERY = 10
 """Steps between lines of `metrics.jsonl` and renewals of the progress bar's figures."""
+
+Batch = dict[str, Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -143,14 +148,14 @@ class _Run:
     def train_all(self) -> None:
         """All steps."""
         settings, steps = self.settings, self.settings.steps
-        batches = iter(self._loader())
+        batches: Iterator[Batch] = iter(self._loader())
         logged, seconds = 0, 0.0
         with tqdm(total=steps, desc="train", unit="step", disable=not self.progress) as bar:
             for step in range(steps):
                 started = time.perf_counter()
                 done = step + 1
                 log = done % LOG_EVERY == 0 or done == steps
-                micro_batches = [next(batches) for _ in range(settings.accumulation)]
+                micro_batches = [_next_batch(batches) for _ in range(settings.accumulation)]
                 totals = self.stepper.step(step, micro_batches, measure=log)
                 self.losses.write(step, totals.losses())
                 seconds += time.perf_counter() - started
@@ -269,6 +274,14 @@ class _Run:
                 self.settings.keep_last,
             )
         self.accelerator.wait_for_everyone()
+
+
+def _next_batch(batches: Iterator[Batch]) -> Batch:
+    try:
+        return next(batches)
+    except DataError as error:
+        # A loading process puts its traceback in front of the message.
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from error
 
 
 def _describe_step(totals: StepTotals, images_per_second: float) -> str:
