@@ -30,7 +30,7 @@ def run(bottleneck: str) -> RunConfig:
                 "encoder": {"type": "mlp", "hidden": [128, 64]},
                 "bottleneck": {"type": bottleneck, "latent_dim": LATENT_DIM},
                 "decoder": {"type": "mlp", "hidden": [64, 128]},
-                "likelihood": {"type": "mse", "scale": "learnt"},
+                "likelihood": {"type": "mse", "scale": 0.25},
             },
             "data": {"name": "builtin:digits"},
             "train": {
@@ -111,11 +111,11 @@ def test_draws_from_the_prior_decode_nearer_the_data(
     z = torch.randn(NUM_DRAWS, LATENT_DIM, 1, 1, generator=torch.Generator().manual_seed(1))
     vae = nearness(models["gaussian"].decode_latents(z, output="pt"), pixels)
     ae = nearness(models["identity"].decode_latents(z, output="pt"), pixels)
-    assert vae < 0.8 * ae
+    assert vae < 0.85 * ae
     # Nor does it help the AE to draw from a Gaussian of its own mean and variances.
     own = latents_of(models["identity"], pixels)
     scaled = own.mean(0)[:, None, None] + z * own.std(0)[:, None, None]
-    assert vae < 0.8 * nearness(models["identity"].decode_latents(scaled, output="pt"), pixels)
+    assert vae < 0.85 * nearness(models["identity"].decode_latents(scaled, output="pt"), pixels)
 
 
 @pytest.mark.slow
@@ -129,6 +129,6 @@ def test_midpoints_between_pictures_decode_nearer_the_data(
         walks = [model.interpolate(pixels[a], pixels[b], 3, output="pt") for a, b in pairs]
         return torch.stack([walk[1] for walk in walks if isinstance(walk, Tensor)])
 
-    assert nearness(midpoints(models["gaussian"]), pixels) < 0.94 * nearness(
+    assert nearness(midpoints(models["gaussian"]), pixels) < 0.96 * nearness(
         midpoints(models["identity"]), pixels
     )
