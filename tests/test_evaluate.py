@@ -284,3 +284,37 @@ def test_two_ranks_share_the_work_and_one_of_them_tells(
     for key, value in one.items():
         expected = pytest.approx(value, rel=1e-12) if isinstance(value, float) else value
         assert two[key] == expected, key
+
+
+LEAVING = """
+import sys
+from pathlib import Path
+
+import torch
+
+from imagetok import ImageTokenizer, distributed
+from imagetok.evaluate import _leave_processes, join_processes
+
+def gloo_threads():
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    return [name for name in names if "gloo" in name]
+
+join_processes()
+assert distributed.world_size() == 2
+assert gloo_threads()
+with torch.device("meta"):
+    torch.nn.init.normal_(torch.empty(3))  # as loading does; it imports torch._dynamo
+assert "torch._dynamo" in sys.modules
+ImageTokenizer.from_pretrained(sys.argv[1])
+distributed.gather_objects(1)
+_leave_processes()
+assert not gloo_threads()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are listed on Linux only")
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    build("vqvae").save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    run_two_ranks(tmp_path / "leaving.py", [str(tmp_path / "tokenizer")])

@@ -13,7 +13,9 @@ VQ-VAE. An AE has no rate. The figures do not depend on the number of ranks.
 from __future__ import annotations
 
 import atexit
+import importlib
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,8 +99,8 @@ def join_processes(device: str = "auto") -> torch.device:
     Raises:
         InvalidValueError: There is no such device.
     """
+    prepare_to_join()
     own: torch.device = PartialState(cpu=device == "cpu" or has_only_cpu()).device
-    leave_at_exit()
     if device in ("auto", own.type):
         return own
     try:
@@ -117,13 +119,17 @@ def has_only_cpu() -> bool:
     return wanted or not torch.accelerator.is_available()
 
 
-def leave_at_exit() -> None:
-    """See to it that this process leaves the others in good order when it ends.
+def prepare_to_join() -> None:
+    """See to it that this process will leave the others in good order; call before joining them.
 
-    A process that ends within the group may be aborted for it, after all its work is done.
+    A process that ends while threads of its group are at work is aborted, after all its own work is
+    done. So the group is left at exit, which ends its threads unless something else holds it; and
+    torch._dynamo, which holds a group that stands while it is imported, is imported before.
     """
-    atexit.unregister(_leave_processes)
-    atexit.register(_leave_processes)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        importlib.import_module("torch._dynamo")
+        atexit.unregister(_leave_processes)
+        atexit.register(_leave_processes)
 
 
 def _leave_processes() -> None:

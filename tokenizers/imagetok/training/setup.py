@@ -8,7 +8,7 @@ from accelerate.state import AcceleratorState
 from imagetok import distributed
 from imagetok.config import TrainConfig
 from imagetok.errors import ConfigError
-from imagetok.evaluate import has_only_cpu, leave_at_exit
+from imagetok.evaluate import has_only_cpu, prepare_to_join
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -22,6 +22,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     """
     # Accelerate keeps the precision of the first Accelerator of a process for all later ones.
     AcceleratorState._reset_state()
+    prepare_to_join()
     try:
         accelerator = Accelerator(
             cpu=has_only_cpu(),
@@ -33,7 +34,6 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         )
     except ValueError as error:
         raise ConfigError(f"train.precision={config.precision}: {error}") from None
-    leave_at_exit()
     if config.precision == "fp16" and accelerator.scaler is None:
         raise ConfigError(
             f"train.precision=fp16 needs a GPU, and this run computes on {accelerator.device}; "
