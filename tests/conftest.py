@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -49,3 +52,15 @@ def _repository_stays_clean() -> Iterator[None]:
     yield
     left = sorted({entry.name for entry in ROOT.iterdir()} - before)
     assert not left, f"tests left in the repository: {', '.join(left)}; write under tmp_path"
+
+
+@pytest.fixture(scope="session")
+def soak(root: Path) -> ModuleType:
+    """Starts, kills and compares whole runs: scripts/soak.py."""
+    spec = importlib.util.spec_from_file_location("soak", root / "scripts" / "soak.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["soak"] = module
+    spec.loader.exec_module(module)
+    return module

@@ -20,8 +20,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bottlenecks", "metrics", "hub", "cards", "builtin", "data", "shards"),
     ("build",),
     ("codec", "tokenizer"),
-    ("evaluate", "tokenize", "training"),
-    ("reports", "quickstart", "cli"),
+    ("evaluate", "training", "tokenizing"),
+    ("reports", "commands_tokens", "quickstart", "cli"),
 )
 """Modules and packages from the lowest floor up, each floor from its top to its bottom line."""
 

@@ -21,7 +21,8 @@ import imagetok
 from imagetok import cli
 from imagetok.config import load_recipe, recipe_names
 from imagetok.errors import ImagetokError, TrainingError, UnreadableFileError, UnwritableFileError
-from imagetok.training import train
+from imagetok.training import model, train
+from imagetok.training.signals import Stopped
 from tiny_runs import DATA, contents, tiny_run, tiny_values
 
 COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info")
@@ -219,7 +220,7 @@ def test_errors_end_with_their_code_in_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "load_recipe", fail)
+    monkeypatch.setattr(model, "load_run", fail)
     ended = run("train", "ae-shapes")
     assert ended.code == code
     (line,) = ended.lines
@@ -228,13 +229,44 @@ def test_errors_end_with_their_code_in_one_line(
     assert line.startswith(f"imagetok: {type(error).__name__}" if foreign else "imagetok: text")
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (Stopped(signal.SIGTERM, 3), 143, "SIGTERM stopped the run after step 3, whose state is"),
+        (Stopped(signal.SIGUSR1, 3), 138, "SIGUSR1 stopped the run after step 3, whose state is"),
+    ],
+)
+def test_what_a_signal_stops_ends_with_its_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Stopped, code: int, words: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(model, "load_run", fail)
+    ended = run("train", "ae-shapes")
+    assert ended.code == code
+    (line,) = ended.lines
+    assert line.startswith(f"imagetok: {words}")
+
+
+def test_an_interrupt_where_nothing_is_to_be_saved_ends_quietly(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "load_run", fail)
+    ended = run("train", "ae-shapes")
+    assert (ended.code, ended.lines) == (130, [])
+
+
 def test_a_message_of_several_lines_is_told_in_one(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ImagetokError("first\n   second")
 
-    monkeypatch.setattr(cli, "load_recipe", fail)
+    monkeypatch.setattr(model, "load_run", fail)
     assert run("train", "ae-shapes").lines == ["imagetok: first second"]
 
 
@@ -367,10 +399,8 @@ def test_info_as_json_is_json(run: Run, tokenizer: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)]
-)
-def test_a_signal_ends_training_at_once(
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_soon_and_says_how_to_go_on(
     recipe: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "run"
@@ -393,6 +423,7 @@ def test_a_signal_ends_training_at_once(
         assert time.monotonic() - sent < 5
     finally:
         process.kill()
-    # A shell calls the end by SIGTERM itself 143.
     assert process.returncode == code
+    assert f"{number.name} stopped the run after step" in err
+    assert "--resume" in err
     assert "Traceback" not in err

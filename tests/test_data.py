@@ -250,7 +250,7 @@ def test_a_name_that_cannot_be_reached_is_refused_in_one_line(open_rows: Open) -
 
 def test_files_that_are_no_dataset_are_refused(open_rows: Open, tmp_path: Path) -> None:
     (tmp_path / "cat.png").write_bytes(png(1))
-    with pytest.raises(DataError, match="is a file and no parquet file"):
+    with pytest.raises(DataError, match=r"file of another kind than \.parquet, \.arrow, \.tar"):
         open_rows(tmp_path / "cat.png")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 and then nothing")
     with pytest.raises(DataError, match="cannot be read as a parquet file"):
@@ -288,12 +288,12 @@ def test_a_name_of_nothing_is_refused(open_rows: Open, name: str) -> None:
 
 
 def test_a_dataset_without_rows_is_refused(open_rows: Open, tmp_path: Path) -> None:
-    none = in_memory(1).select([])
+    none = Dataset.from_dict({"image": []}, features=Features({"image": Value("binary")}))
     none.save_to_disk(tmp_path / "none")
-    with pytest.raises(DataError, match="has no rows or cannot be read"):
+    with pytest.raises(DataError, match="has no rows"):
         open_rows(tmp_path / "none")
     DatasetDict(train=in_memory(1), test=none).save_to_disk(tmp_path / "half")
-    with pytest.raises(DataError, match="has no rows or cannot be read"):
+    with pytest.raises(DataError, match="has no rows"):
         open_rows(tmp_path / "half", "test")
 
 

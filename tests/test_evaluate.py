@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -179,18 +179,51 @@ def test_a_slice_of_a_split_is_measured_alone(rows: ImageRows) -> None:
     assert figures["psnr"] == pytest.approx(expected["psnr"], rel=1e-5)
 
 
-def test_a_picture_that_cannot_be_read_is_named(rows: ImageRows) -> None:
-    pictures = [rows.picture(0), {"bytes": b"no picture", "path": None}]
+def broken_rows(rows: ImageRows, *places: int) -> ImageRows:
+    """The first four pictures, of which some are none."""
+    bad = {"bytes": b"no picture", "path": None}
+    pictures = [bad if place in places else rows.picture(place) for place in range(4)]
     dataset = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
-    broken = ImageRows("mine", "test", dataset.cast_column("image", Image(decode=False)), "image")
+    return ImageRows("mine", "test", dataset.cast_column("image", Image(decode=False)), "image")
+
+
+def test_a_picture_that_cannot_be_read_is_named(rows: ImageRows) -> None:
+    with pytest.raises(DataError, match=r"row 1 of 'mine' \(test\) cannot be read"):
+        evaluate(build("ae"), broken_rows(rows, 1), progress=False)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_pictures_that_may_be_left_out_are_counted_and_named(
+    rows: ImageRows, caplog: pytest.LogCaptureFixture, batch_size: int
+) -> None:
+    tokenizer, broken = build("vqvae"), broken_rows(rows, 1)
+    figures = evaluate(
+        tokenizer, broken, batch_size=batch_size, progress=False, max_error_rate=0.25
+    )
+    assert (figures["num_images"], figures["num_unreadable"]) == (3, 1)
+    assert "1 of 4 pictures left out: row 1 of 'mine' (test)" in caplog.text
+    others = dataclasses.replace(broken, dataset=broken.dataset.select([0, 2, 3]))
+    expected = evaluate(tokenizer, others, batch_size=batch_size, progress=False)
+    for name in ("psnr", "l1", "codebook_usage", "codebook_perplexity"):
+        assert figures[name] == pytest.approx(expected[name], rel=1e-6)
+
+
+@pytest.mark.parametrize(("places", "rate"), [((1, 2), 0.25), ((0, 1, 2, 3), 1.0)])
+def test_too_many_pictures_that_cannot_be_read_are_refused(
+    rows: ImageRows, places: tuple[int, ...], rate: float
+) -> None:
+    with pytest.raises(DataError, match=rf"{len(places)} of 4 pictures cannot be read.*row 2 of"):
+        evaluate(build("ae"), broken_rows(rows, *places), progress=False, max_error_rate=rate)
+
+
+def test_the_grid_leaves_out_what_cannot_be_read(rows: ImageRows) -> None:
     tokenizer = build("ae")
-    measures: list[Callable[[], object]] = [
-        lambda: evaluate(tokenizer, broken, progress=False),
-        lambda: reconstruction_grid(tokenizer, broken),
-    ]
-    for measure in measures:
-        with pytest.raises(DataError, match=r"row 1 of 'mine' \(test\) cannot be read"):
-            measure()
+    broken, sound = broken_rows(rows, 1), broken_rows(rows)
+    others = dataclasses.replace(sound, dataset=sound.dataset.select([0, 2, 3]))
+    shown = reconstruction_grid(tokenizer, broken)
+    assert shown.tobytes() == reconstruction_grid(tokenizer, others).tobytes()
+    with pytest.raises(DataError, match="there is no picture to show: row 1 of"):
+        reconstruction_grid(tokenizer, broken_rows(rows, 0, 1, 2, 3))
 
 
 # Protocol

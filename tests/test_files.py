@@ -9,12 +9,21 @@ import signal
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from imagetok.errors import UnreadableFileError, UnwritableFileError
-from imagetok.files import TEMPORARY_PREFIX, atomic_path, file_sha256, write_atomic
+from imagetok.files import (
+    TEMPORARY_PREFIX,
+    atomic_path,
+    create_atomic,
+    file_sha256,
+    make_folder,
+    take_lock,
+    write_atomic,
+)
 
 KILLED_BEFORE_THE_RENAME = """
 import os, signal, sys
@@ -174,6 +183,52 @@ def test_a_file_system_without_locks_still_writes_and_keeps_what_it_cannot_judge
     write_atomic(tmp_path / "name", b"data")
     assert (tmp_path / "name").read_bytes() == b"data"
     assert litter(tmp_path) == [stranger.name]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_is_created_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    def no_links(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", no_links)
+    assert create_atomic(tmp_path / "name", b"first")
+    assert not create_atomic(tmp_path / "name", b"second")
+    assert (tmp_path / "name").read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["name"]
+
+
+def test_of_many_that_create_a_file_at_once_one_does(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        wrote = list(
+            pool.map(lambda n: create_atomic(tmp_path / "name", bytes([n]) * 1000), range(40))
+        )
+    assert wrote.count(True) == 1
+    assert (tmp_path / "name").read_bytes() == bytes([wrote.index(True)]) * 1000
+
+
+def test_a_folder_and_its_parents_are_on_the_disk_before_they_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: flushed.append(os.fstat(handle).st_ino))
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert set(flushed) == {tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino}
+    assert len(flushed) == 2
+
+
+def test_a_lock_is_held_by_one_and_may_be_waited_for(tmp_path: Path) -> None:
+    held = take_lock(tmp_path)
+    with pytest.raises(BlockingIOError):
+        take_lock(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(take_lock, tmp_path, wait=True)
+        assert not waiting.done()
+        os.close(held)
+        os.close(waiting.result(timeout=60))
 
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from imagetok.bottlenecks import GumbelBottleneck
 from imagetok.networks import (
@@ -15,7 +18,9 @@ from imagetok.networks import (
     DalleEncoder,
     MlpDecoder,
     MlpEncoder,
+    checkpoint_activations,
 )
+from imagetok.networks.conv import ResidualBlock
 from imagetok.networks.dalle import BottleneckBlock
 
 SIZE = (16, 24)
@@ -292,3 +297,98 @@ def test_networks_run_in_half_types(build: Callable[[int], Pair], dtype: torch.d
         rounded = decoder.to(dtype)(encoder.to(dtype)(x.to(dtype)))
     assert rounded.dtype == dtype
     torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0.05)
+
+
+# Gradient checkpointing
+
+
+class Calls:
+    """How often the residual blocks of networks are computed."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        self.count = self.blocks = 0
+        for module in (module for network in networks for module in network.modules()):
+            if isinstance(module, ResidualBlock | BottleneckBlock):
+                self.blocks += 1
+                module.branch.register_forward_pre_hook(self._add)
+
+    def _add(self, *_: object) -> None:
+        self.count += 1
+
+
+def checkpointed(network: nn.Module) -> nn.Module:
+    """A copy that recomputes its activations."""
+    network = copy.deepcopy(network)
+    checkpoint_activations(network)
+    return network
+
+
+def kept_bytes(pair: Pair) -> int:
+    """What a forward pass keeps for the backward pass, weights aside."""
+    weights = {p.untyped_storage()._cdata for network in pair for p in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in weights:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        pair[1](pair[0](torch.rand(2, 3, *SIZE))).sum()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("build", [mlp, conv, dalle])
+def test_recomputed_activations_give_the_same_bits(
+    build: Callable[[int], Pair], autocast: bool
+) -> None:
+    torch.manual_seed(0)
+    pair = build(3)
+    again = tuple(checkpointed(network) for network in pair)
+    results = []
+    for encoder, decoder in (pair, again):
+        x = torch.rand(4, 3, *SIZE, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            out = decoder(encoder(x))
+            out.float().square().sum().backward()
+        weights = [*encoder.parameters(), *decoder.parameters()]
+        results.append([out, *(tensor.grad for tensor in (x, *weights))])
+    for plain, recomputed in zip(*results, strict=True):
+        assert torch.equal(plain, recomputed)
+        assert plain.any()
+
+
+@pytest.mark.parametrize("build", [conv, dalle])
+def test_every_residual_block_is_computed_twice_where_gradients_are_recorded(
+    build: Callable[[int], Pair],
+) -> None:
+    x = torch.rand(2, 3, *SIZE)
+    for checkpoint, times in ((False, 1), (True, 2)):
+        encoder, decoder = build(3)
+        if checkpoint:
+            checkpoint_activations(nn.ModuleList([encoder, decoder]))
+        calls = Calls(encoder, decoder)
+        decoder(encoder(x)).sum().backward()
+        assert calls.count == times * calls.blocks > 0
+        calls.count = 0
+        with torch.no_grad():
+            decoder(encoder(x))
+        assert calls.count == calls.blocks
+
+
+def test_recomputing_keeps_less_where_there_are_residual_blocks() -> None:
+    pairs = {build: build(3) for build in (mlp, conv, dalle)}
+    before = {build: kept_bytes(pair) for build, pair in pairs.items()}
+    for pair in pairs.values():
+        checkpoint_activations(nn.ModuleList(pair))
+    after = {build: kept_bytes(pair) for build, pair in pairs.items()}
+    assert after[dalle] < 0.8 * before[dalle]
+    assert after[conv] < before[conv]
+    assert after[mlp] == before[mlp]
+
+
+@pytest.mark.parametrize("build", [mlp, conv, dalle])
+def test_recomputing_changes_no_name_of_a_weight(build: Callable[[int], Pair]) -> None:
+    for network in build(3):
+        assert list(checkpointed(network).state_dict()) == list(network.state_dict())

@@ -19,6 +19,7 @@ from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
+from imagetok.config import load_recipe, recipe_names
 from readme_blocks import README, Block, blocks, commands, marked, tree_paths
 
 IMAGETOK = [sys.executable, "-c", "import sys; from imagetok.cli import main; sys.exit(main())"]
@@ -151,6 +152,23 @@ def test_every_command_and_option_exists(root: Path, readme: str) -> None:
     assert ["imagetok", "quickstart"] in found
     for words in found:
         check_options(root, words)
+
+
+def test_commands_of_the_guide_exist_and_their_overrides_are_valid(root: Path) -> None:
+    text = (root / "docs" / "training.md").read_text(encoding="utf-8")
+    found = [
+        words
+        for block in blocks(text)
+        if block.language == "bash" and not block.text.startswith("#!")
+        for words in commands(block.text)
+        if words[0] != "tensorboard"
+    ]
+    assert len(found) >= 10
+    for words in found:
+        check_options(root, words)
+        recipes = [word for word in words if word in recipe_names()]
+        for recipe in recipes:
+            load_recipe(recipe, [word for word in words if re.match(r"(data|train)\.", word)])
 
 
 def test_no_block_escapes_the_tests(readme: str) -> None:

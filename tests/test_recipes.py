@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from imagetok.config import ScheduleConfig, load_recipe, recipe_names
+from imagetok.config import ScheduleConfig, TokenizerConfig, load_recipe, recipe_names
 from imagetok.config.recipes import dump_recipe
 from imagetok.errors import ConfigError, UnreadableFileError
 from tiny_runs import SYSTEMS, tiny_run, tiny_values
@@ -151,6 +151,36 @@ def test_the_recipe_itself_is_left_as_it_is(recipe: str) -> None:
 def test_an_override_without_a_meaning_is_refused(recipe: str, override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_recipe(recipe, [override])
+
+
+# What a saved tokenizer fills in
+
+
+def test_a_saved_tokenizer_is_read_where_the_recipe_starts_from_one_and_describes_none(
+    tmp_path: Path,
+) -> None:
+    saved = tiny_run("dvae").tokenizer
+    asked: list[str] = []
+
+    def read_saved(folder: str) -> TokenizerConfig:
+        asked.append(folder)
+        return saved
+
+    whole, bare = tiny_values("vqvae"), tiny_values("vqvae")
+    del bare["tokenizer"]
+    for name, values in (("whole", whole), ("bare", bare)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    start = "train.init_from=folder"
+    found = load_recipe(str(tmp_path / "whole.yaml"), [start], read_saved)
+    assert found.tokenizer == tiny_run("vqvae").tokenizer
+    assert asked == []
+    overrides = ["tokenizer.bottleneck.split_below=0.5", start]
+    found = load_recipe(str(tmp_path / "bare.yaml"), overrides, read_saved)
+    assert found.tokenizer == tiny_run("dvae", bottleneck={"split_below": 0.5}).tokenizer
+    assert asked == ["folder"]
+    for arguments in (([start],), ([], read_saved)):
+        with pytest.raises(ConfigError, match="missing key 'tokenizer'"):
+            load_recipe(str(tmp_path / "bare.yaml"), *arguments)
 
 
 # Files

@@ -11,7 +11,7 @@ from torch import Tensor
 from imagetok import ImageTokenizer
 from imagetok.bottlenecks import GaussianPosterior
 from imagetok.config import RunConfig
-from imagetok.data import open_images
+from imagetok.data import TrainingBatch, open_images
 from imagetok.training.setup import build_accelerator
 from imagetok.training.stepper import Stepper
 
@@ -60,7 +60,7 @@ def train(config: RunConfig, pixels: Tensor) -> ImageTokenizer:
     random = torch.Generator().manual_seed(0)
     for step in range(config.train.steps):
         rows = torch.randint(len(pixels), (BATCH_SIZE,), generator=random)
-        stepper.step(step, [{"pixels": pixels[rows], "row": rows}])
+        stepper.step(step, [TrainingBatch(pixels[rows], rows, torch.zeros_like(rows))])
     return stepper.evaluated
 
 

@@ -15,10 +15,18 @@ from torch import Tensor
 
 from imagetok import ImageTokenizer
 from imagetok.config import RunConfig
-from imagetok.errors import ModelFileError, UnwritableFileError
+from imagetok.data import TrainingBatch
+from imagetok.errors import ModelFileError, TrainingError, UnwritableFileError
 from imagetok.training import checkpoint
-from imagetok.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from imagetok.training.checkpoint import (
+    check_files,
+    list_checkpoints,
+    newest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from imagetok.training.setup import build_accelerator
+from imagetok.training.snapshot import restore_snapshot, take_snapshot
 from imagetok.training.stepper import Stepper
 from tiny_runs import SYSTEMS, contents, tiny_run
 
@@ -29,10 +37,13 @@ FILES = (
     "optimizer.safetensors",
     "state.json",
 )
-BATCH = {
-    "pixels": torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)),
-    "row": torch.arange(8),
-}
+BATCH = TrainingBatch(
+    pixels=torch.randint(
+        0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    ),
+    rows=torch.arange(8),
+    epochs=torch.zeros(8, dtype=torch.int64),
+)
 
 
 def build(config: RunConfig, seed: int = 0) -> Stepper:
@@ -41,13 +52,24 @@ def build(config: RunConfig, seed: int = 0) -> Stepper:
     return Stepper(config.train, build_accelerator(config.train), tokenizer)
 
 
-def save(stepper: Stepper, folder: Path, step: int, keep_last: int = 2, **state: Any) -> Path:
+def save(
+    stepper: Stepper,
+    folder: Path,
+    step: int,
+    keep_last: int = 2,
+    position: Tensor | None = None,
+    **state: Any,
+) -> Path:
     parts = stepper.tokenizer, stepper.optimizer, stepper.average
-    return save_checkpoint(folder, step, *parts, state, keep_last)
+    snapshot = take_snapshot(*parts, position, {"step": step, **state})
+    return write_checkpoint(folder, snapshot, keep_last)
 
 
-def load(path: Path, stepper: Stepper) -> dict[str, Any]:
-    return load_checkpoint(path, stepper.tokenizer, stepper.optimizer, stepper.average)
+def load(path: Path, stepper: Stepper) -> Tensor | None:
+    check_files(path)
+    snapshot = read_checkpoint(path)
+    restore_snapshot(snapshot, stepper.tokenizer, stepper.optimizer, stepper.average)
+    return snapshot.position
 
 
 def state_of(stepper: Stepper) -> dict[str, Tensor]:
@@ -91,7 +113,7 @@ def test_a_restored_run_goes_on_bit_for_bit(
         first.step(step, [BATCH])
     path = save(first, tmp_path, 3)
     second.step(0, [BATCH])  # whatever was there before is replaced
-    assert load(path, second)["step"] == 3
+    assert load(path, second) is None
     assert_same(state_of(first), state_of(second))
     for step in range(3, 5):
         losses = [stepper.step(step, [BATCH]).losses() for stepper in (first, second)]
@@ -126,7 +148,36 @@ def test_the_state_comes_back_as_it_was(tmp_path: Path) -> None:
     state = {"config": {"a": [1, 2.5, None]}, "scaler": None, "skipped_in_a_row": 3}
     path = save(stepper, tmp_path, 7, **state)
     assert path == tmp_path / "step-00000007"
-    assert load(path, stepper) == {"step": 7, **state}
+    assert check_files(path) == {"step": 7, **state}
+
+
+def test_the_position_of_a_stream_comes_back_as_it_was(tmp_path: Path) -> None:
+    stepper = build(tiny_run("ae"))
+    position = torch.tensor([[3, 2**62], [-1, 5]])
+    found = load(save(stepper, tmp_path, 1, position=position), stepper)
+    assert found is not None
+    assert torch.equal(found, position)
+
+
+def test_a_snapshot_is_of_its_moment_whatever_is_trained_since(tmp_path: Path) -> None:
+    stepper = build(tiny_run("vqvae", ema_decay=0.9))
+    stepper.step(0, [BATCH])
+    before = state_of(stepper)
+    parts = stepper.tokenizer, stepper.optimizer, stepper.average
+    snapshot = take_snapshot(*parts, None, {"step": 1})
+    stepper.step(1, [BATCH])
+    load(write_checkpoint(tmp_path, snapshot, 2), stepper)
+    assert_same(state_of(stepper), before)
+
+
+@pytest.mark.parametrize("name", ["decoder.layers.0.weight", "bottleneck.codebook"])
+def test_a_value_that_is_not_finite_is_never_written(name: str) -> None:
+    stepper = build(tiny_run("vqvae"))
+    with torch.no_grad():
+        stepper.tokenizer.state_dict()[name].view(-1)[0] = torch.nan
+    parts = stepper.tokenizer, stepper.optimizer, stepper.average
+    with pytest.raises(TrainingError, match=f"'{name}' .* is not finite after 5 steps, so that no"):
+        take_snapshot(*parts, None, {"step": 5})
 
 
 def test_meta_lists_every_other_file_with_its_size(saved: Path) -> None:
@@ -168,7 +219,7 @@ def test_damage_is_named_and_nothing_is_restored(saved: Path, name: str, damage:
     DAMAGES[damage](saved / name)
     stepper = build(tiny_run("vqvae", ema_decay=0.9), seed=1)
     before = state_of(stepper)
-    with pytest.raises(ModelFileError, match=r"step-00000002.*moving this one away"):
+    with pytest.raises(ModelFileError, match=r"step-00000002"):
         load(saved, stepper)
     assert_same(state_of(stepper), before)
 
@@ -176,7 +227,7 @@ def test_damage_is_named_and_nothing_is_restored(saved: Path, name: str, damage:
 @pytest.mark.parametrize("name", ["model.safetensors", "average.safetensors", "state.json"])
 def test_a_damaged_file_is_named(saved: Path, name: str) -> None:
     flip_a_byte(saved / name)
-    with pytest.raises(ModelFileError, match=f"{name} is damaged"):
+    with pytest.raises(ModelFileError, match=f"{name}' is damaged"):
         load(saved, build(tiny_run("vqvae", ema_decay=0.9)))
 
 
@@ -208,8 +259,42 @@ def test_a_checkpoint_of_another_model_is_refused(
 
 def test_averages_that_were_never_saved_are_missed(tmp_path: Path) -> None:
     path = save(build(tiny_run("ae")), tmp_path, 1)
-    with pytest.raises(ModelFileError, match=r"average\.safetensors"):
+    with pytest.raises(ModelFileError, match="has no average"):
         load(path, build(tiny_run("ae", ema_decay=0.9)))
+
+
+def save_three(folder: Path) -> list[Path]:
+    stepper = build(tiny_run("ae"))
+    return [save(stepper, folder, step, keep_last=3) for step in (1, 2, 3)]
+
+
+def test_the_newest_checkpoint_is_the_one_to_continue(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "missing") is None
+    assert newest_checkpoint(tmp_path) is None
+    paths = save_three(tmp_path)
+    assert newest_checkpoint(tmp_path) == paths[-1]
+
+
+def test_of_a_damaged_newest_checkpoint_the_one_before_it_is_offered(tmp_path: Path) -> None:
+    *_, before, newest = save_three(tmp_path)
+    flip_a_byte(newest / "optimizer.safetensors")
+    with pytest.raises(ModelFileError) as caught:
+        newest_checkpoint(tmp_path)
+    assert f"'{newest}/optimizer.safetensors' is damaged" in str(caught.value)
+    assert f"{before.name} before it is whole: move '{newest}' away" in str(caught.value)
+
+
+def test_a_damaged_checkpoint_is_never_offered(tmp_path: Path) -> None:
+    first, second, newest = save_three(tmp_path)
+    (newest / "meta.json").unlink()
+    (second / "model.safetensors").unlink()
+    with pytest.raises(ModelFileError, match=f"{first.name} before it is whole"):
+        newest_checkpoint(tmp_path)
+    flip_a_byte(first / "state.json")
+    with pytest.raises(
+        ModelFileError, match=r"no checkpoint before it is whole: move .* start anew"
+    ):
+        newest_checkpoint(tmp_path)
 
 
 # Keeping the last

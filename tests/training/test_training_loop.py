@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import multiprocessing
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,9 @@ from imagetok.config import RunConfig, load_recipe
 from imagetok.data import open_images
 from imagetok.errors import ConfigError, DataError, TrainingError
 from imagetok.evaluate import evaluate
-from imagetok.training import TrainResult, loop, train
+from imagetok.training import TrainResult, loop, saver, train
+from imagetok.training.snapshot import Snapshot
+from imagetok.training.stepper import Stepper
 from tiny_runs import SYSTEMS, contents, read_lines, tiny_run
 
 FIGURES = {"psnr", "ssim", "l1", "bits_per_dim", "codebook_usage", "codebook_perplexity"}
@@ -179,14 +183,36 @@ def test_the_records_are_on_disk_before_a_checkpoint_that_counts_on_them(
 ) -> None:
     seen = []
 
-    def remember(folder: Path, step: int, *rest: Any) -> Path:
-        seen.append((step, len(read_lines(tmp_path / "run" / "losses.jsonl"))))
-        return real(folder, step, *rest)
+    def remember(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
+        seen.append((snapshot.step, len(read_lines(tmp_path / "run" / "losses.jsonl"))))
+        return real(folder, snapshot, keep_last)
 
-    real = loop.save_checkpoint
-    monkeypatch.setattr(loop, "save_checkpoint", remember)
+    real = saver.write_checkpoint
+    monkeypatch.setattr(saver, "write_checkpoint", remember)
     train(tiny_run("ae", checkpoint_every=3, steps=8), tmp_path / "run", progress=False)
     assert seen == [(3, 3), (6, 6), (8, 8)]
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped = threading.Event()
+    write, step = saver.write_checkpoint, Stepper.step
+
+    def write_slowly(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
+        assert snapshot.step > 2 or stepped.wait(60), "the fourth step waited for the writing"
+        return write(folder, snapshot, keep_last)
+
+    def note(self: Stepper, number: int, *rest: Any) -> Any:
+        if number == 3:
+            stepped.set()
+        return step(self, number, *rest)
+
+    monkeypatch.setattr(saver, "write_checkpoint", write_slowly)
+    monkeypatch.setattr(Stepper, "step", note)
+    train(tiny_run("ae", checkpoint_every=2, steps=6), tmp_path / "run", progress=False)
+    names = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["step-00000004", "step-00000006"]
 
 
 @pytest.mark.parametrize("progress", [True, False])
@@ -284,14 +310,33 @@ def test_a_picture_that_cannot_be_read_is_named_whoever_loads_it(
         (tmp_path / "photos" / name).mkdir(parents=True)
         Image.new("RGB", (20, 20)).save(tmp_path / "photos" / name / "sound.png")
     (tmp_path / "photos" / "b" / "torn.png").write_bytes(b"no picture")
-    data = {"name": str(tmp_path / "photos"), "evaluation_split": "train[:1]"}
+    data = {"name": str(tmp_path / "photos"), "evaluation_split": "train[:1]", "max_error_rate": 0}
     run = tiny_run("ae", data={**data, "num_workers": num_workers}, batch_size=4)
     with pytest.raises(DataError) as caught:
         train(run, tmp_path / "run", progress=False)
     message = str(caught.value)
-    assert message.startswith("row 2 of ")
+    assert "row 2 of " in message
     assert "torn.png" in message
     assert "\n" not in message
+
+
+@pytest.mark.slow
+def test_a_loading_process_that_is_killed_ends_the_run_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Stepper.step
+
+    def kill(self: Stepper, number: int, *rest: Any) -> Any:
+        if number == 3:
+            for process in multiprocessing.active_children():
+                process.kill()
+        return step(self, number, *rest)
+
+    monkeypatch.setattr(Stepper, "step", kill)
+    run = tiny_run("ae", data={"num_workers": 2}, steps=3000)
+    with pytest.raises(DataError, match="loads pictures was ended from outside"):
+        train(run, tmp_path / "run", progress=False)
+    assert multiprocessing.active_children() == []
 
 
 # What is refused
@@ -302,7 +347,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(
 ) -> None:
     _, result = finish("ae")
     before = contents(result.output_dir)
-    with pytest.raises(ConfigError, match="holds a run already; give another --output-dir"):
+    with pytest.raises(
+        ConfigError, match="holds a run already; continue it with --resume, give an"
+    ):
         train(tiny_run("vae"), result.output_dir, progress=False)
     assert contents(result.output_dir) == before
 
@@ -338,7 +385,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_what_was_recorded(
     tmp_path: Path,
 ) -> None:
     huge = tiny_run("ae", steps=9, optimizer={"lr": 1e30, "clip_norm": None})
-    with pytest.raises(TrainingError, match=r"not finite at step \d"):
+    with pytest.raises(TrainingError, match=r"not finite at step \d.*; there is no checkpoint yet"):
         train(huge, tmp_path / "run", progress=False)
     lines = read_lines(tmp_path / "run" / "losses.jsonl")
     assert 1 <= len(lines) < 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -85,3 +86,41 @@ def test_the_learning_rate_rises_linearly_and_then_is_the_schedules() -> None:
 def test_without_warm_up_a_number_is_the_learning_rate_of_every_step() -> None:
     learning_rate = build_learning_rate(OptimizerConfig(lr=0.25), run_steps=10)
     assert {learning_rate(step) for step in (0, 1, 10, 1000)} == {0.25}
+
+
+def test_warm_up_and_then_a_cosine_are_those_of_a_computation_by_hand() -> None:
+    lr = {"type": "cosine", "start": 1e-3, "end": 1e-5, "steps": 100, "begin": 10}
+    config = OptimizerConfig.from_dict({"lr": lr, "warmup_steps": 10})
+    learning_rate = build_learning_rate(config, run_steps=1000)
+    assert [learning_rate(step) for step in (0, 4, 9, 10)] == pytest.approx(
+        [1e-4, 5e-4, 1e-3, 1e-3], rel=1e-12
+    )
+    quarter = 1e-5 + (1e-3 - 1e-5) * (1 + math.sqrt(0.5)) / 2
+    assert [learning_rate(step) for step in (35, 60, 110, 999)] == pytest.approx(
+        [quarter, (1e-3 + 1e-5) / 2, 1e-5, 1e-5], rel=1e-12
+    )
+
+
+def test_a_schedule_without_steps_ends_with_the_run() -> None:
+    lr = {"type": "cosine", "start": 1.0, "end": 0.0}
+    learning_rate = build_learning_rate(OptimizerConfig.from_dict({"lr": lr}), run_steps=40)
+    assert [learning_rate(step) for step in (0, 20, 40)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_a_step_is_that_of_adam_with_decoupled_decay_computed_by_hand() -> None:
+    tokenizer = model("ae").double()
+    config = OptimizerConfig(betas=(0.8, 0.9), epsilon=1e-3, weight_decay=0.1)
+    optimizer = build_optimizer(tokenizer, config)
+    kernel = tokenizer.get_parameter("decoder.layers.0.weight")
+    expected, first, second = kernel.detach().clone(), 0.0, 0.0
+    for step in range(1, 4):
+        lr, grad = 0.1 / step, float(step)
+        set_learning_rate(optimizer, lr)
+        for parameter in tokenizer.parameters():
+            parameter.grad = torch.full_like(parameter, grad)
+        optimizer.step()
+        first = 0.8 * first + 0.2 * grad
+        second = 0.9 * second + 0.1 * grad**2
+        slope = first / (1 - 0.8**step) / (math.sqrt(second / (1 - 0.9**step)) + 1e-3)
+        expected = (1 - lr * 0.1) * expected - lr * slope
+    torch.testing.assert_close(kernel.detach(), expected, rtol=1e-10, atol=1e-12)

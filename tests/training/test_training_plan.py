@@ -91,3 +91,34 @@ def test_a_loss_weight_without_a_loss_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"names loss/kl; .* are: loss/reconstruction$"):
         plan_run(tiny_run("ae", loss_weights={"loss/kl": 1.0}))
     assert plan_run(tiny_run("vae", loss_weights={"loss/kl": 1.0}))
+
+
+def test_recomputed_activations_are_not_kept() -> None:
+    values = tiny_values("ae")
+    values["tokenizer"]["encoder"] = values["tokenizer"]["decoder"] = {
+        "type": "dalle",
+        "hidden_channels": 16,
+        "num_groups": 3,
+    }
+    plain = plan_run(RunConfig.from_dict(values))
+    values["train"]["gradient_checkpointing"] = True
+    recomputed = plan_run(RunConfig.from_dict(values))
+    assert recomputed.activation_bytes < 0.8 * plain.activation_bytes
+    assert recomputed.state_bytes == plain.state_bytes
+
+
+def test_frozen_weights_need_neither_gradients_nor_moments_nor_activations() -> None:
+    plain = plan_run(tiny_run("dvae", ema_decay=0.9))
+    frozen = plan_run(
+        tiny_run("dvae", ema_decay=0.9, init_from="folder", freeze=["encoder", "bottleneck"])
+    )
+    assert frozen.parameters == plain.parameters
+    kept = frozen.parameters["encoder"] + frozen.parameters["bottleneck"]
+    assert plain.state_bytes - frozen.state_bytes == 3 * 4 * kept
+    assert frozen.activation_bytes < 0.7 * plain.activation_bytes
+
+
+def test_averaged_codes_have_no_gradients_and_no_moments() -> None:
+    learnt = plan_run(tiny_run("vqvae", bottleneck={"codebook": "loss"}))
+    averaged = plan_run(tiny_run("vqvae"))
+    assert learnt.state_bytes - averaged.state_bytes == 3 * 4 * learnt.parameters["bottleneck"]

@@ -73,7 +73,8 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path: Path, line: str) 
 def test_what_was_flushed_can_be_read_at_once(tmp_path: Path) -> None:
     records = Records(tmp_path / "losses.jsonl", 0)
     records.write(0, {"loss": 1.0})
-    records.flush(to_disk=True)
+    records.flush()
+    records.sync()
     assert read_lines(tmp_path / "losses.jsonl") == [{"step": 0, "loss": 1.0}]
     records.close()
     records.close()
@@ -95,7 +96,8 @@ def test_values_that_are_not_finite_leave_valid_json(tmp_path: Path) -> None:
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     records = Records(tmp_path / "losses.jsonl", 0, write=False)
     records.write(0, {"loss": 1.0})
-    records.flush(to_disk=True)
+    records.flush()
+    records.sync()
     records.close()
     assert list(tmp_path.iterdir()) == []
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from imagetok._version import __version__
-from imagetok.config.recipes import load_recipe, recipe_names
+from imagetok.config.recipes import recipe_names
 from imagetok.errors import ImagetokError, UnreadableFileError
 
 app = typer.Typer(
@@ -52,13 +52,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = app(arguments, prog_name="imagetok", standalone_mode=False)
     except ImagetokError as error:
-        refused = isinstance(error, ValueError | TypeError | UnreadableFileError)
-        _end(str(error), 2 if refused else 1, debug)
+        _end(str(error), _exit_code(error), debug)
     except Exception as error:
         if not hasattr(error, "format_message"):
             _end(f"{type(error).__name__}: {error}", 1, debug)
         _end(_describe_usage_error(error), 2, debug)
     raise SystemExit(code)
+
+
+def _exit_code(error: ImagetokError) -> int:
+    signum = getattr(error, "signum", None)
+    if signum is not None:  # a signal stopped a run; a second one now must not change the code
+        from imagetok.training.signals import ignore_signals
+
+        ignore_signals()
+        return 128 + int(signum)
+    return 2 if isinstance(error, ValueError | TypeError | UnreadableFileError) else 1
 
 
 def _describe_usage_error(error: Any) -> str:
@@ -134,8 +143,19 @@ def train(
     ] = None,
     output_dir: Annotated[
         Path | None,
-        typer.Option(help="Folder to write; it must not hold a run yet.", show_default=False),
+        typer.Option(
+            help="Folder to write; it must not hold a run yet, but with --resume.",
+            show_default=False,
+        ),
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on after the newest checkpoint in the folder; start anew where there is none, "
+            "and leave a finished run as it is.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -149,9 +169,14 @@ def train(
     Leaves `tokenizer/` (the trained tokenizer with its figures and a picture), `samples/`,
     `checkpoints/`, `config.yaml`, `losses.jsonl` and `metrics.jsonl` in the output folder.
 
+    SIGTERM, SIGINT and SIGUSR1 save and stop (exit codes 143, 130, 138); the same command with
+    `--resume` goes on from there, and may be queued again after any end.
+
     On several GPUs: `accelerate launch scripts/train.py RECIPE ... --output-dir DIR`.
     """
-    config = load_recipe(recipe, overrides or [])
+    from imagetok.training.model import load_run
+
+    config = load_run(recipe, overrides or [])
     if dry_run:
         from imagetok.reports import show_plan
 
@@ -160,11 +185,13 @@ def train(
     if output_dir is None:
         raise typer.BadParameter("say where to write", param_hint="--output-dir")
     from imagetok import distributed
-    from imagetok.reports import show_evaluation
+    from imagetok.reports import show, show_evaluation
     from imagetok.training import train as run_training
 
-    result = run_training(config, output_dir)
+    result = run_training(config, output_dir, resume=resume)
     if distributed.rank() == 0:
+        if result.was_finished:
+            show(f"the run in {output_dir} is finished; nothing was done")
         show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
 
 

@@ -8,14 +8,14 @@ No gradient flows through any of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from imagetok.errors import InvalidValueError
+from imagetok.errors import ImagetokError, InvalidValueError
 
 T = TypeVar("T")
 
@@ -123,6 +123,24 @@ def gather_samples(tensor: Tensor) -> Tensor:
     return joined.view(tensor.dtype).reshape(rows, *tensor.shape[1:]).to(tensor.device)
 
 
+@torch.no_grad()
+def gather_equal(tensor: Tensor) -> Tensor:
+    """As `gather_samples`, of shapes and dtypes known to be the same on every rank: one collective.
+
+    Args:
+        tensor: (B, ...) of any dtype; B is at least 1.
+
+    Returns:
+        (world_size * B, ...) in sample order, on the device of `tensor`.
+    """
+    if not is_distributed():
+        return tensor
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).to(_device())
+    joined = raw.new_empty(len(raw) * world_size())
+    dist.all_gather_into_tensor(joined, raw)
+    return joined.to(tensor.device).view(tensor.dtype).reshape(-1, *tensor.shape[1:])
+
+
 def gather_objects(value: T) -> list[T]:
     """The ranks' small Python objects, by rank, on every rank."""
     values: list[T] = [value] * world_size()
@@ -155,6 +173,26 @@ def broadcast_object(value: T, source: int = 0) -> T:
     if is_distributed():
         dist.broadcast_object_list(values, source)
     return values[0]
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Make a small Python object on rank 0 alone; every rank gets it, or the error it met.
+
+    Raises:
+        ImagetokError: `make` raised it on rank 0.
+    """
+    result: tuple[T | None, ImagetokError | None] = (None, None)
+    if rank() == 0:
+        try:
+            result = make(), None
+        except ImagetokError as error:
+            if not is_distributed():
+                raise
+            result = None, error
+    value, failure = broadcast_object(result)
+    if failure is not None:
+        raise failure
+    return value  # type: ignore[return-value]
 
 
 def all_agree(flag: bool) -> bool:

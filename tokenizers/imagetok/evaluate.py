@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,8 +29,8 @@ from tqdm.auto import tqdm
 
 from imagetok import distributed
 from imagetok.bottlenecks import DiscreteBottleneck
-from imagetok.data import ImageRows, evaluation_batches, fixed_rows
-from imagetok.errors import InvalidValueError
+from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
+from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import grid_image
 from imagetok.keys import make_keys
 from imagetok.metrics import MAX_PSNR, CodebookUsage, MeanMetrics, has_ssim, l1, psnr, ssim
@@ -37,6 +38,8 @@ from imagetok.tokenizer import ImageTokenizer
 
 Evaluation = dict[str, Any]
 """What `evaluation.json` holds."""
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -47,6 +50,8 @@ def evaluate(
     batch_size: int = 32,
     limit: int | None = None,
     progress: bool = True,
+    poll: Callable[[], None] | None = None,
+    max_error_rate: float = 0.0,
 ) -> Evaluation:
     """Measure a tokenizer on rows of a dataset, on all ranks together.
 
@@ -56,12 +61,16 @@ def evaluate(
         batch_size: Images encoded at once, at least 1.
         limit: Most images, at least 1, spread evenly over the rows; None takes all.
         progress: Show a bar on rank 0.
+        poll: Called after every batch, equally often on every rank, so that it may ask the others
+            whether to go on; what it raises ends the measuring.
+        max_error_rate: Largest share of pictures that may be left out because they cannot be read;
+            they are counted and the first ones named in a warning.
 
     Returns:
         The same figures on every rank; None where a figure does not apply.
 
     Raises:
-        DataError: A picture cannot be read.
+        DataError: Too many pictures cannot be read, or all of them.
         InvalidValueError: `batch_size` or `limit` is under 1.
     """
     if batch_size < 1 or (limit is not None and limit < 1):
@@ -78,15 +87,45 @@ def evaluate(
         tokenizer.device,
     )
     flat = [row for batch in mine for row in batch]
+    refused: list[str] = []
     silent = not progress or distributed.rank() > 0
     with tqdm(total=len(flat), desc="evaluate", unit="image", disable=silent, leave=False) as bar:
-        for numbers, pixels in evaluation_batches(rows, tokenizer.preprocessor, batch_size, flat):
-            x = pixels.to(tokenizer.device).float() / 255
-            means.update(_measure(tokenizer, x, numbers, codes))
-            bar.update(len(numbers))
+        for numbers, pixels in evaluation_batches(
+            rows, tokenizer.preprocessor, batch_size, flat, refused if max_error_rate else None
+        ):
+            if numbers:
+                x = pixels.to(tokenizer.device).float() / 255
+                means.update(_measure(tokenizer, x, numbers, codes))
+            bar.update(min(batch_size, len(flat) - bar.n))
+            _call(poll)
+    # The first ranks may have had a batch more than this one.
+    if batches and len(mine) < math.ceil(len(batches) / distributed.world_size()):
+        _call(poll)
+    refused = [message for part in distributed.gather_objects(refused) for message in part]
+    _check_refused(refused, len(indices), max_error_rate)
     means.merge()
     codes.merge()
-    return _report(tokenizer, rows, len(indices), means.means(), codes)
+    counts = len(indices), len(refused)
+    return _report(tokenizer, rows, counts, means.means(), codes)
+
+
+def _check_refused(refused: Sequence[str], count: int, max_error_rate: float) -> None:
+    """Warn of pictures that were left out; refuse to report when they are too many."""
+    if not refused:
+        return
+    named = name_some(refused)
+    if len(refused) > max_error_rate * count or len(refused) == count:
+        raise DataError(
+            f"{len(refused)} of {count} pictures cannot be read, and the share that may be left "
+            f"out is {max_error_rate:g}: {named}"
+        )
+    if distributed.rank() == 0:
+        logger.warning("warning: %d of %d pictures left out: %s", len(refused), count, named)
+
+
+def _call(poll: Callable[[], None] | None) -> None:
+    if poll is not None:
+        poll()
 
 
 def join_processes(device: str = "auto") -> torch.device:
@@ -167,10 +206,11 @@ def _measure(
 def _report(
     tokenizer: ImageTokenizer,
     rows: ImageRows,
-    num_images: int,
+    counts: tuple[int, int],
     means: dict[str, float],
     codes: CodebookUsage,
 ) -> Evaluation:
+    num_rows, num_unreadable = counts
     discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
     pixels = math.prod(tokenizer.image_size)
     bits = tokenizer.num_tokens * math.log2(tokenizer.codebook_size) if discrete else None
@@ -183,14 +223,15 @@ def _report(
         "bits_per_pixel": None if bits is None else bits / pixels,
         "codebook_usage": codes.usage() if discrete else None,
         "codebook_perplexity": codes.perplexity() if discrete else None,
-        "num_images": num_images,
+        "num_images": num_rows - num_unreadable,
+        "num_unreadable": num_unreadable,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "protocol": {
             "dataset": rows.name,
             "split": rows.split,
             "dataset_fingerprint": rows.fingerprint,
             "dataset_rows": len(rows),
-            "rows": "all" if num_images == len(rows) else "evenly spaced",
+            "rows": "all" if num_rows == len(rows) else "evenly spaced",
             "image_size": list(tokenizer.image_size),
             "channels": preprocessor.channels,
             "resize": f"{preprocessor.resize}, antialiased, of a centre crop",
@@ -210,11 +251,16 @@ def reconstruction_grid(
 ) -> Image.Image:
     """A picture of fixed originals above their reconstructions.
 
+    Pictures that cannot be read are left out.
+
     Raises:
-        DataError: A picture cannot be read.
+        DataError: None of them can be read.
     """
-    chosen = fixed_rows(len(rows), num_images)
-    _, pixels = next(evaluation_batches(rows, tokenizer.preprocessor, num_images, chosen))
+    chosen, refused = fixed_rows(len(rows), num_images), list[str]()
+    batches = evaluation_batches(rows, tokenizer.preprocessor, num_images, chosen, refused)
+    shown, pixels = next(batches)
+    if not shown:
+        raise DataError(f"there is no picture to show: {name_some(refused)}")
     x = pixels.float() / 255
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)

@@ -25,7 +25,7 @@ from pathlib import Path
 from imagetok.errors import ImagetokError, UnreadableFileError, UnwritableFileError
 
 TEMPORARY_PREFIX = ".imagetok-tmp-"
-_LOCK_NAME = "lock"
+LOCK_NAME = "lock"
 
 
 @contextmanager
@@ -74,13 +74,51 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         _settle(temporary, mode)
         os.replace(temporary, target)
-        _flush(target.parent)
+        flush(target.parent)
+
+
+def create_atomic(path: str | os.PathLike[str], data: bytes) -> bool:
+    """Write a file if there is none; of several processes at once, one does.
+
+    Returns:
+        Whether this call wrote it.
+
+    Raises:
+        UnwritableFileError: As `atomic_path`.
+    """
+    target = Path(path)
+    with naming_os_errors("write", target), _private_folder(target.parent) as (folder, mode):
+        temporary = folder / target.name
+        temporary.write_bytes(data)
+        _settle(temporary, mode)
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            return False
+        except OSError:  # no links on this file system
+            if target.exists():
+                return False
+            os.replace(temporary, target)
+        flush(target.parent)
+    return True
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file that holds either its old content or all of `data`; errors as `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and the parents that it lacks, on the disk before anything appears in them.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in new:
+        flush(folder.parent)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -111,34 +149,38 @@ def _claim_folder(parent: Path) -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
         try:
-            return folder, _take_lock(folder)
+            return folder, take_lock(folder)
         except (BlockingIOError, FileNotFoundError):
             continue  # another process found the folder before it was locked, and removes it
         except OSError:
-            return folder, _open_lock(folder)  # no locks on this file system
+            return folder, open_lock(folder)  # no locks on this file system
 
 
 def _remove_abandoned(parent: Path) -> None:
     for folder in parent.glob(f"{TEMPORARY_PREFIX}*"):
         try:
-            lock = _take_lock(folder)
+            lock = take_lock(folder)
         except OSError:
             continue  # its writer lives, or nobody can tell
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 
 
-def _take_lock(folder: Path) -> int:
+def take_lock(folder: Path, *, wait: bool = False) -> int:
     """Lock `folder` and return the descriptor that holds the lock.
+
+    Args:
+        folder: It holds nothing else under the name of the lock.
+        wait: Wait for a process that holds it.
 
     Raises:
         OSError: Another process holds the folder (BlockingIOError) or has removed it
             (FileNotFoundError), or the file system has no locks.
     """
-    lock = _open_lock(folder)
+    lock = open_lock(folder)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.stat(folder / _LOCK_NAME)):
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK_NAME)):
             return lock
         raise FileNotFoundError(errno.ENOENT, "the lock was removed before it was taken")
     except OSError:
@@ -146,8 +188,9 @@ def _take_lock(folder: Path) -> int:
         raise
 
 
-def _open_lock(folder: Path) -> int:
-    return os.open(folder / _LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+def open_lock(folder: Path) -> int:
+    """The descriptor of a folder's lock, not yet taken."""
+    return os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _settle(path: Path, mode: int) -> None:
@@ -157,10 +200,11 @@ def _settle(path: Path, mode: int) -> None:
             _settle(child, mode)
     else:
         path.chmod(mode)
-    _flush(path)
+    flush(path)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

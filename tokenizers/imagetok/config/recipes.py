@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from imagetok.config.run import RunConfig
+from imagetok.config.tokenizer import TokenizerConfig
 from imagetok.errors import ConfigError, UnreadableFileError
 
 
@@ -20,21 +21,32 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files.iterdir() if f.name.endswith(".yaml"))
 
 
-def load_recipe(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_recipe(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    read_saved: Callable[[str], TokenizerConfig] | None = None,
+) -> RunConfig:
     """Read a recipe and apply overrides.
 
     Args:
         recipe: Name of a recipe of the package, or path of a YAML file.
         overrides: `key.path=value` each, the value as in YAML: `train.steps=100`,
             `data.crop_scale=[0.8, 1.0]`, `train.optimizer.lr={type: cosine, ...}`.
+        read_saved: Gives the config of the tokenizer that `train.init_from` names, which takes the
+            place of a `tokenizer` section that the recipe lacks; overrides lie on top. With None
+            the section is required.
 
     Raises:
         ConfigError: Unknown recipe, malformed override, or a config that does not validate.
         UnreadableFileError: The file cannot be read.
     """
     values = _read(recipe)
-    for override in overrides:
-        _apply(values, override)
+    complete = "tokenizer" in values
+    _apply_all(values, overrides)
+    folder = _saved_folder(values)
+    if read_saved is not None and folder is not None and not complete:
+        values["tokenizer"] = read_saved(folder).to_dict()
+        _apply_all(values, overrides)
     return RunConfig.from_dict(values)
 
 
@@ -62,6 +74,18 @@ def _read(recipe: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"recipe '{recipe}' is no mapping with tokenizer, data and train")
     return values
+
+
+def _saved_folder(values: Mapping[str, Any]) -> str | None:
+    """Where to start from, if the values, which are not validated yet, say so."""
+    train = values.get("train")
+    folder = train.get("init_from") if isinstance(train, Mapping) else None
+    return folder if isinstance(folder, str) else None
+
+
+def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        _apply(values, override)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -13,6 +14,8 @@ Count = Annotated[int, Field(ge=1, le=2**40)]
 CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+DEFAULT_LANES = 8
 
 
 class DataConfig(Config):
@@ -30,7 +33,15 @@ class DataConfig(Config):
         crop_scale: Training crops are square pieces whose side is drawn from this range of shares
             of the largest one that fits; None takes the evaluation transform's centre crop.
         flip: Mirror half of the training pictures.
-        num_workers: Processes that load pictures; 0 loads in the training process.
+        num_workers: Processes a rank that load pictures; 0 loads in a thread of the training
+            process.
+        streaming: Read the files in sequence instead of row by row: nothing is downloaded or
+            converted beforehand.
+        lanes: Sequences that a streamed dataset is read in side by side; a multiple of the number
+            of ranks that divides the batch. None takes the greatest divisor of the batch that
+            divides 8.
+        window: Pictures that a streamed dataset is shuffled among, over all lanes.
+        max_error_rate: Largest share of rows that cannot be read; each is replaced by another.
     """
 
     name: Annotated[str, Field(min_length=1)]
@@ -42,6 +53,10 @@ class DataConfig(Config):
     crop_scale: tuple[Fraction, Fraction] | None = None
     flip: bool = False
     num_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    streaming: bool = False
+    lanes: Count | None = None
+    window: Count = 1024
+    max_error_rate: Fraction = 0.01
 
     @model_validator(mode="after")
     def _crop_scale_is_a_range(self) -> Self:
@@ -138,6 +153,12 @@ class TrainConfig(Config):
         keep_last: Checkpoints kept.
         evaluation_images: Most images of the validation split that are read while training.
         usage_warning: Codebook usage over the validation images under which a warning is given.
+        init_from: Folder of a saved tokenizer to start from, instead of from random weights.
+        freeze: Parts that keep their weights.
+        gradient_checkpointing: Compute activations again in the backward pass instead of keeping
+            them: less memory, about a third more time.
+        trackers: Where figures and pictures are logged besides the run's folder.
+        project: What trackers call the project.
     """
 
     steps: Count
@@ -155,11 +176,27 @@ class TrainConfig(Config):
     keep_last: Annotated[int, Field(ge=1, le=1000)] = 2
     evaluation_images: Count = 1000
     usage_warning: Fraction = 0.25
+    init_from: str | None = None
+    freeze: tuple[Literal["encoder", "bottleneck", "decoder"], ...] = ()
+    gradient_checkpointing: bool = False
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    project: str = "imagetok"
 
     @model_validator(mode="after")
     def _temperature_is_positive(self) -> Self:
         if _least(self.temperature) <= 0:
             raise ValueError(f"temperature must stay positive, got {_least(self.temperature)}")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_parts_have_learnt(self) -> Self:
+        if len(set(self.freeze)) < len(self.freeze):
+            raise ValueError(f"freeze names a part twice: {', '.join(self.freeze)}")
+        if self.freeze and self.init_from is None:
+            raise ValueError(
+                f"freeze=[{', '.join(self.freeze)}] would keep random weights; name the saved "
+                "tokenizer to start from as init_from"
+            )
         return self
 
     @model_validator(mode="after")
@@ -177,3 +214,17 @@ class RunConfig(Config):
     tokenizer: TokenizerConfig
     data: DataConfig
     train: TrainConfig
+
+    @property
+    def num_lanes(self) -> int:
+        """Sequences that a streamed dataset is read in; `data.lanes`, or what follows from it."""
+        return self.data.lanes or math.gcd(self.train.batch_size, DEFAULT_LANES)
+
+    @model_validator(mode="after")
+    def _lanes_divide_the_batch(self) -> Self:
+        if self.train.batch_size % self.num_lanes:
+            raise ValueError(
+                f"data.lanes {self.num_lanes} does not divide train.batch_size "
+                f"{self.train.batch_size}; make one a multiple of the other"
+            )
+        return self

@@ -1,67 +1,79 @@
-"""Pictures of rows as tensors: one sample at a time for training, in batches for evaluation."""
+"""Pictures of rows as tensors: what a training step takes, and batches for evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from imagetok.data.order import EpochOrder
 from imagetok.data.rows import ImageRows
-from imagetok.data.transforms import TrainTransform
-from imagetok.errors import DataError, ImagetokError, InvalidValueError
+from imagetok.data.unreadable import prepare_picture
+from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import Preprocessor
-from imagetok.keys import make_key
 
 
-class TrainingSample(TypedDict):
-    """One sample: pixels uint8 (C, H, W), and the row and the epoch that it comes from."""
+@dataclass(frozen=True)
+class TrainingBatch:
+    """Samples of one micro-batch, in sample order.
 
-    pixels: Tensor
-    row: int
-    epoch: int
-
-
-class TrainingImages(Dataset[TrainingSample]):
-    """Training samples by their number in the run.
-
-    Args:
-        rows: The pictures.
-        transform: Random crop and flip.
-        order: Which row each sample is; for as many rows as there are.
-        seed: The run's seed, for the transform's keys.
-
-    Raises:
-        InvalidValueError: `order` is for another number of rows.
+    Attributes:
+        pixels: uint8 (B, C, H, W).
+        rows: int64 (B,), what identifies each sample's row: its number in a map-style dataset,
+            unit * 2**32 + row of the unit in a streamed one.
+        epochs: int64 (B,), the epoch that each sample belongs to.
+        refused: Messages that name the rows that could not be read while this batch was loaded.
+        position: Streaming only: where this rank's lanes stand after the step, int64
+            (lanes, 4 + window); the same in all micro-batches of a step.
     """
 
-    def __init__(
-        self, rows: ImageRows, transform: TrainTransform, order: EpochOrder, seed: int
-    ) -> None:
-        if order.num_rows != len(rows):
-            raise InvalidValueError(
-                f"the order is for {order.num_rows} rows, '{rows.name}' has {len(rows)}"
-            )
-        self.rows, self.transform, self.order, self.seed = rows, transform, order, seed
+    pixels: Tensor
+    rows: Tensor
+    epochs: Tensor
+    refused: tuple[str, ...] = ()
+    position: Tensor | None = None
 
-    def __getitem__(self, sample: int) -> TrainingSample:
-        """The sample of a number, from 0.
+    def __len__(self) -> int:
+        return len(self.rows)
 
-        Raises:
-            DataError: Its picture cannot be read; the message names row, file and reason.
-        """
-        epoch, row = self.order.locate(sample)
-        key = make_key(self.seed, epoch, row, "augment")
-        pixels = _load(self.rows, row, lambda picture: self.transform(picture, key))
-        return TrainingSample(pixels=pixels, row=row, epoch=epoch)
+    def pin_memory(self) -> TrainingBatch:
+        """The same with pixels in page-locked memory, from where a GPU copies in the background."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
+def join_batches(parts: Sequence[TrainingBatch]) -> TrainingBatch:
+    """The samples of several batches as one, refused rows and positions included."""
+    if len(parts) == 1:
+        return parts[0]
+    positions = [part.position for part in parts if part.position is not None]
+    return TrainingBatch(
+        pixels=torch.cat([part.pixels for part in parts]),
+        rows=torch.cat([part.rows for part in parts]),
+        epochs=torch.cat([part.epochs for part in parts]),
+        refused=tuple(message for part in parts for message in part.refused),
+        position=torch.cat(positions) if positions else None,
+    )
+
+
+def split_batch(batch: TrainingBatch, count: int) -> list[TrainingBatch]:
+    """Equal micro-batches of a batch; the first one carries the refused rows."""
+    pixels, rows, epochs = (
+        tensor.chunk(count) for tensor in (batch.pixels, batch.rows, batch.epochs)
+    )
+    return [
+        TrainingBatch(*parts, refused=() if place else batch.refused, position=batch.position)
+        for place, parts in enumerate(zip(pixels, rows, epochs, strict=True))
+    ]
 
 
 def evaluation_batches(
-    rows: ImageRows, preprocessor: Preprocessor, batch_size: int, indices: Iterable[int]
+    rows: ImageRows,
+    preprocessor: Preprocessor,
+    batch_size: int,
+    indices: Iterable[int],
+    refused: list[str] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Pictures under the evaluation transform, in the order asked for.
 
@@ -70,9 +82,11 @@ def evaluation_batches(
         preprocessor: The tokenizer's own.
         batch_size: Pictures a batch; the last one may have fewer.
         indices: The rows.
+        refused: Where messages go that name rows that cannot be read, which are then left out;
+            None makes the first one an error.
 
     Yields:
-        The rows of a batch, and their pixels, uint8 (B, C, H, W).
+        The rows of a batch, and their pixels, uint8 (B, C, H, W); B is 0 where all are left out.
 
     Raises:
         DataError: A picture cannot be read; the message names row, file and reason.
@@ -80,17 +94,19 @@ def evaluation_batches(
     """
     if batch_size < 1:
         raise InvalidValueError(f"batch_size is at least 1, got {batch_size}")
+
+    def prepare(picture: object) -> Tensor:
+        return preprocessor(picture)[0]
+
     remaining = iter(indices)
     while batch := list(islice(remaining, batch_size)):
-        pictures = [_load(rows, row, lambda picture: preprocessor(picture)[0]) for row in batch]
-        yield batch, torch.stack(pictures)
-
-
-def _load(rows: ImageRows, row: int, prepare: Callable[[object], Tensor]) -> Tensor:
-    picture = rows.picture(row)
-    try:
-        return prepare(picture)
-    except ImagetokError as error:
-        path = picture["path"]
-        file = f", file '{path}'" if path and picture["bytes"] is not None else ""
-        raise DataError(f"{rows.describe(row)}{file} cannot be read: {error}") from error
+        loaded: dict[int, Tensor] = {}
+        for row in batch:
+            try:
+                loaded[row] = prepare_picture(rows.picture(row), rows.describe(row), prepare)
+            except DataError as error:
+                if refused is None:
+                    raise
+                refused.append(str(error))
+        empty = torch.empty(0, preprocessor.channels, *preprocessor.image_size, dtype=torch.uint8)
+        yield list(loaded), torch.stack([*loaded.values()]) if loaded else empty

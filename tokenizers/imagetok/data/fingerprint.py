@@ -9,12 +9,17 @@ read all of a large dataset. Hashed are, in the order of the rows:
 
 So every change in rows, order, labels or captions is seen, and every change of pictures but one
 that keeps the size of each file and touches none of the 64. The paths of pictures do not count.
+
+A streamed dataset is not read beforehand: its files are hashed instead, see `files_fingerprint`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +30,8 @@ from imagetok.data.order import fixed_rows
 
 NUM_SAMPLES = 64
 _BATCH = 10_000
+_SAMPLE_BYTES = 4096
+_REPOSITORY = re.compile(r"^hf://datasets/[^@]*")
 
 
 def content_fingerprint(dataset: Dataset, image_column: str) -> str:
@@ -58,6 +65,42 @@ def content_fingerprint(dataset: Dataset, image_column: str) -> str:
     for row in fixed_rows(len(dataset), NUM_SAMPLES):
         for column, value in table[row : row + 1].to_pylist()[0].items():
             _add(digest, _file_bytes(value) if column in files else value)
+    return digest.hexdigest()
+
+
+def files_fingerprint(files: Sequence[str], root: Path | None, image_column: str) -> str:
+    """Hash what a streamed dataset is made of, in the order of its files.
+
+    Of files on this machine: the path below `root`, the size, and of 64 evenly spaced ones the
+    first and last 4,096 bytes. Of files on the Hub: commit and path in the repository. So the same
+    files give the same fingerprint on every machine, and a change that keeps all names and sizes
+    is seen where it touches the bytes that are read.
+
+    Args:
+        files: Paths, or addresses such as `hf://datasets/user/name@commit/train.parquet`.
+        root: The folder, or the file, that the dataset was opened by; None for one on the Hub.
+        image_column: Column of the pictures.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        OSError: A file on this machine cannot be read.
+    """
+    digest = hashlib.sha256()
+    _add(digest, ("files", image_column, len(files)))
+    local = [file for file in files if "://" not in file]
+    for file in files:
+        if "://" in file:
+            _add(digest, _REPOSITORY.sub("", file))
+        else:
+            place = file if root is None else os.path.relpath(file, root)
+            _add(digest, (place, os.path.getsize(file)))
+    for number in fixed_rows(len(local), NUM_SAMPLES):
+        with open(local[number], "rb") as content:
+            _add(digest, content.read(_SAMPLE_BYTES))
+            content.seek(-min(_SAMPLE_BYTES, content.seek(0, os.SEEK_END)), os.SEEK_END)
+            _add(digest, content.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
 

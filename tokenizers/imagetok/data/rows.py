@@ -10,15 +10,22 @@ import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Features, Image, IterableDataset, Value
 from datasets.features.features import FeatureType
 
 from imagetok.data.builtins import PREFIX, builtin_source
 from imagetok.data.fingerprint import content_fingerprint
 from imagetok.data.sources import file_or_hub_source, take_split
 from imagetok.errors import DataError
+
+Rows = TypeVar("Rows", Dataset, IterableDataset)
+
+
+def as_picture(value: Any) -> dict[str, Any] | None:
+    """A value of an image column as `{"bytes": ..., "path": ...}`; None where it is null."""
+    return value if value is None or isinstance(value, dict) else {"bytes": value, "path": None}
 
 
 @dataclass(frozen=True)
@@ -59,10 +66,10 @@ class ImageRows:
         Raises:
             DataError: There is no such row, or it has no picture.
         """
-        value = self._pictures[self._check(row)][self.image_column]
-        if value is None:
+        picture = as_picture(self._pictures[self._check(row)][self.image_column])
+        if picture is None:
             raise DataError(f"{self.describe(row)} has no picture: its value is null")
-        return value if isinstance(value, dict) else {"bytes": value, "path": None}
+        return picture
 
     def row(self, index: int) -> dict[str, Any]:
         """All columns of a row, nothing decoded; errors as in `picture`."""
@@ -96,9 +103,9 @@ def open_images(
     Args:
         name: `builtin:shapes` or `builtin:digits`, with options as in
             `builtin:shapes?size=128&count=500`; a folder of pictures, with or without folders for
-            classes and splits; a parquet file or a folder of them; a folder written by
-            `save_to_disk`; or a dataset on the Hub. Where a folder has no splits, all of it is
-            `train`.
+            classes and splits; a parquet, arrow or tar (WebDataset) file or a folder of such; a
+            folder written by `save_to_disk`; or a dataset on the Hub. Where a folder has no splits,
+            all of it is `train`.
         split: A split, a slice (`train[:100]`, `train[90%:]`), or a sum of these with `+`.
         subset: Configuration name of a dataset that has several.
         revision: Commit, branch or tag of a dataset on the Hub.
@@ -120,12 +127,16 @@ def open_images(
     else:
         source = file_or_hub_source(name, subset, revision, cache)
     dataset, identity = take_split(source, name, split)
-    column = _find_column(dataset, name, image_column)
-    return ImageRows(name, split, _undecoded(dataset), column, identity)
+    column = find_column(dataset.features, name, image_column)
+    return ImageRows(name, split, undecoded(dataset), column, identity)
 
 
-def _find_column(dataset: Dataset, name: str, image_column: str | None) -> str:
-    features = dataset.features
+def find_column(features: Features, name: str, image_column: str | None) -> str:
+    """The column of the pictures: the one that is named, or the only Image.
+
+    Raises:
+        DataError: There is none, or several; the message lists the columns.
+    """
     listing = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
     if image_column is None:
         found: list[str] = [key for key, feature in features.items() if isinstance(feature, Image)]
@@ -153,7 +164,7 @@ def _kind(feature: FeatureType) -> str:
     return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
 
 
-def _undecoded(dataset: Dataset) -> Dataset:
+def undecoded(dataset: Rows) -> Rows:
     """The same rows without a format, and with every column of files left undecoded."""
     dataset = dataset.with_format(None)
     for column, feature in dataset.features.items():

@@ -11,24 +11,28 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets import (
     Dataset,
+    DatasetBuilder,
     DatasetDict,
     ReadInstruction,
     concatenate_datasets,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 
 from imagetok.errors import DataError, ImagetokError
 
 FORMS = (
-    "a folder of pictures or of parquet files, a parquet file, a folder written by save_to_disk, "
-    "the name of a dataset on the Hub, builtin:shapes or builtin:digits"
+    "a folder of pictures or of parquet, arrow or tar (WebDataset) files, one such file, a folder "
+    "written by save_to_disk, the name of a dataset on the Hub, builtin:shapes or builtin:digits"
 )
+_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+"""What `datasets` calls the kinds of files that hold rows, by the ends of their names."""
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _LONGEST_HUB_NAME = 200
 _FILE_KINDS = (
@@ -53,6 +57,46 @@ class Source:
     identity: str | None = None
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a dataset that is not built in lies.
+
+    Attributes:
+        failure: What to say when it cannot be read.
+        root: The file or folder on this machine; None for a dataset on the Hub.
+        is_saved: Whether the folder was written by `save_to_disk`.
+        arguments: Otherwise those of `load_dataset`.
+    """
+
+    failure: str
+    root: Path | None = None
+    is_saved: bool = False
+    arguments: Mapping[str, str | None] = field(default_factory=dict)
+
+    def load(self, cache_dir: str | None) -> DatasetDict:
+        """Load all splits, converting files to Arrow in the cache where that is needed.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        with reading(self.failure):
+            if not self.is_saved:
+                return load_dataset(**self.arguments, cache_dir=cache_dir)
+            saved = load_from_disk(str(self.root))
+            if isinstance(saved, DatasetDict):
+                return saved
+            return DatasetDict({_split_of(saved): saved})
+
+    def builder(self, cache_dir: str | None, **options: object) -> DatasetBuilder:
+        """What streams the splits of a dataset that was not written by `save_to_disk`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        with reading(self.failure):
+            return load_dataset_builder(**self.arguments, **options, cache_dir=cache_dir)
+
+
 def take_split(source: Source, name: str, split: str) -> tuple[Dataset, str | None]:
     """Load a split, a slice of one, or a sum of these, as in `train[:90%]` and `train+test[5:]`.
 
@@ -67,29 +111,44 @@ def take_split(source: Source, name: str, split: str) -> tuple[Dataset, str | No
     Raises:
         DataError: The notation is not valid, there is no such split, or it has no rows.
     """
-    known = ", ".join(source.lengths)
-    try:
-        ranges = ReadInstruction.from_spec(split).to_absolute(dict(source.lengths))
-    except (ValueError, AssertionError):
-        raise DataError(
-            f"'{name}' has no split '{split}'; its splits are: {known} (slices of them, as in "
-            "train[:100] and train[90%:], are taken too)"
-        ) from None
     parts, places = [], []
-    for part in ranges:
-        first, last = part.from_ or 0, source.lengths[part.splitname]
-        last = last if part.to is None else part.to
+    for part, first, last in split_ranges(name, split, source.lengths):
         if last > first:
-            with _reading(f"split '{part.splitname}' of '{name}' cannot be read"):
-                rows = source.load(part.splitname)
+            with reading(f"split '{part}' of '{name}' cannot be read"):
+                rows = source.load(part)
             parts.append(rows.select(range(first, last)))
-            places.append(f"{part.splitname}[{first}:{last}]")
+            places.append(f"{part}[{first}:{last}]")
     if not parts:
         sizes = ", ".join(f"{key} ({length} rows)" for key, length in source.lengths.items())
         raise DataError(f"split '{split}' of '{name}' has no rows; its splits are: {sizes}")
     dataset = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     identity = None if source.identity is None else f"{source.identity} {'+'.join(places)}"
     return dataset, identity
+
+
+def split_ranges(name: str, split: str, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """The parts of a sum of splits and slices.
+
+    Args:
+        name: What messages call the dataset.
+        split: The sum in the notation of `datasets`.
+        lengths: Number of rows of each split that there is.
+
+    Returns:
+        (split, first row, end) of each part.
+
+    Raises:
+        DataError: The notation is not valid or there is no such split.
+    """
+    try:
+        parts = ReadInstruction.from_spec(split).to_absolute(dict(lengths))
+    except (ValueError, AssertionError, ArithmeticError):
+        raise DataError(
+            f"'{name}' has no split '{split}'; its splits are: {', '.join(lengths)} (slices of "
+            "them, as in train[:100] and train[90%:], are taken too)"
+        ) from None
+    ends = [lengths[part.splitname] if part.to is None else part.to for part in parts]
+    return [(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)]
 
 
 def file_or_hub_source(
@@ -106,6 +165,18 @@ def file_or_hub_source(
     Raises:
         DataError: There is nothing of that name, or it cannot be read.
     """
+    splits = find_place(name, subset, revision).load(cache_dir)
+    lengths = {str(split): len(rows) for split, rows in splits.items()}
+    return Source(lengths, lambda split: splits[split])
+
+
+def find_place(name: str, subset: str | None, revision: str | None) -> Place:
+    """Where the dataset of a path or of a name on the Hub lies; nothing is read.
+
+    Raises:
+        DataError: There is nothing of that name here and it is no name on the Hub, or `subset` or
+            `revision` is given to what has none.
+    """
     path = os.path.expanduser(name)
     if name and os.path.exists(path):
         if revision is not None:
@@ -113,41 +184,40 @@ def file_or_hub_source(
                 f"'{name}' lies on this machine and has no revision '{revision}'; leave revision "
                 "out"
             )
-        return _of_splits(_load_local(name, Path(path), subset, cache_dir))
+        return _find_local(name, Path(path), subset)
     is_hub_name = _HUB_NAME.fullmatch(name) and len(name) <= _LONGEST_HUB_NAME
-    if not is_hub_name or name in _FILE_KINDS or name.endswith(".parquet"):
+    if not is_hub_name or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
         raise DataError(f"there is no file or folder '{name[:200]}'; a dataset is {FORMS}")
-    with _reading(
-        f"'{name}' is no file or folder here, and no dataset on the Hub that can be read"
-    ):
-        return _of_splits(load_dataset(name, subset, revision=revision, cache_dir=cache_dir))
+    return Place(
+        f"'{name}' is no file or folder here, and no dataset on the Hub that can be read",
+        arguments={"path": name, "name": subset, "revision": revision},
+    )
 
 
-def _of_splits(splits: DatasetDict) -> Source:
-    lengths = {str(split): len(rows) for split, rows in splits.items()}
-    return Source(lengths, lambda split: splits[split])
-
-
-def _load_local(name: str, path: Path, subset: str | None, cache_dir: str | None) -> DatasetDict:
+def _find_local(name: str, path: Path, subset: str | None) -> Place:
     is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     if subset is not None and (is_saved or path.is_file()):
         raise DataError(f"'{name}' has no subset '{subset}'; leave subset out")
     if is_saved:
-        with _reading(f"'{name}' was written by save_to_disk and has no rows or cannot be read"):
-            saved = load_from_disk(str(path))
-        return saved if isinstance(saved, DatasetDict) else DatasetDict({_split_of(saved): saved})
+        failure = f"'{name}' was written by save_to_disk and has no rows or cannot be read"
+        return Place(failure, path, is_saved=True)
+    path = path.resolve()
     if path.is_file():
-        if path.suffix != ".parquet":
-            raise DataError(f"'{name}' is a file and no parquet file; a dataset is {FORMS}")
-        with _reading(f"'{name}' cannot be read as a parquet file"):
-            return load_dataset("parquet", data_files=glob.escape(str(path)), cache_dir=cache_dir)
-    if glob.has_magic(str(path.resolve())):
+        if path.suffix not in _FORMATS:
+            known = ", ".join(_FORMATS)
+            raise DataError(
+                f"'{name}' is a file of another kind than {known}; a dataset is {FORMS}"
+            )
+        kind = _FORMATS[path.suffix]
+        arguments: dict[str, str | None] = {"path": kind, "data_files": glob.escape(str(path))}
+        return Place(f"'{name}' cannot be read as a {kind} file", path, arguments=arguments)
+    if glob.has_magic(str(path)):
         raise DataError(
             f"the path of '{name}' has one of the characters * ? [, which are read as a pattern; "
             "rename the folder"
         )
-    with _reading(f"'{name}' holds no pictures, parquet files or other data that can be read"):
-        return load_dataset(str(path.resolve()), subset, cache_dir=cache_dir)
+    failure = f"'{name}' holds no pictures, parquet files or other data that can be read"
+    return Place(failure, path, arguments={"path": str(path), "name": subset})
 
 
 def _split_of(dataset: Dataset) -> str:
@@ -157,7 +227,7 @@ def _split_of(dataset: Dataset) -> str:
 
 
 @contextmanager
-def _reading(message: str) -> Iterator[None]:
+def reading(message: str) -> Iterator[None]:
     """Replace whatever the readers raise by a `DataError` with `message` and the reason."""
     try:
         yield

@@ -6,6 +6,7 @@ state `factors`, the (height, width) in pixels of one position. With `out_channe
 has no last projection and yields its features, for a bottleneck that owns that map.
 """
 
+from imagetok.networks.checkpointing import checkpoint_activations
 from imagetok.networks.conv import ConvDecoder, ConvEncoder
 from imagetok.networks.dalle import DalleDecoder, DalleEncoder
 from imagetok.networks.mlp import MlpDecoder, MlpEncoder
@@ -17,4 +18,5 @@ __all__ = [
     "DalleEncoder",
     "MlpDecoder",
     "MlpEncoder",
+    "checkpoint_activations",
 ]

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from imagetok.networks.checkpointing import CheckpointedBlock
 from imagetok.networks.initialization import initialize_relu_network
 
 
-class ResidualBlock(nn.Module):
+class ResidualBlock(CheckpointedBlock):
     """x + conv1x1(relu(conv3x3(relu(x)))).
 
     Args:
@@ -30,8 +31,7 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(hidden, channels, 1),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, channels, h, w) to the same shape."""
+    def _forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.branch(x)
         return out
 

@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from imagetok.networks.checkpointing import CheckpointedBlock
+
 SQUEEZE = 0.1
 """The encoder sees pixels squeezed to [SQUEEZE, 1 - SQUEEZE], as the likelihood scores them."""
 
@@ -24,7 +26,7 @@ def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
     return conv
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(CheckpointedBlock):
     """A residual block through a quarter of the width.
 
     Args:
@@ -48,8 +50,7 @@ class BottleneckBlock(nn.Module):
         self.skip = nn.Identity() if same else _conv(in_channels, out_channels, 1)
         self.gain = gain
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, h, w) to (B, out_channels, h, w)."""
+    def _forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.skip(x) + self.gain * self.branch(x)
         return out
 

@@ -1,5 +1,5 @@
 """Training: one loop for all systems."""
 
-from imagetok.training.loop import TrainResult, train
+from imagetok.training.run import TrainResult, train
 
 __all__ = ["TrainResult", "train"]

@@ -44,15 +44,23 @@ class WeightAverage(AveragedModel):
     def take_in(self, model: ImageTokenizer, restarted: Tensor | None) -> None:
         """Take in the weights of the model after a step.
 
+        Frozen weights stay the same bits, and a codebook that is copied is not touched either.
+
         Args:
             model: The model.
             restarted: What `bottleneck.update` returned. A code that started anew has no past that
                 could be averaged: its rows are copied.
         """
         self.update_parameters(model)
+        for weight, current in zip(self.module.parameters(), model.parameters(), strict=True):
+            if not current.requires_grad:
+                weight.copy_(current)  # the average of -0.0 is 0.0
+        averaged = self.tokenizer.bottleneck
+        tables = [
+            (averaged.get_parameter(n), model.bottleneck.get_parameter(n)) for n in averaged.tables
+        ]
         if restarted is not None:
-            averaged, current = self.tokenizer.bottleneck, model.bottleneck
-            for name in averaged.tables:
-                rows = averaged.get_parameter(name)
-                rows[restarted] = current.get_parameter(name)[restarted]
-        self.tokenizer.bottleneck.constrain()
+            for rows, current in tables:
+                rows[restarted] = current[restarted]
+        if any(current.requires_grad for _, current in tables):
+            averaged.constrain()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
+import os
+import time
 from pathlib import Path
 
 from PIL import Image
@@ -10,7 +14,6 @@ from PIL import Image
 from imagetok._version import __version__
 from imagetok.config import RunConfig
 from imagetok.config.recipes import dump_recipe
-from imagetok.data import ImageRows
 from imagetok.errors import ConfigError
 from imagetok.evaluate import Evaluation
 from imagetok.files import atomic_path, file_sha256, naming_os_errors, write_atomic
@@ -18,30 +21,104 @@ from imagetok.hub import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FI
 from imagetok.tokenizer import ImageTokenizer
 
 CONFIG_FILE = "config.yaml"
+PATIENCE = 60.0
+"""Seconds that a resumed run waits for what is left of the one before, such as ranks that save
+themselves because their launcher died."""
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS, TOKENIZER, SAMPLES = "checkpoints", "tokenizer", "samples"
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds a run.
+def holds_run(folder: Path) -> bool:
+    """Whether a run was started in a folder."""
+    return (folder / CONFIG_FILE).exists()
+
+
+class FolderLock:
+    """A run's hold on its folder, because two runs at once would mix their files.
+
+    The lock (flock) is on the folder itself: it leaves no file and ends with its process. A file
+    system without locks has none.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._descriptor: int | None = None
+
+    def take(self, patience: float) -> bool:
+        """Take the folder if it exists; one that is held already stays so.
+
+        Args:
+            patience: Seconds to wait for another run that is about to leave it.
+
+        Returns:
+            Whether it was taken now.
+
+        Raises:
+            ConfigError: Another run holds it.
+        """
+        if self._descriptor is not None or not self._folder.is_dir():
+            return False
+        end, told = time.monotonic() + patience, False
+        self._descriptor = os.open(self._folder, os.O_RDONLY)
+        while not self._try():
+            if time.monotonic() >= end:
+                self.close()
+                raise ConfigError(
+                    f"another process is training in '{self._folder}'; let it end, or give another "
+                    "--output-dir"
+                )
+            if not told:
+                logger.warning("waiting for another process to leave '%s'", self._folder)
+                told = True
+            time.sleep(0.2)
+        return True
+
+    def close(self) -> None:
+        """Leave the folder to others."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _try(self) -> bool:
+        assert self._descriptor is not None
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True  # no locks on this file system
+        return True
+
+
+def make_folder(folder: Path) -> None:
+    """Make a run's folder, where there is none.
 
     Raises:
-        ConfigError: It does; it is left as it is.
+        UnwritableFileError: It cannot be made.
     """
-    if (folder / CONFIG_FILE).exists():
-        raise ConfigError(
-            f"{folder} holds a run already; give another --output-dir, or move that folder away"
-        )
+    with naming_os_errors("make", folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
-def start_folder(folder: Path, config: RunConfig, rows: ImageRows) -> None:
-    """Make a run's folder and write its resolved config, which is a complete recipe.
+def start_folder(folder: Path, config: RunConfig, fingerprint: str) -> None:
+    """Write a run's resolved config, which is a complete recipe, to its folder.
+
+    The figures of a tokenizer that an earlier, shorter run exported are taken away: they say that
+    the run is finished.
 
     Raises:
         UnwritableFileError: The folder cannot be written.
     """
-    with naming_os_errors("make", folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    head = f"# imagetok {__version__}, data fingerprint {rows.fingerprint}\n"
+    head = f"# imagetok {__version__}, data fingerprint {fingerprint}\n"
     write_atomic(folder / CONFIG_FILE, (head + dump_recipe(config)).encode())
+    figures = folder / TOKENIZER / EVALUATION_FILE
+    with naming_os_errors("remove", figures):
+        figures.unlink(missing_ok=True)
 
 
 def export_tokenizer(

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from imagetok import distributed
-from imagetok.data import TrainingImages
+from imagetok.config import TrainConfig
+from imagetok.data import TrainingBatch, TrainingData
 from imagetok.keys import choose, make_keys
 from imagetok.tokenizer import ImageTokenizer
 
@@ -17,33 +18,34 @@ VECTORS_PER_IMAGE = 64
 
 
 @torch.no_grad()
-def initialize_bottleneck(
-    model: ImageTokenizer, images: TrainingImages, seed: int, batch_size: int = 32
-) -> None:
+def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: TrainConfig) -> None:
     """Hand the bottleneck the encoder outputs it wants of the first images, in sample order.
 
-    All ranks call it: each encodes its share of the images and gets all of the vectors.
+    All ranks call it: each encodes its share of the images of the first steps and gets all of the
+    vectors.
     """
     wanted = model.bottleneck.num_initial_vectors
-    if not wanted:
+    if not wanted or "bottleneck" in settings.freeze:
         return
     per_image = min(VECTORS_PER_IMAGE, model.num_tokens)
-    # The number of images, unlike the shares, does not depend on that of the ranks.
+    # The number of images does not depend on that of the ranks.
     num_images = math.ceil(wanted / per_image)
-    first, last = (
-        num_images * (distributed.rank() + end) // distributed.world_size() for end in (0, 1)
-    )
-    vectors = [torch.empty(0, model.bottleneck.in_channels, dtype=model.dtype, device=model.device)]
-    for start in range(first, last, batch_size):
-        samples = [images[i] for i in range(start, min(start + batch_size, last))]
-        keys = make_keys(seed, 0, [sample["row"] for sample in samples], "initialize")
-        pixels = torch.stack([sample["pixels"] for sample in samples])
-        z = model.encoder(pixels.to(model.device, model.dtype) / 255)
-        vectors.append(_choose_vectors(z, keys, per_image))
-    model.bottleneck.initialize(distributed.gather_samples(torch.cat(vectors)))
+    steps = math.ceil(num_images / settings.batch_size)
+    parts = []
+    with data.feed(0, steps, distributed.rank(), distributed.world_size()) as feed:
+        for batches in feed:
+            vectors = [_encode(model, batch, settings.seed, per_image) for batch in batches]
+            parts.append(distributed.gather_equal(torch.cat(vectors)))
+    model.bottleneck.initialize(torch.cat(parts)[: num_images * per_image])
     # On a GPU sums differ in their last bits from run to run, and so from rank to rank.
     for tensor in model.bottleneck.state_dict().values():
         tensor.copy_(distributed.broadcast_tensor(tensor))
+
+
+def _encode(model: ImageTokenizer, batch: TrainingBatch, seed: int, per_image: int) -> Tensor:
+    keys = make_keys(seed, 0, batch.rows.tolist(), "initialize")
+    z = model.encoder(batch.pixels.to(model.device, model.dtype) / 255)
+    return _choose_vectors(z, keys, per_image)
 
 
 def _choose_vectors(z: Tensor, keys: Tensor, count: int) -> Tensor:

@@ -12,6 +12,7 @@ from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.config import RunConfig
 from imagetok.errors import ConfigError
 from imagetok.tokenizer import ImageTokenizer
+from imagetok.training.model import prepare_parts
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class RunPlan:
     """Counts of a run.
 
     Attributes:
-        parameters: Learnt values of each part; a codebook learnt by averages counts.
+        parameters: Values of each part, frozen ones and a codebook learnt by averages included.
         image_size: (height, width) in pixels.
         grid_size: (height, width) of the token or latent grid.
         codebook_size: Number of codes; None for a continuous model.
         state_bytes: Weights, gradients, both moments of Adam and averaged weights, in float32.
-        activation_bytes: What the backward pass of one image keeps, in float32.
+        activation_bytes: What the forward pass of one image keeps for the backward pass, in
+            float32.
         images: Images in memory at once over all processes: the batch over the micro-batches.
     """
 
@@ -41,11 +43,13 @@ def plan_run(config: RunConfig) -> RunPlan:
     """Count what a config describes, on the meta device.
 
     Raises:
-        ConfigError: `train.loss_weights` names a loss that the tokenizer does not have.
+        ConfigError: `train.loss_weights` names a loss that the tokenizer does not have, or
+            `train.freeze` leaves nothing to learn.
     """
     with torch.device("meta"):
         model = ImageTokenizer.from_config(config.tokenizer)
         x = torch.empty(1, config.tokenizer.channels, *config.tokenizer.image_size)
+    prepare_parts(model, config)
     parameters = {
         name: sum(tensor.numel() for tensor in part.state_dict().values())
         for name, part in model.named_children()
@@ -56,14 +60,16 @@ def plan_run(config: RunConfig) -> RunPlan:
             f"train.loss_weights names {', '.join(unknown)}; the losses of this tokenizer are: "
             f"{', '.join(sorted(losses))}"
         )
-    copies = 4 + (config.train.ema_decay is not None)
+    total = sum(parameters.values())
+    learnt = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    copies = 1 + (config.train.ema_decay is not None)
     discrete = isinstance(model.bottleneck, DiscreteBottleneck)
     return RunPlan(
         parameters=parameters,
         image_size=model.image_size,
         grid_size=model.grid_size,
         codebook_size=model.codebook_size if discrete else None,
-        state_bytes=4 * copies * sum(parameters.values()),
+        state_bytes=4 * (copies * total + 3 * learnt),
         activation_bytes=activation_bytes,
         images=config.train.batch_size // config.train.accumulation,
     )

@@ -36,21 +36,28 @@ class Records:
             write_atomic(path, _lines_before(before, next_step, path))
             self._file = path.open("a", encoding="utf-8")
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append one line; a value that is not finite, which JSON lacks, becomes null."""
+    def write(self, step: int, values: Mapping[str, float | list[str]]) -> None:
+        """Append one line; a number that is not finite, which JSON lacks, becomes null."""
         if self._file is None:
             return
-        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        known = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         with naming_os_errors("write", self._path):
             self._file.write(json.dumps({"step": step, **known}, allow_nan=False) + "\n")
 
-    def flush(self, to_disk: bool = False) -> None:
-        """Hand what was written to the system, and wait until it is on disk if asked to."""
+    def flush(self) -> None:
+        """Hand what was written to the system."""
         if self._file is not None:
             with naming_os_errors("write", self._path):
                 self._file.flush()
-                if to_disk:
-                    os.fsync(self._file.fileno())
+
+    def sync(self) -> None:
+        """Wait until what was flushed is on disk; from any thread."""
+        if self._file is not None:
+            with naming_os_errors("write", self._path):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close the file; closing twice is no error."""

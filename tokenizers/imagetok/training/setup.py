@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from datetime import timedelta
+
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
 from imagetok import distributed
 from imagetok.config import TrainConfig
 from imagetok.errors import ConfigError
 from imagetok.evaluate import has_only_cpu, prepare_to_join
+
+PATIENCE = timedelta(hours=6)
+"""How long a rank waits for another: the first one may be preparing a large dataset."""
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
@@ -29,7 +34,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             mixed_precision=PRECISIONS[config.precision],
             kwargs_handlers=[
                 # Buffers are equal by construction; broadcasting would hide it if they were not.
-                DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+                DistributedDataParallelKwargs(
+                    broadcast_buffers=False, gradient_as_bucket_view=True
+                ),
+                InitProcessGroupKwargs(timeout=PATIENCE),
             ],
         )
     except ValueError as error:

@@ -16,8 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from imagetok.bottlenecks import Statistics
 from imagetok.build import build_schedule
 from imagetok.config import TrainConfig
+from imagetok.data import TrainingBatch
 from imagetok.errors import TrainingError
 from imagetok.keys import make_keys
 from imagetok.metrics import psnr
@@ -27,7 +29,7 @@ from imagetok.training.optimizer import build_learning_rate, build_optimizer, se
 from imagetok.training.totals import StepTotals
 
 MAX_SKIPPED_STEPS = 20
-"""Steps in a row whose float16 gradients may overflow before the run stops."""
+"""Steps in a row whose float16 gradients overflow that stop the run."""
 
 
 class Stepper:
@@ -42,7 +44,8 @@ class Stepper:
         tokenizer: The bare model.
         optimizer: Its optimizer.
         average: Averaged weights, or None.
-        skipped_in_a_row: Steps left out since the last one that counted, in float16.
+        skipped: Steps left out in all, in float16.
+        skipped_in_a_row: Steps left out since the last one that counted.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class Stepper:
     ) -> None:
         self.settings, self.accelerator, self.tokenizer = settings, accelerator, tokenizer
         self.optimizer = build_optimizer(tokenizer, settings.optimizer)
-        self.skipped_in_a_row = 0
+        self.skipped = self.skipped_in_a_row = 0
+        self._bottleneck_learns = "bottleneck" not in settings.freeze
         with warnings.catch_warnings():
             # Newer versions of torch have another name for it, which Accelerate does not pass on.
             warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
@@ -79,14 +83,19 @@ class Stepper:
         }
 
     def step(
-        self, step: int, batches: Sequence[Mapping[str, Tensor]], measure: bool = False
+        self,
+        step: int,
+        batches: Sequence[TrainingBatch],
+        measure: bool = False,
+        counts: Mapping[str, Tensor] | None = None,
     ) -> StepTotals:
         """One optimizer step over this rank's micro-batches.
 
         Args:
             step: Number of the step, from 0.
-            batches: `pixels`, uint8 (B, C, H, W), and `row`, int64 (B,), of each micro-batch.
+            batches: The micro-batches.
             measure: Also take the PSNR of the reconstructions.
+            counts: float64 vectors to be summed over the ranks on the same way.
 
         Raises:
             TrainingError: The loss or the gradients are not finite; nothing was changed.
@@ -96,28 +105,35 @@ class Stepper:
         weights = {name: weight(step) for name, weight in self._loss_weights.items()}
         totals = StepTotals(self.accelerator.num_processes * len(batches))
         for batch in batches:
-            x = batch["pixels"].to(self.accelerator.device, self.tokenizer.dtype) / 255
-            keys = make_keys(self.settings.seed, step, batch["row"].tolist(), "noise")
+            x = batch.pixels.to(self.accelerator.device, non_blocking=True)
+            x = x.to(self.tokenizer.dtype) / 255
+            keys = make_keys(self.settings.seed, step, batch.rows.tolist(), "noise")
             last = batch is batches[-1]
             with nullcontext() if last else self.accelerator.no_sync(self._model):
                 out = self._model(x, values, keys)
                 terms = [weights.get(name, 1.0) * loss for name, loss in out.losses.items()]
                 loss = torch.stack(terms).sum()
                 self.accelerator.backward(loss / len(batches))
-            totals.add({"loss": loss, **out.losses, **out.metrics}, out.statistics)
+            totals.add({"loss": loss, **out.losses, **out.metrics}, self._used(out.statistics))
             if measure:
                 totals.add({"psnr": psnr(out.x_hat, x).mean()})
-        totals.merge()
+        totals.merge(counts)
         self._update(step, totals)
         return totals
+
+    def _used(self, statistics: Statistics | None) -> Statistics | None:
+        """What of the statistics is wanted: of a frozen bottleneck only how often codes occur."""
+        if statistics is None or self._bottleneck_learns:
+            return statistics
+        return Statistics(statistics.counts)
 
     def _update(self, step: int, totals: StepTotals) -> None:
         """Change weights, bottleneck and average, or nothing at all."""
         if not totals.is_finite():
             self.optimizer.zero_grad()
             raise TrainingError(
-                f"the loss is not finite at step {step}: {totals.losses()}; lower the learning "
-                "rate, or train in bf16 or fp32"
+                f"the loss is not finite at step {step} on {_name(totals.ranks_not_finite())}: "
+                f"{totals.losses()}; lower the learning rate, or train in bf16 or fp32"
             )
         limit = self.settings.optimizer.clip_norm
         norm = self.accelerator.clip_grad_norm_(self.tokenizer.parameters(), limit or math.inf)
@@ -127,22 +143,29 @@ class Stepper:
             self._skip(step)
         self._scaled_optimizer.step()
         self._scaled_optimizer.zero_grad()
+        totals.means["optim/skipped_steps"] = self.skipped
         if not finite:
             return
         self.skipped_in_a_row = 0
         restarted = None
-        if totals.statistics is not None:
+        if totals.statistics is not None and self._bottleneck_learns:
             restarted = self.tokenizer.bottleneck.update(totals.statistics, step)
         if self.average is not None:
             self.average.take_in(self.tokenizer, restarted)
 
     def _skip(self, step: int) -> None:
         """Count a step whose gradients overflowed, which float16's scaler leaves out."""
+        self.skipped += 1
         self.skipped_in_a_row += 1
-        allowed = MAX_SKIPPED_STEPS if self.settings.precision == "fp16" else 0
-        if self.skipped_in_a_row > allowed:
+        allowed = MAX_SKIPPED_STEPS if self.settings.precision == "fp16" else 1
+        if self.skipped_in_a_row >= allowed:
             self.optimizer.zero_grad()
             raise TrainingError(
-                f"the gradients are not finite at step {step} ({self.skipped_in_a_row} in a row); "
-                "lower the learning rate, or train in bf16 or fp32"
+                f"the gradients are not finite at step {step} on every rank "
+                f"({self.skipped_in_a_row} in a row); lower the learning rate, or train in bf16 "
+                "or fp32"
             )
+
+
+def _name(ranks: Sequence[int]) -> str:
+    return f"rank{'s' * (len(ranks) != 1)} {', '.join(map(str, ranks)) or 'unknown'}"

@@ -1,4 +1,4 @@
-"""A step's losses, metrics and statistics, summed over micro-batches and ranks."""
+"""A step's losses, metrics, counts and statistics, summed over micro-batches and ranks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from imagetok.bottlenecks import Statistics
 
 
 class StepTotals:
-    """Means of scalars and sums of statistics over the micro-batches of all ranks.
+    """Means of scalars and sums of counts and statistics over the micro-batches of all ranks.
 
     All micro-batches are of one size, so that the mean of their means is that of their samples.
 
     Args:
         num_parts: Micro-batches of all ranks together.
+
+    Attributes:
+        means: Means of the scalars, once merged.
+        counts: Sums of the counts, once merged.
+        statistics: For `bottleneck.update`, once merged; None where there are none.
     """
 
     def __init__(self, num_parts: int) -> None:
@@ -26,6 +31,7 @@ class StepTotals:
         self._scalars: dict[str, Tensor] = {}
         self._statistics: list[Statistics] = []
         self.means: dict[str, float] = {}
+        self.counts: dict[str, Tensor] = {}
         self.statistics: Statistics | None = None
 
     def add(self, scalars: Mapping[str, Tensor], statistics: Statistics | None = None) -> None:
@@ -36,27 +42,39 @@ class StepTotals:
         if statistics is not None:
             self._statistics.append(statistics)
 
-    def merge(self) -> None:
-        """Add up all ranks, in one collective a dtype; sets `means` and `statistics`."""
-        names = list(self._scalars)
+    def merge(self, counts: Mapping[str, Tensor] | None = None) -> None:
+        """Add up all ranks, in one collective a dtype.
+
+        Args:
+            counts: float64 vectors of this rank, to be summed on the same way.
+        """
+        names, counts = list(self._scalars), counts or {}
         # On the CPU: not every device has float64.
         sums = {"scalars": torch.stack([self._scalars[name].cpu().double() for name in names])}
+        sums |= {f"counts/{name}": vector for name, vector in counts.items()}
         if self._statistics:
-            sums["counts"] = torch.stack([part.counts for part in self._statistics]).sum(0)
+            sums["codes"] = torch.stack([part.counts for part in self._statistics]).sum(0)
             averaged = [part.sums for part in self._statistics if part.sums is not None]
             if averaged:
                 sums["sums"] = torch.stack(averaged).sum(0)
         sums = distributed.all_reduce_sum(sums)
         means = (sums["scalars"] / self._num_parts).tolist()
         self.means = dict(zip(names, means, strict=True))
+        self.counts = {name: sums[f"counts/{name}"] for name in counts}
         if self._statistics:
             parts = [p.candidates for p in self._statistics if p.candidates is not None]
-            candidates = distributed.gather_samples(torch.cat(parts)) if parts else None
-            self.statistics = Statistics(sums["counts"], sums.get("sums"), candidates)
+            candidates = distributed.gather_equal(torch.cat(parts)) if parts else None
+            self.statistics = Statistics(sums["codes"], sums.get("sums"), candidates)
 
     def is_finite(self) -> bool:
         """Whether the loss is finite on every rank; the same answer on all of them."""
         return all(math.isfinite(value) for value in self.losses().values())
+
+    def ranks_not_finite(self) -> list[int]:
+        """The ranks whose own losses are not finite; a collective."""
+        own = [value for name, value in self._scalars.items() if name.startswith("loss")]
+        finite = distributed.gather_objects(bool(torch.stack(own).isfinite().all()))
+        return [rank for rank, is_finite in enumerate(finite) if not is_finite]
 
     def losses(self) -> dict[str, float]:
         """The weighted sum `loss` and the unweighted terms `loss/...`."""

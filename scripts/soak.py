@@ -1,0 +1,283 @@
+"""Kill training runs or tokenizing jobs and see that they end as if nothing had happened.
+
+    python scripts/soak.py train --kills 20 --ranks 2
+    python scripts/soak.py tokenize --kills 20 --ranks 1
+
+Needs the extra `test`. A run is made once without interruption. Then chains of runs are made with
+the same arguments: each is killed with SIGKILL, all its processes at once, twice, continued after
+each kill, and left to end. Half of the kills hit in the middle of a commit, which is seen in what
+they leave: a checkpoint that is being written, or a unit whose error report is there and whose
+shard is not. The others come at any moment. Whatever a run leaves but times must be the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import psutil
+from datasets import Dataset, Features, Image, Value
+
+from imagetok import ImageTokenizer
+from imagetok.config import load_recipe
+from imagetok.data import open_images
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = """
+tokenizer:
+  image_size: [16, 16]
+  encoder: {type: conv, hidden_channels: 16, residual_channels: 8, num_residual_blocks: 1}
+  bottleneck: {type: vq, codebook_size: 32, latent_dim: 8, restart_below: 0.5}
+  decoder: {type: conv, hidden_channels: 16, residual_channels: 8, num_residual_blocks: 1}
+  likelihood: {type: mse}
+data: {name: "builtin:shapes?size=16&count=64", crop_scale: [0.5, 1.0], flip: true}
+train:
+  steps: 600
+  batch_size: 8
+  optimizer: {lr: {type: cosine, start: 1.0e-3, end: 1.0e-5}, warmup_steps: 10}
+  ema_decay: 0.99
+  checkpoint_every: 15
+  samples_every: 150
+  evaluate_every: 150
+"""
+TIMED = {"metrics.jsonl", "evaluation.json", "manifest.json"}
+"""Files that hold times, and so differ."""
+
+LITTER = ".imagetok-tmp-*"
+TIMEOUT = 300
+NUM_PICTURES = 3000
+
+
+@dataclass
+class Soak(ABC):
+    """Kills runs of one kind.
+
+    Attributes:
+        folder: Where runs are written.
+        ranks: Processes of a run.
+        random: Decides when a run is killed.
+    """
+
+    folder: Path
+    ranks: int
+    random: random.Random
+
+    linger: ClassVar[float]
+    """Most seconds between the sight of a commit and the kill."""
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.prepare()
+        self.reference = self.folder / "uninterrupted"
+        started = time.monotonic()
+        self.finish(self.start(self.reference))
+        self.seconds = time.monotonic() - started
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Make what runs need."""
+
+    @abstractmethod
+    def command(self, target: Path) -> list[str]:
+        """The script and its arguments, the same at the start and after a kill."""
+
+    @abstractmethod
+    def commits(self, target: Path) -> set[Path]:
+        """What is in the middle of a commit, or was when its process was killed."""
+
+    def run_chain(self, name: str, in_save: Sequence[bool]) -> list[str]:
+        """Kill a run once for each entry, in a save or anywhere; let it end; compare.
+
+        Returns:
+            Names of the files that differ from the uninterrupted run's.
+        """
+        target = self.folder / name
+        for inside in in_save:
+            self._kill_once(target, inside)
+        self.finish(self.start(target))
+        differing = compare(self.reference, target)
+        if not differing:
+            shutil.rmtree(target)
+        return differing
+
+    def _kill_once(self, target: Path, inside: bool) -> None:
+        """Kill a run; what ended or was not in a commit when it was hit is tried once more."""
+        for _ in range(40):
+            before = self.commits(target)
+            process = self.start(target)
+            moment = time.monotonic() + self.seconds * self.random.uniform(0.3, 0.9)
+            while process.poll() is None and time.monotonic() < moment:
+                time.sleep(0.002)
+            processes = _started_by(process)
+            while inside and process.poll() is None and not self.commits(target) - before:
+                time.sleep(0.0002)
+            time.sleep(self.random.uniform(0, self.linger))
+            was_running = process.poll() is None
+            _kill(process, processes)
+            if was_running and (not inside or self.commits(target) - before):
+                return
+            if not was_running:  # it had ended: nothing would be left to do
+                shutil.rmtree(target)
+        raise RuntimeError(f"no kill hit {target}: its runs are too short")
+
+    def start(self, target: Path) -> subprocess.Popen[bytes]:
+        """Start or continue a run in a process group of its own; what it says goes to log.txt."""
+        launcher = [sys.executable]
+        if self.ranks > 1:
+            launcher += ["-m", "torch.distributed.run", "--standalone"]
+            launcher += ["--nproc_per_node", str(self.ranks)]
+        with (self.folder / "log.txt").open("ab") as log:
+            return subprocess.Popen(
+                [*launcher, *self.command(target)],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def finish(self, process: subprocess.Popen[bytes], code: int = 0) -> None:
+        """Wait for a run to end.
+
+        Raises:
+            RuntimeError: Its exit code is another one than `code`.
+        """
+        try:
+            found = process.wait(TIMEOUT)
+        finally:
+            _kill(process, _started_by(process))
+        if found != code:
+            log = (self.folder / "log.txt").read_text(errors="replace")
+            raise RuntimeError(f"a run ended with code {found} instead of {code}:\n{log[-2000:]}")
+
+
+class TrainingSoak(Soak):
+    """Training runs of a small VQ-VAE."""
+
+    linger = 0.01
+
+    def prepare(self) -> None:
+        """See `Soak`."""
+        self.recipe = self.folder / "recipe.yaml"
+        self.recipe.write_text(RECIPE)
+
+    def command(self, target: Path) -> list[str]:
+        """See `Soak`."""
+        script = str(ROOT / "scripts" / "train.py")
+        return [script, str(self.recipe), "--resume", "--output-dir", str(target)]
+
+    def commits(self, target: Path) -> set[Path]:
+        """See `Soak`."""
+        return set((target / "checkpoints").glob(LITTER))
+
+
+class TokenizingSoak(Soak):
+    """Jobs over a parquet file in which every eleventh picture cannot be read."""
+
+    linger = 0.0
+
+    def prepare(self) -> None:
+        """See `Soak`."""
+        recipe = self.folder / "recipe.yaml"
+        recipe.write_text(RECIPE)
+        config = load_recipe(str(recipe))
+        ImageTokenizer.from_config(config.tokenizer).save_pretrained(self.folder / "tokenizer")
+        rows = open_images(f"builtin:shapes?size=128&count={NUM_PICTURES}", "train").dataset
+        bad = {"bytes": b"no picture", "path": None}
+        self.dataset = self.folder / "pictures.parquet"
+        pictures = [bad if i % 11 == 5 else row["image"] for i, row in enumerate(rows)]
+        features = Features({"image": Image(), "caption": Value("string")})
+        columns = {"image": pictures, "caption": rows["caption"]}
+        Dataset.from_dict(columns, features=features).to_parquet(self.dataset)
+
+    def command(self, target: Path) -> list[str]:
+        """See `Soak`."""
+        return [
+            str(ROOT / "scripts" / "tokenize_dataset.py"),
+            *("--tokenizer", str(self.folder / "tokenizer"), "--dataset", str(self.dataset)),
+            *("--keep", "caption", "--rows-per-shard", "64", "--max-error-rate", "0.2"),
+            *("--output-dir", str(target)),
+        ]
+
+    def commits(self, target: Path) -> set[Path]:
+        """See `Soak`."""
+        reports = (target / "errors").glob("*.jsonl")
+        return {path for path in reports if not (target / "data" / f"{path.stem}.parquet").exists()}
+
+
+KINDS = {"train": TrainingSoak, "tokenize": TokenizingSoak}
+
+
+def _started_by(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(process: subprocess.Popen[bytes], started: Sequence[psutil.Process]) -> None:
+    """End a launcher and what it started at once; what has ended is no error."""
+    process.kill()
+    for each in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+    psutil.wait_procs(list(started))
+
+
+def compare(one: Path, other: Path) -> list[str]:
+    """Names of the files of two runs that are not the same bytes, but those that hold times."""
+    files = [_read(folder) for folder in (one, other)]
+    return sorted(name for name in files[0].keys() | files[1].keys() if not _equal(name, *files))
+
+
+def _equal(name: str, one: dict[str, bytes], other: dict[str, bytes]) -> bool:
+    if name.rsplit("/", 1)[-1] in TIMED:
+        return name in one and name in other
+    return one.get(name) == other.get(name)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the soak; the exit code is 1 if a run ended otherwise than the uninterrupted one."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kind", choices=KINDS, help="what is killed")
+    parser.add_argument("--kills", type=int, default=20, help="kills in all, in chains of two")
+    parser.add_argument("--ranks", type=int, default=1, help="processes a run")
+    parser.add_argument("--seed", type=int, default=0, help="decides the moments")
+    options = parser.parse_args(arguments)
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="imagetok-soak-") as folder:
+        moments = random.Random(options.seed)  # noqa: S311
+        soak = KINDS[options.kind](Path(folder), options.ranks, moments)
+        print(f"uninterrupted: {soak.seconds:.0f} s with {options.ranks} rank(s)", flush=True)
+        for number in range(options.kills // 2):
+            # Every chain has one kill of each kind, in turns the one or the other first.
+            differing = soak.run_chain(f"chain-{number}", (number % 2 == 0, number % 2 == 1))
+            failed += bool(differing)
+            verdict = f"DIFFERS in {', '.join(differing)}" if differing else "same bytes"
+            print(f"chain {number + 1}: two kills, {verdict}", flush=True)
+    chains = options.kills // 2
+    print(
+        f"{2 * chains} kills in {chains} chains: {chains - failed} chains ended in the same bytes"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
