@@ -15,6 +15,7 @@ from imagetok.config import RunConfig
 from imagetok.data import open_images
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.quickstart import RoundTrip, round_trip, run_quickstart
+from imagetok.shards import verify
 from tiny_runs import SYSTEMS, contents, tiny_run
 
 
@@ -48,14 +49,18 @@ def test_the_quickstart_trains_loads_checks_and_says_what_is_next(
     run_quickstart("vqvae", folder)
     picture = folder / "tokenizer" / "reconstructions.png"
     out = capsys.readouterr().out
-    check_words(out, folder, [picture], "ids")
+    check_words(out, folder, [picture, folder / "tokens.png"], "ids")
+    assert "tokenized 64 held-out pictures: 16,384 ids" in out
+    assert verify(folder / "tokens").is_sound
     figures = json.loads((folder / "tokenizer" / "evaluation.json").read_text())
     assert figures["protocol"]["split"] == "test"
-    (line,) = (line for line in out.splitlines() if line.startswith("  python -c"))
-    code = shlex.split(line)[2]
+    lines = [line for line in out.splitlines() if line.startswith("  python -c")]
+    code, reading = (shlex.split(line)[2] for line in lines)
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
     exec(code.replace("photo.jpg", str(tmp_path / "photo.jpg")).replace("back", f"{tmp_path}/back"))
     assert (tmp_path / "back.png").exists()
+    exec(reading)
+    assert re.search(r"'ids': tensor\(.*'caption': '", capsys.readouterr().out, re.DOTALL)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from imagetok._version import __version__
+from imagetok.commands_tokens import app as token_commands
 from imagetok.config.recipes import recipe_names
 from imagetok.errors import ImagetokError, UnreadableFileError
 
@@ -25,6 +26,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(token_commands)
 
 DEBUG = "--debug"
 

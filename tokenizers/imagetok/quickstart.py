@@ -2,7 +2,7 @@
 
 Trains the recipe `SYSTEM-shapes` on drawn shapes, loads the result in a fresh process, encodes and
 decodes held-out pictures there, compares with this process, and looks for the drawn objects on the
-reconstructions.
+reconstructions. Of a VQ-VAE or dVAE it also tokenizes a thousand pictures into shards.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from torch import Generator, Tensor
 
 from imagetok.bottlenecks import DiscreteBottleneck, GaussianBottleneck
 from imagetok.builtin import check_rate, check_scene, first_index, render, scene
-from imagetok.config import load_recipe
+from imagetok.config import RunConfig, load_recipe
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.images import grid_image
 from imagetok.reports import show, show_evaluation
+from imagetok.shards.opening import open_folder
+from imagetok.shards.verifying import verify
 from imagetok.tokenizer import ImageTokenizer
+from imagetok.tokenizing import tokenize_dataset
+from imagetok.tokenizing.showing import decode_rows, draw_grid
 from imagetok.training import train
 from imagetok.training.folder import save_picture
 
@@ -33,6 +37,12 @@ SYSTEMS = ("vqvae", "dvae", "vae", "ae")
 
 NUM_CHECKED = 200
 """Held-out pictures whose drawn objects are looked for on the reconstructions."""
+
+NUM_TOKENIZED = 1000
+"""Held-out pictures that are tokenized into shards."""
+
+TOKENS = "tokens"
+"""Folder of these shards."""
 
 NUM_COMPARED = 8
 """Held-out pictures that a fresh process encodes and decodes once more."""
@@ -70,6 +80,8 @@ def run_quickstart(system: str, output_dir: Path) -> None:
     pictures = [result.tokenizer_dir / "reconstructions.png"]
     if isinstance(tokenizer.bottleneck, GaussianBottleneck):
         pictures += _draw_prior(tokenizer, output_dir)
+    if isinstance(tokenizer.bottleneck, DiscreteBottleneck):
+        pictures.append(_tokenize(tokenizer, result.tokenizer_dir, config, output_dir))
     _say_what_is_next(tokenizer, result.tokenizer_dir, pictures)
     show(f"done in {time.perf_counter() - started:.0f} s")
 
@@ -145,6 +157,29 @@ def _draw_prior(tokenizer: ImageTokenizer, folder: Path) -> list[Path]:
     return paths
 
 
+def _tokenize(
+    tokenizer: ImageTokenizer, tokenizer_dir: Path, config: RunConfig, folder: Path
+) -> Path:
+    """Tokenize held-out pictures into shards, check these, and draw what they hold."""
+    tokens, picture, data = folder / TOKENS, folder / "tokens.png", config.data
+    manifest = tokenize_dataset(
+        tokenizer_dir,
+        data.name,
+        tokens,
+        split=data.evaluation_split,
+        keep=("caption",),
+        limit=NUM_TOKENIZED,
+        device=str(tokenizer.device),
+    )
+    report = verify(tokens)
+    if not report.is_sound:
+        raise ImagetokError(f"the shards in '{tokens}' are not sound: {report}")
+    show(f"tokenized {manifest.totals.rows:,} held-out pictures: {manifest.totals.tokens:,} ids")
+    rows = range(min(NUM_COMPARED, manifest.totals.rows))
+    save_picture(draw_grid(*decode_rows(open_folder(tokens), tokenizer, rows)), picture)
+    return picture
+
+
 def _codes_word(tokenizer: ImageTokenizer) -> str:
     return "ids" if isinstance(tokenizer.bottleneck, DiscreteBottleneck) else "latents"
 
@@ -159,8 +194,11 @@ def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, pictures: list[Pa
     load = "from imagetok import ImageTokenizer; tok = ImageTokenizer.from_pretrained"
     train = ["imagetok", "train", str(folder.parent / "config.yaml"), "data.name=./photos"]
     train += ["data.split=train[:90%]", "data.evaluation_split=train[90%:]"]
+    shards = str(folder.parent / TOKENS)
+    read = "from imagetok.shards import TokenDataset; print(next(iter(TokenDataset"
     lines = [
         f"tokenizer   {folder}",
+        *([f"shards      {shards}"] if discrete else []),
         *(f"picture     {path}" for path in pictures),
         "",
         "what next:",
@@ -169,6 +207,8 @@ def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, pictures: list[Pa
         "  " + shlex.join([*train, "--output-dir", "my-run"]),
         "  " + shlex.join(["python", "-c", f"{load}({str(folder)!r}); {use}"]),
     ]
+    if discrete:
+        lines.append("  " + shlex.join(["python", "-c", f"{read}({shards!r}))))"]))
     for line in lines:
         show(line)
 

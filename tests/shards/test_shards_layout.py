@@ -1,0 +1,208 @@
+"""Text and image ids share a vocabulary and a sequence, and come apart again as they were."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from imagetok.errors import IdsError, IdsTypeError, InvalidTypeError, InvalidValueError
+from imagetok.shards.layout import TokenLayout
+
+TEXT, CODES, GRID = 50, 16, (2, 3)
+SPECIALS = [
+    {},
+    {"boi": True},
+    {"eoi": True},
+    {"eor": True},
+    {"boi": True, "eoi": True, "eor": True},
+    {"boi": 7, "eoi": 90, "eor": True},
+]
+
+
+def layout(**specials: Any) -> TokenLayout:
+    return TokenLayout(TEXT, CODES, GRID, **specials)
+
+
+def image(offset: int = 0) -> torch.Tensor:
+    return torch.arange(6) + offset
+
+
+@pytest.mark.parametrize("specials", SPECIALS)
+@pytest.mark.parametrize("length", [0, 1, 5])
+def test_one_text_and_image_come_apart_as_they_were(specials: dict[str, Any], length: int) -> None:
+    text = torch.arange(length) + 40
+    sequence = layout(**specials).join(text, image())
+    assert sequence.dtype == torch.int64
+    assert sequence.shape == (length + layout(**specials).image_length,)
+    found_text, found_image = layout(**specials).split(sequence)
+    assert torch.equal(found_text, text)
+    assert torch.equal(found_image, image())
+
+
+@pytest.mark.parametrize("specials", SPECIALS)
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_batch_comes_apart_as_it_was(specials: dict[str, Any], count: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    texts = torch.randint(10, TEXT, (count, 4), generator=random)
+    images = torch.randint(CODES, (count, 6), generator=random)
+    sequences = layout(**specials).join(texts, images)
+    assert sequences.shape == (count, 4 + layout(**specials).image_length)
+    found = layout(**specials).split(sequences)
+    assert torch.equal(found[0], texts)
+    assert torch.equal(found[1], images)
+
+
+def test_a_batch_is_the_sequences_of_its_parts() -> None:
+    both = layout(boi=True, eoi=True, eor=True)
+    texts, images = torch.tensor([[1, 2], [3, 4]]), torch.stack([image(), image(3)])
+    apart = [both.join(text, ids) for text, ids in zip(texts, images, strict=True)]
+    assert torch.equal(both.join(texts, images), torch.stack(apart))
+
+
+def test_an_image_stands_in_row_major_order_between_its_special_ids() -> None:
+    sequence = layout(boi=True, eoi=True, eor=True).join(torch.tensor([8, 9]), image())
+    boi, eoi, eor = 66, 67, 68
+    assert sequence.tolist() == [8, 9, boi, 50, 51, 52, eor, 53, 54, 55, eor, eoi]
+
+
+def test_ids_as_a_grid_are_read_row_after_row() -> None:
+    text = torch.tensor([1])
+    grid = image().reshape(GRID)
+    assert torch.equal(layout().join(text, grid), layout().join(text, image()))
+    assert torch.equal(layout().join(text[None], grid[None]), layout().join(text, grid)[None])
+
+
+@pytest.mark.parametrize("specials", SPECIALS)
+def test_every_place_of_the_grid_is_found_at_its_position(specials: dict[str, Any]) -> None:
+    both = layout(**specials)
+    sequence = both.join(torch.tensor([1, 2, 3]), image())
+    for row in range(2):
+        for column in range(3):
+            token = int(sequence[both.position(row, column, text_length=3)])
+            assert token - both.image_range.start == 3 * row + column
+
+
+def test_the_vocabulary_counts_the_special_ids_that_are_used() -> None:
+    assert layout().vocab_size == TEXT + CODES
+    assert layout(eor=True).vocab_size == TEXT + CODES + 1
+    assert layout(boi=True, eoi=True, eor=True).vocab_size == TEXT + CODES + 3
+    assert layout(boi=3, eoi=4).vocab_size == TEXT + CODES
+    assert layout(boi=99).vocab_size == 100
+    assert layout().image_range == range(50, 66)
+
+
+def test_free_ids_pass_over_those_that_are_given() -> None:
+    both = layout(boi=True, eoi=66, eor=True)
+    assert (both.boi, both.eoi, both.eor) == (67, 66, 68)
+
+
+def test_images_without_text_have_their_own_vocabulary() -> None:
+    alone = TokenLayout(0, CODES, GRID, boi=True)
+    sequence = alone.join(torch.empty(0, dtype=torch.int64), image())
+    assert sequence.tolist() == [16, 0, 1, 2, 3, 4, 5]
+    assert alone.split(sequence)[0].shape == (0,)
+
+
+def test_narrow_dtypes_join_without_overflow() -> None:
+    wide = TokenLayout(60_000, 256, GRID)
+    sequence = wide.join(torch.tensor([1], dtype=torch.uint8), image(250).to(torch.uint8))
+    assert sequence.tolist() == [1, *range(60_250, 60_256)]
+
+
+@pytest.mark.parametrize(
+    ("text", "ids", "message"),
+    [
+        ([50], range(6), "text id 50 at position 0 is out of range: text ids lie in [0, 50)"),
+        ([3, -1], range(6), "text id -1 at position 1 is out of range"),
+        ([1], range(11, 17), "id 16 is out of range"),
+        ([1], range(-1, 5), "id -1 is out of range"),
+        ([7], range(6), "the text holds 7, which is the begin-of-image id"),
+        ([1], range(5), "fit no reading for the grid (2, 3)"),
+    ],
+)
+def test_what_does_not_fit_is_not_joined(text: list[int], ids: range, message: str) -> None:
+    with pytest.raises(IdsError, match=re.escape(message)):
+        layout(boi=7).join(torch.tensor(text), torch.tensor(ids))
+
+
+def test_as_many_texts_as_images_are_joined() -> None:
+    with pytest.raises(IdsError, match="2 texts do not go with 3 images"):
+        layout().join(torch.ones(2, 4, dtype=torch.int64), torch.ones(3, 6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("place", "token", "message"),
+    [
+        (0, 50, "text id 50 at position 0 is out of range"),
+        (1, 66, "the text holds 66, which is the begin-of-image id boi"),
+        (2, 5, "token 5 at position 2 stands where the begin-of-image id 66 belongs"),
+        (3, 49, "token 49 at position 3 stands where an image id in [50, 66) belongs"),
+        (5, 68, "token 68 at position 5 stands where an image id in [50, 66) belongs"),
+        (6, 52, "token 52 at position 6 stands where the end-of-row id 68 belongs"),
+        (11, 68, "token 68 at position 11 stands where the end-of-image id 67 belongs"),
+    ],
+)
+def test_a_misplaced_token_is_named_with_its_position(place: int, token: int, message: str) -> None:
+    both = layout(boi=True, eoi=True, eor=True)
+    sequence = both.join(torch.tensor([8, 9]), image())
+    sequence[place] = token
+    with pytest.raises(IdsError, match=re.escape(message)):
+        both.split(sequence)
+
+
+def test_the_sequence_of_a_batch_that_is_wrong_is_named() -> None:
+    sequences = layout().join(torch.ones(3, 2, dtype=torch.int64), torch.stack([image()] * 3))
+    sequences[1, 4] = 3
+    with pytest.raises(IdsError, match="token 3 at position 4 of sequence 1 stands where an image"):
+        layout().split(sequences)
+    sequences[1, 0] = 50
+    with pytest.raises(IdsError, match="text id 50 at position 0 of sequence 1 is out of range"):
+        layout().split(sequences)
+
+
+def test_a_sequence_that_is_too_short_is_refused() -> None:
+    with pytest.raises(IdsError, match=r"5 tokens holds no image.* takes 6"):
+        layout().split(torch.arange(5))
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(6), torch.ones(6, dtype=torch.bool), [1, 2]])
+def test_only_integer_tensors_are_taken(wrong: Any) -> None:
+    with pytest.raises(IdsTypeError, match="a sequence must be an integer tensor"):
+        layout().split(wrong)
+    with pytest.raises(IdsTypeError, match="text_ids must be an integer tensor"):
+        layout().join(wrong, image())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text_vocab_size": -1}, "text_vocab_size must be at least 0, got -1"),
+        ({"codebook_size": 0}, "codebook_size must be at least 1, got 0"),
+        ({"grid": (0, 3)}, r"grid must be .* at least 1"),
+        ({"boi": 50}, r"boi 50 is no free id: image ids take \[50, 66\)"),
+        ({"eor": -2}, "eor -2 is no free id"),
+        ({"boi": 70, "eoi": 70}, "special ids must differ"),
+    ],
+)
+def test_a_layout_that_contradicts_itself_is_refused(
+    arguments: dict[str, Any], message: str
+) -> None:
+    given = {"text_vocab_size": TEXT, "codebook_size": CODES, "grid": GRID, **arguments}
+    with pytest.raises(InvalidValueError, match=message):
+        TokenLayout(**given)
+
+
+@pytest.mark.parametrize("arguments", [{"boi": "x"}, {"eoi": 1.0}, {"eor": False}])
+def test_special_ids_are_numbers_true_or_none(arguments: dict[str, Any]) -> None:
+    with pytest.raises(InvalidTypeError, match="must be an id, True or None"):
+        layout(**arguments)
+
+
+def test_places_outside_the_grid_have_no_position() -> None:
+    with pytest.raises(InvalidValueError, match=r"column 3 is outside the grid \(2, 3\)"):
+        layout().position(0, 3)
+    with pytest.raises(InvalidValueError, match="row must be at least 0"):
+        layout().position(-1, 0)

@@ -1,0 +1,195 @@
+"""The manifest is written when all units are there, and says what lies on the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tiny_jobs import do_job, fill, streamed_job, tiny_job
+
+from imagetok.errors import DataError, UnreadableFileError
+from imagetok.files import TEMPORARY_PREFIX
+from imagetok.shards import JobFolder, finalize, read_manifest
+from tiny_runs import contents
+
+FINALIZE = (
+    "import sys; from imagetok.shards import finalize; print(finalize(sys.argv[1]).to_json())"
+)
+
+
+def test_the_manifest_counts_rows_tokens_and_bytes(tmp_path: Path) -> None:
+    job = tiny_job()
+    do_job(tmp_path, job, broken=[1, 8, 9])
+    manifest = finalize(tmp_path, {"images_per_second": 12.5})
+    assert manifest == read_manifest(tmp_path)
+    assert manifest.job == job.fingerprint
+    assert manifest.tokenizer == job.tokenizer
+    assert manifest.throughput == {"images_per_second": 12.5}
+    assert [shard.path for shard in manifest.shards] == [job.paths.shard(u) for u in range(3)]
+    assert [(shard.rows, shard.refused) for shard in manifest.shards] == [(3, 1), (4, 0), (0, 2)]
+    totals, files = manifest.totals, [tmp_path / shard.path for shard in manifest.shards]
+    assert (totals.rows_in, totals.rows, totals.refused, totals.shards) == (10, 7, 3, 3)
+    assert totals.tokens == 7 * 6
+    assert totals.bytes == sum(file.stat().st_size for file in files)
+    for shard, file in zip(manifest.shards, files, strict=True):
+        assert shard.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert shard.numerics is None
+    report = (tmp_path / job.paths.errors(0)).read_bytes()
+    assert manifest.shards[0].errors_sha256 == hashlib.sha256(report).hexdigest()
+    assert manifest.shards[1].errors_sha256 is None
+
+
+def test_tokens_of_grids_of_their_own_are_counted_one_by_one(tmp_path: Path) -> None:
+    job = streamed_job(output__resize="native")
+    do_job(tmp_path, job, broken=[4])
+    manifest = finalize(tmp_path)
+    ids = [pq.read_table(tmp_path / shard.path).column("ids") for shard in manifest.shards]
+    assert manifest.totals.tokens == sum(len(row) for column in ids for row in column.to_pylist())
+    assert len(manifest.shards) == 6
+
+
+def test_shards_made_under_other_numeric_settings_say_so(tmp_path: Path) -> None:
+    job, other = tiny_job(), tiny_job(numerics__threads=8)
+    with JobFolder.open(tmp_path, job) as work, work.claim(1) as writer:
+        assert writer is not None
+        fill(writer, job)
+    do_job(tmp_path, other, allow_mixed_numerics=True)
+    shards = finalize(tmp_path).shards
+    assert [shard.numerics for shard in shards] == [other.numerics, None, other.numerics]
+
+
+def test_missing_units_are_named(tmp_path: Path) -> None:
+    job = tiny_job()
+    do_job(tmp_path, job)
+    (tmp_path / job.paths.shard(1)).unlink()
+    with pytest.raises(DataError, match=r"1 of 3 units .* the first is 'data/train-00001.parquet'"):
+        finalize(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_dataset_without_a_manifest_is_refused_with_the_way_to_one(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableFileError, match="is no tokenized dataset"):
+        read_manifest(tmp_path)
+    do_job(tmp_path, tiny_job())
+    with pytest.raises(UnreadableFileError, match=f"imagetok tokenize --finalize {tmp_path}"):
+        read_manifest(tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(
+        UnreadableFileError, match=r"is no manifest of this version: .*not valid JSON"
+    ):
+        read_manifest(tmp_path)
+
+
+def test_finalizing_again_changes_nothing(tmp_path: Path) -> None:
+    do_job(tmp_path, tiny_job(), broken=[1])
+    manifest = finalize(tmp_path, {"images_per_second": 1.0})
+    before = contents(tmp_path)
+    assert finalize(tmp_path, {"images_per_second": 2.0}) == manifest
+    assert contents(tmp_path) == before
+
+
+def test_a_card_that_was_lost_is_written_again(tmp_path: Path) -> None:
+    do_job(tmp_path, tiny_job())
+    finalize(tmp_path)
+    card = (tmp_path / "README.md").read_bytes()
+    (tmp_path / "README.md").unlink()
+    finalize(tmp_path)
+    assert (tmp_path / "README.md").read_bytes() == card
+
+
+def test_a_card_that_people_wrote_on_stays_while_the_shards_do(tmp_path: Path) -> None:
+    job = tiny_job()
+    do_job(tmp_path, job)
+    finalize(tmp_path)
+    with (tmp_path / "README.md").open("a") as card:
+        card.write("Licence: ours.")
+    finalize(tmp_path)
+    assert (tmp_path / "README.md").read_text().endswith("Licence: ours.")
+    (tmp_path / job.paths.shard(0)).unlink()
+    do_job(tmp_path, job, broken=[1])
+    finalize(tmp_path)
+    assert "| unreadable pictures | 1," in (tmp_path / "README.md").read_text()
+
+
+def test_a_unit_that_is_done_again_takes_the_manifest_away(tmp_path: Path) -> None:
+    job = tiny_job()
+    do_job(tmp_path, job)
+    first = finalize(tmp_path)
+    (tmp_path / job.paths.shard(1)).unlink()
+    do_job(tmp_path, job, broken=[5])
+    assert not (tmp_path / "manifest.json").exists()
+    assert finalize(tmp_path).totals.refused == 1
+    assert first.totals.refused == 0
+
+
+def test_processes_that_finish_at_once_write_one_manifest(tmp_path: Path) -> None:
+    do_job(tmp_path, tiny_job(), broken=[1])
+    command = [sys.executable, "-c", FINALIZE, str(tmp_path)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    printed = {run.communicate(timeout=120)[0] for run in runs}
+    assert [run.returncode for run in runs] == [0] * 3
+    assert printed == {read_manifest(tmp_path).to_json() + "\n"}
+    assert not list(tmp_path.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_threads_that_finish_at_once_agree_on_the_throughput(tmp_path: Path) -> None:
+    do_job(tmp_path, tiny_job())
+    with ThreadPoolExecutor(4) as pool:
+        manifests = list(pool.map(lambda n: finalize(tmp_path, {"number": n}), range(8)))
+    assert len({manifest.to_json() for manifest in manifests}) == 1
+
+
+def test_what_a_killed_finalizer_left_is_cleared(tmp_path: Path) -> None:
+    do_job(tmp_path, tiny_job())
+    place = tmp_path / f"{TEMPORARY_PREFIX}manifest" / "elsewhere-x"
+    place.mkdir(parents=True)
+    finalize(tmp_path)
+    assert not list(tmp_path.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_a_foreign_shard_is_refused(tmp_path: Path) -> None:
+    job, other = tiny_job(), tiny_job(tokenizer__fingerprint="e" * 64)
+    do_job(tmp_path / "own", job)
+    do_job(tmp_path / "other", other)
+    shutil.copy(tmp_path / "other" / job.paths.shard(1), tmp_path / "own" / job.paths.shard(1))
+    with pytest.raises(DataError, match=f"shard of another job, {other.fingerprint}"):
+        finalize(tmp_path / "own")
+
+
+def test_files_that_are_not_of_the_job_are_refused(tmp_path: Path) -> None:
+    job = tiny_job()
+    do_job(tmp_path, job)
+    shutil.copy(tmp_path / job.paths.shard(1), tmp_path / "data" / "train-00007.parquet")
+    with pytest.raises(DataError, match=r"not of its job, remove them: data/train-00007\.parquet"):
+        finalize(tmp_path)
+
+
+def test_a_shard_that_lost_rows_or_its_end_is_refused(tmp_path: Path) -> None:
+    job = tiny_job()
+    do_job(tmp_path, job)
+    shard = tmp_path / job.paths.shard(1)
+    whole, metadata = shard.read_bytes(), pq.read_metadata(shard).metadata
+    pq.write_table(pq.read_table(shard).slice(1).replace_schema_metadata(metadata), shard)
+    with pytest.raises(DataError, match="has 3 rows and 0 refused ones, expected 4 together"):
+        finalize(tmp_path)
+    shard.write_bytes(whole[:-20])
+    with pytest.raises(
+        UnreadableFileError, match=r"train-00001\.parquet' is no shard, or a damaged"
+    ):
+        finalize(tmp_path)
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_a_lost_part_is_noticed(tmp_path: Path, lost: int) -> None:
+    job = streamed_job()
+    do_job(tmp_path, job)
+    os.unlink(tmp_path / job.paths.shard(1, lost))
+    with pytest.raises(DataError, match="parts of unit 1 are missing"):
+        finalize(tmp_path)

@@ -1,0 +1,138 @@
+"""Tokenizing jobs of a few rows, and their shards, without a tokenizer: ids are drawn from the row.
+
+A script too: `python tiny_jobs.py FOLDER JOB RANK WORLD_SIZE [BROKEN ...]` waits for a line on its
+standard input, does the job of the JSON file JOB, and prints the units that it did.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import ClassLabel, Features, Value
+
+from imagetok.shards import Job, JobFolder, UnitWriter
+
+KEPT = Features({"caption": Value("string"), "label": ClassLabel(names=["no", "yes: 'maybe'"])})
+
+Broken = Sequence[int]
+
+
+def job_values(**changes: Any) -> dict[str, Any]:
+    """A job of 10 rows in units of 4, as JSON-like values; keys of `changes` are `part__key`."""
+    values: dict[str, Any] = {
+        "tokenizer": {
+            "name": "tokenizer",
+            "revision": None,
+            "fingerprint": "f" * 64,
+            "codebook_size": 512,
+            "grid_size": [2, 3],
+            "image_size": [16, 24],
+            "downsample_factor": 8,
+        },
+        "input": {
+            "name": "pictures",
+            "subset": None,
+            "revision": None,
+            "split": "train",
+            "image_column": "image",
+            "fingerprint": "a" * 64,
+            "streaming": False,
+            "num_rows": 10,
+            "limit": None,
+        },
+        "units": {"rows_per_shard": 4, "count": 3, "files": []},
+        "output": {"resize": "crop", "keep": list(KEPT)},
+        "features": KEPT.to_dict(),
+        "numerics": {
+            "device": "cpu",
+            "dtype": "float32",
+            "batch_size": 32,
+            "threads": 1,
+            "search": "chunked",
+            "image_decoder": "pillow",
+            "versions": dict.fromkeys(("imagetok", "torch", "numpy", "pillow", "pyarrow"), "1.0"),
+        },
+    }
+    for place, value in changes.items():
+        *parts, key = place.split("__")
+        inner = values
+        for part in parts:
+            inner = inner[part]
+        inner[key] = value
+    return values
+
+
+def tiny_job(**changes: Any) -> Job:
+    """The same as a job."""
+    return Job.from_dict(job_values(**changes))
+
+
+def streamed_job(num_files: int = 2, **changes: Any) -> Job:
+    """A job of files of 10 rows each, in parts of 4."""
+    files = [{"name": f"part-{number}.tar", "size": 100} for number in range(num_files)]
+    source = {"input__streaming": True, "input__num_rows": None}
+    return tiny_job(**source, units__count=None, units__files=files, **changes)
+
+
+def caption(row: int) -> str | None:
+    return None if row % 3 == 2 else f"caption {row}\nüñí"
+
+
+def table_of(job: Job, rows: Sequence[int], file: str | None = None) -> pa.Table:
+    """Rows of a shard; ids, sizes and kept columns follow from the numbers of the rows."""
+    schema = job.schema
+    size = schema.codebook_size
+    if schema.grid is None:
+        grids = [(1 + row % 2, 1 + row % 3) for row in rows]
+        ids: Any = [
+            (row + np.arange(h * w).reshape(h, w)) % size
+            for row, (h, w) in zip(rows, grids, strict=True)
+        ]
+    else:
+        h, w = schema.grid
+        ids = (np.array(rows, dtype=np.int64)[:, None] * 31 + np.arange(h * w)) % size
+    sizes = np.array([(100 + row, 200 + row) for row in rows]).reshape(-1, 2)
+    values = {"caption": [caption(row) for row in rows], "label": [row % 2 for row in rows]}
+    kept = pa.table({name: values[name] for name in schema.kept}, schema=schema.kept.arrow_schema)
+    files = None if file is None else [file] * len(rows)
+    return schema.table(ids, list(rows), files, sizes, kept)
+
+
+def fill(writer: UnitWriter, job: Job, broken: Broken = (), batch: int = 3) -> None:
+    """Write or refuse every row of a unit."""
+    file = job.units.files[writer.unit].name if job.input.streaming else None
+    rows = [row for row in writer.rows or range(10) if row not in broken]
+    for start in range(0, len(rows), batch):
+        writer.write(table_of(job, rows[start : start + batch], file))
+    for row in writer.rows or range(10):
+        if row in broken:
+            writer.refuse(row, f"{row:03d}.png", "no picture", file)
+
+
+def do_job(
+    folder: Path, job: Job, rank: int = 0, world_size: int = 1, broken: Broken = (), **options: bool
+) -> list[int]:
+    """Do what is missing of a job; gives the units that were done."""
+    done = []
+    with JobFolder.open(folder, job, **options) as work:
+        for unit in work.missing_units(rank, world_size):
+            with work.claim(unit) as writer:
+                if writer is not None:
+                    fill(writer, job, broken)
+                    done.append(unit)
+    return done
+
+
+if __name__ == "__main__":
+    place, text, rank, world_size, *broken = sys.argv[1:]
+    job = Job.from_json(Path(text).read_text())
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    units = do_job(Path(place), job, int(rank), int(world_size), [int(row) for row in broken])
+    sys.stdout.write(f"{' '.join(map(str, units))}\n")

@@ -1,0 +1,101 @@
+"""Tokenizing a sample again finds ids of other pictures, and lets near ties pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_jobs import ROWS, RunJob, make_tokenizer, save_pictures
+
+from imagetok import ImageTokenizer
+from imagetok.errors import DataError
+from imagetok.shards.opening import open_folder
+from imagetok.tokenizing import checking
+from imagetok.tokenizing.checking import compare_rows
+from imagetok.tokenizing.encoding import Encoder
+from tiny_data import png, write_split
+
+
+@pytest.fixture
+def loaded(tokenizer: Path) -> ImageTokenizer:
+    return ImageTokenizer.from_pretrained(tokenizer)
+
+
+def test_the_ids_of_a_sound_dataset_come_out_again(reference: Path, loaded: ImageTokenizer) -> None:
+    found = compare_rows(open_folder(reference), loaded)
+    assert found.faults == ()
+    assert found.rows == 28  # every row of chunks of eight in four shards, the last one of four
+    assert found.ids == 16 * found.rows
+    assert found.near_ties == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("resize", ["crop", "native"])
+def test_every_kind_of_job_can_be_compared(
+    job: RunJob, tmp_path: Path, loaded: ImageTokenizer, streaming: bool, resize: str
+) -> None:
+    folder = write_split(tmp_path / "in", "parquet", [range(9), range(9, 14)], broken=[2])
+    changes = {"streaming": streaming, "resize": resize, "max_error_rate": 0.2}
+    job(tmp_path / "out", dataset=str(folder), **changes)
+    opened = open_folder(tmp_path / "out")
+    with pytest.raises(DataError, match="say by dataset where 'in' lies"):
+        compare_rows(opened, loaded)
+    found = compare_rows(opened, loaded, folder)
+    assert found.faults == ()
+    assert found.rows >= 8
+
+
+def test_ids_of_another_picture_are_faults(
+    job: RunJob, tmp_path: Path, loaded: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = Encoder.__call__
+    monkeypatch.setattr(
+        Encoder, "__call__", lambda self, pictures: encode(self, [1 - one for one in pictures])
+    )
+    job(tmp_path / "out")
+    found = compare_rows(open_folder(tmp_path / "out"), loaded)
+    assert len(found.faults) > found.rows // 2
+    assert "of 16 ids differ" in found.faults[0]
+
+
+def test_ids_that_rounding_may_change_are_counted_and_no_faults() -> None:
+    model = make_tokenizer("vqvae")
+    encoder = Encoder(model, 4)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8)
+    place = encoder.features([pixels])[0, :, 1, 2]
+    offset = torch.ones_like(place)
+    with torch.no_grad():  # codes 0 and 1 are as near to that position, and all others are far
+        model.bottleneck.codebook.fill_(100)
+        model.bottleneck.codebook[0] = place + offset
+        model.bottleneck.codebook[1] = place - offset * (1 + 1e-6)
+        model.bottleneck.codebook[2] = place - offset * 1.1
+    (ids,) = encoder([pixels])
+    assert checking._compare(encoder, pixels, ids) == (0, 0)
+    assert ids[1, 2] in (0, 1)
+    expected = {1 - ids[1, 2]: (1, 0), 2: (0, 1), 3: (0, 1)}
+    for number, counts in expected.items():
+        other = ids.copy()
+        other[1, 2] = number
+        assert checking._compare(encoder, pixels, other) == counts
+
+
+def test_a_row_that_should_have_been_refused_is_a_fault(
+    job: RunJob, tmp_path: Path, loaded: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_pictures(tmp_path / "in", [png(0), png(1)])
+    job(tmp_path / "out", dataset=str(source))
+    monkeypatch.setattr("imagetok.images.limits.MAX_PIXELS", 3)
+    found = compare_rows(open_folder(tmp_path / "out"), loaded, source)
+    assert "row 0 has ids, and cannot be read" in found.faults[0]
+
+
+def test_another_tokenizer_and_another_input_are_refused(
+    reference: Path, loaded: ImageTokenizer
+) -> None:
+    opened = open_folder(reference)
+    with pytest.raises(DataError, match="were made by the tokenizer 'tiny'"):
+        compare_rows(opened, make_tokenizer(seed=1))
+    with pytest.raises(DataError, match="another dataset, or has changed"):
+        compare_rows(opened, loaded, f"builtin:shapes?size=16&count={ROWS + 1}")

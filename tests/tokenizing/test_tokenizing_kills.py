@@ -1,0 +1,142 @@
+"""SIGKILL at any moment: no row is lost or doubled, no byte differs, nothing is left running."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from small_jobs import SETTINGS, RunJob, shards_of
+
+SCRIPT = """
+import json, os, signal, sys, time
+from imagetok.tokenizing import tokenize_dataset
+from imagetok.tokenizing.encoding import Encoder
+
+settings, slowness, fatal = json.loads(sys.argv[1])
+encode, replace = Encoder.__call__, os.replace
+
+def encode_slowly(self, pictures):
+    time.sleep(slowness)
+    return encode(self, pictures)
+
+def replace_and_die(*paths):
+    global fatal
+    if fatal == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(*paths)
+    if fatal == -1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fatal -= 1 if fatal > 0 else -1
+
+Encoder.__call__ = encode_slowly
+if fatal:
+    os.replace = replace_and_die
+tokenize_dataset(**settings)
+"""
+"""Tokenizes slowly, and dies right before the renaming of a number, or right after minus that."""
+
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def start(tokenizer: Path, tmp_path: Path) -> Start:
+    """Start a job of the reference's arguments in a process of its own."""
+
+    def begin(slowness: float = 0.05, fatal: int = 0, **changes: Any) -> subprocess.Popen[bytes]:
+        settings = {
+            **SETTINGS,
+            "keep": ["caption"],
+            "tokenizer": str(tokenizer),
+            "output_dir": str(tmp_path / "out"),
+            **changes,
+        }
+        return subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, json.dumps([settings, slowness, fatal])],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+
+    return begin
+
+
+def await_litter(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Wait until a process writes a shard."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end and process.poll() is None:
+        if list(folder.rglob(".imagetok-tmp-*")):
+            return
+        time.sleep(0.005)
+    raise AssertionError("the process wrote nothing")
+
+
+def kill_group(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_a_killed_process_leaves_no_loading_process_and_no_trace_in_the_bytes(
+    start: Start, job: RunJob, reference: Path, tmp_path: Path
+) -> None:
+    process = start(slowness=0.2, workers=2)
+    await_litter(tmp_path / "out", process)
+    loading: list[psutil.Process] = []
+    while len(loading) < 2:
+        loading = [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "spawn_main" in " ".join(child.cmdline())
+        ]
+    process.kill()  # alone: its loading processes have to notice
+    process.wait()
+    _, alive = psutil.wait_procs(loading, timeout=10)
+    assert not alive
+    job(tmp_path / "out", keep=["caption"])
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_kills_of_two_ranks_at_random_moments_change_no_byte(
+    start: Start, job: RunJob, reference: Path, tmp_path: Path, seed: int
+) -> None:
+    draw = random.Random(seed)
+    for world_size in (2, 3):
+        ranks = [start(rank=rank, world_size=world_size, workers=1) for rank in range(2)]
+        await_litter(tmp_path / "out", ranks[0])
+        time.sleep(draw.uniform(0, 0.6))
+        kill_group(ranks[: draw.randrange(1, 3)])
+        kill_group(ranks)
+    job(tmp_path / "out", keep=["caption"])
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fatal", [1, -1, 5, -5])  # the first shard, and the manifest
+def test_kills_in_the_commit_window_change_no_byte(
+    start: Start, job: RunJob, reference: Path, tmp_path: Path, fatal: int
+) -> None:
+    assert start(slowness=0, fatal=fatal).wait() == -signal.SIGKILL
+    job(tmp_path / "out", keep=["caption"])
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+@pytest.mark.slow
+def test_ranks_in_processes_of_their_own_write_the_same_bytes(
+    start: Start, reference: Path, tmp_path: Path
+) -> None:
+    ranks = [start(rank=rank, world_size=3) for rank in range(3)]
+    assert [rank.wait() for rank in ranks] == [0, 0, 0]
+    assert shards_of(tmp_path / "out") == shards_of(reference)

@@ -1,0 +1,64 @@
+"""Who a process is among those of a job, by its arguments or by its launcher's environment."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from imagetok.errors import InvalidValueError
+from imagetok.tokenizing.ranks import Share, find_device, find_share
+
+NAMES = [
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    *("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def launch(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_a_process_alone_has_the_whole_job() -> None:
+    assert find_share(None, None) == Share(0, 1, 0)
+
+
+def test_torchrun_and_srun_say_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(monkeypatch, SLURM_PROCID="5", SLURM_NTASKS="8", SLURM_LOCALID="1")
+    assert find_share(None, None) == Share(5, 8, 1)
+    launch(monkeypatch, RANK="9", WORLD_SIZE="16", LOCAL_RANK="3")
+    assert find_share(None, None) == Share(9, 16, 3)
+
+
+def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(monkeypatch, RANK="1", WORLD_SIZE="2")
+    assert find_share(3, 4) == Share(3, 4, 3)
+
+
+def test_no_process_group_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(monkeypatch, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
+    assert find_device("cpu", find_share(None, None)) == torch.device("cpu")
+    assert not torch.distributed.is_initialized()
+
+
+def test_a_rank_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch(monkeypatch, RANK="one", WORLD_SIZE="2")
+    with pytest.raises(InvalidValueError, match="RANK is 'one', expected a number"):
+        find_share(None, None)
+
+
+def test_each_local_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr("imagetok.tokenizing.ranks.read_device", torch.device)
+    found = [find_device("auto", Share(rank, 5, rank)) for rank in range(3)]
+    assert found == [torch.device("cuda", number) for number in (0, 1, 0)]
+    assert find_device("cuda:1", Share(0, 1, 0)) == torch.device("cuda", 1)
+    assert find_device("cpu", Share(1, 2, 1)) == torch.device("cpu")

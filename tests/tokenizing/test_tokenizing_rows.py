@@ -1,0 +1,310 @@
+"""What stands in the shards: ids, identity, kept columns, and why rows were left out."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Features, Value, load_dataset
+from PIL import Image
+from small_jobs import (
+    DATASET,
+    ROWS,
+    RunJob,
+    errors_in,
+    make_tokenizer,
+    rows_in,
+    run_job,
+    save_pictures,
+    shards_of,
+)
+
+from imagetok import ImageTokenizer, open_images
+from imagetok.shards import read_manifest
+from imagetok.tokenizing import TokenizingError
+from tiny_data import BROKEN, png, write_split
+
+
+def huge_png() -> bytes:
+    """A small file of 169 megapixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 13000, 13000, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(1626) * 13000, 9)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+def truncated() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 80).convert("RGB").save(buffer, format="JPEG")
+    return buffer.getvalue()[:900]
+
+
+def encode_in_batches(tokenizer: ImageTokenizer, pictures: list[object], size: int) -> np.ndarray:
+    """Ids of pictures, `size` at a time, the last batch filled up with its last picture."""
+    found = []
+    for start in range(0, len(pictures), size):
+        batch = pictures[start : start + size]
+        filled = batch + [batch[-1]] * (size - len(batch))
+        found.append(tokenizer.encode(filled)[: len(batch)])
+    return torch.cat(found).numpy()
+
+
+def test_ids_are_those_of_encode_for_the_same_batch_shape(reference: Path, tokenizer: Path) -> None:
+    rows = open_images(DATASET, "train")
+    pictures: list[object] = [rows.picture(row) for row in range(ROWS)]
+    expected = encode_in_batches(ImageTokenizer.from_pretrained(tokenizer), pictures, 4)
+    found = np.array([row["ids"] for row in rows_in(reference)])
+    assert len(np.unique(found)) > 1
+    assert np.array_equal(found, expected.reshape(ROWS, -1))
+
+
+def test_ids_do_not_depend_on_neighbours(job: RunJob, tmp_path: Path) -> None:
+    pictures = [png(level, (16, 16)) for level in range(0, 220, 20)]
+    whole = save_pictures(tmp_path / "whole", pictures)
+    holes = save_pictures(
+        tmp_path / "holes", [BROKEN if n in (1, 5) else one for n, one in enumerate(pictures)]
+    )
+    job(tmp_path / "a", dataset=str(whole))
+    job(tmp_path / "b", dataset=str(holes), max_error_rate=0.5)
+    ids = {row["row"]: row["ids"] for row in rows_in(tmp_path / "a")}
+    assert len({tuple(one) for one in ids.values()}) > 1
+    others = {row["row"]: row["ids"] for row in rows_in(tmp_path / "b")}
+    assert sorted(others) == [0, 2, 3, 4, 6, 7, 8, 9, 10]
+    assert all(ids[row] == found for row, found in others.items())
+
+
+def test_load_dataset_reads_the_columns_typed_and_rows_in_order(
+    reference: Path, tmp_path: Path
+) -> None:
+    found = load_dataset(str(reference), cache_dir=str(tmp_path))["train"]
+    assert list(found.features) == ["ids", "row", "height", "width", "caption"]
+    assert found.features["ids"].length == 16
+    assert found.features["ids"].feature == Value("uint8")
+    assert found["row"][:] == list(range(ROWS))
+    assert set(zip(found["height"], found["width"], strict=True)) == {(16, 16)}
+    captions = open_images(DATASET, "train").dataset["caption"][:]
+    assert found["caption"][:] == captions
+
+
+def test_kept_columns_are_carried_byte_for_byte(job: RunJob, tmp_path: Path) -> None:
+    columns = Features(
+        {
+            "caption": Value("string"),
+            "label": ClassLabel(names=["cat", "dog"]),
+            "score": Value("float32"),
+        }
+    )
+    values = {
+        "caption": [None, "héllo 🐈\nline", "", "x" * 2**20, "a"],
+        "label": [1, None, 0, 1, 0],
+        "score": [0.1, None, float("nan"), -0.0, 1e-40],
+    }
+    pictures = [png(level) for level in range(5)]
+    source = save_pictures(tmp_path / "in", pictures, columns, **values)
+    job(tmp_path / "out", dataset=str(source), keep=["label", "caption", "score"])
+    found = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path))["train"]
+    assert found.features["label"] == columns["label"]
+    assert list(found.features)[-3:] == ["label", "caption", "score"]
+    assert found["caption"][:] == values["caption"]
+    assert found["label"][:] == values["label"]
+    table = open_images(str(source), "train").dataset.with_format("arrow")[:]
+    stored = found.with_format("arrow")[:]
+    bits = [
+        [None if v is None else struct.pack("<f", v) for v in one.column("score").to_pylist()]
+        for one in (table, stored)
+    ]
+    assert bits[0] == bits[1]
+
+
+def test_unreadable_rows_are_reported_with_reasons_and_left_out(
+    job: RunJob, tmp_path: Path
+) -> None:
+    assert len(huge_png()) < 30_000
+    pictures = [png(0), BROKEN, None, huge_png(), truncated(), b"", png(6)]
+    source = save_pictures(tmp_path / "in", pictures)
+    manifest = job(tmp_path / "out", dataset=str(source), max_error_rate=1.0)
+    assert [row["row"] for row in rows_in(tmp_path / "out")] == [0, 6]
+    assert (manifest.totals.rows_in, manifest.totals.refused) == (7, 5)
+    reasons = {line["row"]: line["reason"] for line in errors_in(tmp_path / "out")}
+    for row, words in {
+        1: "of no format that is read",
+        2: "the value is null",
+        3: "over the limit of 50 megapixels",
+        4: "truncated or damaged",
+        5: "is empty",
+    }.items():
+        assert words in reasons[row]
+    assert not any("0x" in reason or "/" in reason for reason in reasons.values())
+
+
+def test_a_missing_file_is_reported_by_its_name_in_the_dataset(job: RunJob, tmp_path: Path) -> None:
+    pictures = [
+        {"bytes": png(0), "path": None},
+        {"bytes": None, "path": f"{tmp_path}/in/sub/a.png"},
+    ]
+    schema = Features({"image": datasets.Image()}).arrow_schema
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table({"image": pictures}, schema=schema), tmp_path / "in" / "a.parquet")
+    job(tmp_path / "out", dataset=str(tmp_path / "in"), max_error_rate=0.5)
+    (line,) = errors_in(tmp_path / "out")
+    assert (line["row"], line["key"]) == (1, "sub/a.png")
+    assert line["reason"] == "'sub/a.png' cannot be read: No such file or directory"
+
+
+def test_too_many_refused_rows_fail_with_how_many_and_where(job: RunJob, tmp_path: Path) -> None:
+    source = save_pictures(tmp_path / "in", [png(0), BROKEN, png(2)])
+    with pytest.raises(TokenizingError, match=r"1 of 3 rows were refused.*errors"):
+        job(tmp_path / "out", dataset=str(source), max_error_rate=0.3)
+    assert read_manifest(tmp_path / "out").totals.refused == 1
+    assert job(tmp_path / "out", dataset=str(source), max_error_rate=0.4).totals.rows == 2
+
+
+def test_a_job_without_a_readable_row_writes_its_report_and_fails(
+    job: RunJob, tmp_path: Path
+) -> None:
+    source = save_pictures(tmp_path / "in", [BROKEN] * 3)
+    with pytest.raises(TokenizingError, match="3 of 3 rows were refused"):
+        job(tmp_path / "out", dataset=str(source), max_error_rate=1.0)
+    assert [line["row"] for line in errors_in(tmp_path / "out")] == [0, 1, 2]
+    assert rows_in(tmp_path / "out") == []
+
+
+def test_one_row_is_enough(job: RunJob, tmp_path: Path) -> None:
+    assert job(tmp_path / "out", dataset="builtin:shapes?size=16&count=1").totals.rows == 1
+
+
+def test_a_limit_takes_the_first_rows(job: RunJob, tmp_path: Path, reference: Path) -> None:
+    assert job(tmp_path / "out", limit=14).totals.rows_in == 14
+    expected = [row["ids"] for row in rows_in(reference)[:14]]
+    assert [row["ids"] for row in rows_in(tmp_path / "out")] == expected
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "webdataset"])
+def test_a_stream_gives_the_ids_of_the_rows_known_by_file(
+    job: RunJob, tmp_path: Path, kind: str
+) -> None:
+    parts = [range(5), range(5, 9), range(9, 20)]
+    folder = write_split(tmp_path / "in", kind, parts, broken=[6])
+    keep = ["cls"] if kind == "webdataset" else ["label"]
+    changes = {"dataset": str(folder), "keep": keep, "max_error_rate": 0.1, "rows_per_shard": 4}
+    job(tmp_path / "map", **changes)
+    manifest = job(tmp_path / "stream", streaming=True, **changes)
+    suffix = {"webdataset": "tar"}.get(kind, kind)
+    places = [
+        (f"train-{number:05d}.{suffix}", row, level)
+        for number, part in enumerate(parts)
+        for row, level in enumerate(part)
+    ]
+    found = rows_in(tmp_path / "stream")
+    expected = [place for place in places if place[2] != 6]
+    assert [(row["file"], row["row"], row[keep[0]]) for row in found] == expected
+    ids = [row["ids"] for row in rows_in(tmp_path / "map")]
+    assert [row["ids"] for row in found] == ids
+    assert [(line["file"], line["row"]) for line in errors_in(tmp_path / "stream")] == [
+        (f"train-00001.{suffix}", 1)
+    ]
+    assert [shard.path for shard in manifest.shards][:3] == [
+        "data/train-00000-00000.parquet",
+        "data/train-00000-00001.parquet",
+        "data/train-00001-00000.parquet",
+    ]
+
+
+def test_a_limit_on_a_stream_ends_within_a_file(job: RunJob, tmp_path: Path) -> None:
+    folder = write_split(tmp_path / "in", "parquet", [range(5), range(5, 9), range(9, 20)])
+    job(tmp_path / "out", dataset=str(folder), streaming=True, limit=7)
+    found = [(row["file"], row["row"]) for row in rows_in(tmp_path / "out")]
+    assert found == [("train-00000.parquet", row) for row in range(5)] + [
+        ("train-00001.parquet", row) for row in range(2)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["pictures", "saved"])
+def test_what_needs_no_conversion_is_read_row_by_row_in_any_case(
+    job: RunJob, tmp_path: Path, kind: str
+) -> None:
+    folder = write_split(tmp_path / "in", kind, [range(6)])
+    job(tmp_path / "a", dataset=str(folder))
+    job(tmp_path / "b", dataset=str(folder), streaming=True)
+    assert shards_of(tmp_path / "a") == shards_of(tmp_path / "b")
+
+
+def test_native_pictures_keep_their_size_rounded_down_to_whole_tokens(
+    job: RunJob, tmp_path: Path, tokenizer: Path
+) -> None:
+    sizes = [(16, 16), (23, 17), (3, 9), (8, 30), (23, 17), (16, 16)] * 3  # (width, height)
+    source = save_pictures(tmp_path / "in", [png(n * 9, size) for n, size in enumerate(sizes)])
+    job(tmp_path / "out", dataset=str(source), resize="native", max_error_rate=0.2)
+    loaded = ImageTokenizer.from_pretrained(tokenizer)
+    rows = open_images(str(source), "train")
+    found = rows_in(tmp_path / "out")
+    assert [row["row"] for row in found] == [n for n, size in enumerate(sizes) if min(size) >= 4]
+    for row in found:
+        width, height = sizes[row["row"]]
+        assert (row["height"], row["width"]) == (height, width)
+        assert (row["grid_h"], row["grid_w"]) == (height // 4, width // 4)
+        picture = Image.open(io.BytesIO(rows.picture(row["row"])["bytes"]))
+        top, left = height % 4 // 2, width % 4 // 2
+        box = (left, top, left + width // 4 * 4, top + height // 4 * 4)
+        pixels = torch.from_numpy(np.array(picture.crop(box))).permute(2, 0, 1).float() / 255
+        assert row["ids"] == loaded.encode(pixels[None].repeat(4, 1, 1, 1))[0].flatten().tolist()
+    reasons = {line["reason"] for line in errors_in(tmp_path / "out")}
+    assert reasons == {
+        "the picture is 9 high and 3 wide; with one position for 4 x 4 pixels, each side must have "
+        "1 to 65535 of them"
+    }
+
+
+@pytest.mark.parametrize("resize", ["crop", "native"])
+def test_every_batch_of_a_shape_has_the_same_number_of_pictures(
+    tmp_path: Path, resize: str
+) -> None:
+    model, seen = make_tokenizer(), set[torch.Size]()
+    model.encoder.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape))
+    sizes = [(16, 16), (32, 16), (8, 8), (64, 32), (16, 16), (16, 16)] * 3  # (width, height)
+    source = save_pictures(tmp_path / "in", [png(n, size) for n, size in enumerate(sizes)])
+    run_job(tmp_path / "out", model, dataset=str(source), resize=resize)
+    expected = {(4, 16, 16)}
+    if resize == "native":  # a batch is no larger than one of the tokenizer's own size
+        expected |= {(2, 16, 32), (4, 8, 8), (1, 32, 64)}
+    assert {(shape[0], shape[2], shape[3]) for shape in seen} == expected
+
+
+def test_native_pictures_of_many_shapes_do_not_pile_up(
+    job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(4 * (n % 9 + 1), 4 * (n // 9 + 1)) for n in range(40)]
+    source = save_pictures(tmp_path / "in", [png(n, size) for n, size in enumerate(sizes)])
+    job(tmp_path / "a", dataset=str(source), resize="native", rows_per_shard=100)
+    monkeypatch.setattr("imagetok.tokenizing.encoding.HELD_BYTES", 2000)
+    monkeypatch.setattr("imagetok.tokenizing.encoding.HELD_CHUNKS", 1)
+    job(tmp_path / "b", dataset=str(source), resize="native", rows_per_shard=100)
+    assert len(rows_in(tmp_path / "a")) == 40
+    assert shards_of(tmp_path / "a") == shards_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("system", ["vqvae", "dvae"])
+def test_a_tokenizer_in_memory_gives_the_same_ids_as_its_folder(
+    tmp_path: Path, system: str
+) -> None:
+    model = make_tokenizer(system)
+    model.save_pretrained(tmp_path / "saved")
+    run_job(tmp_path / "a", model)
+    run_job(tmp_path / "b", tmp_path / "saved")
+    assert [row["ids"] for row in rows_in(tmp_path / "a")] == [
+        row["ids"] for row in rows_in(tmp_path / "b")
+    ]

@@ -1,0 +1,376 @@
+"""Every row exactly once, in the same bytes, whoever works and however often it is interrupted."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Features, Value
+from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_pictures, shards_of
+
+from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
+from imagetok.shards import UnitWriter
+from imagetok.tokenizing import JobStopped, TokenizingError, run, workers
+from imagetok.tokenizing.encoding import Encoder
+from imagetok.tokenizing.preparing import Preparation
+from tiny_data import png, write_split
+from tiny_runs import contents
+
+KEEP = ["caption"]
+
+
+class BrokenOffError(Exception):
+    """What the tests break jobs off with."""
+
+
+@pytest.fixture
+def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Let the encoder fail at the batch of a number, counted from 0."""
+    encode = Encoder.__call__
+
+    def after(batches: int) -> None:
+        done = iter(range(batches))
+
+        def fail(self: Encoder, pictures: Any) -> Any:
+            if next(done, None) is None:
+                raise BrokenOffError
+            return encode(self, pictures)
+
+        monkeypatch.setattr(Encoder, "__call__", fail)
+
+    return after
+
+
+# The same bytes
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_together_write_the_same_bytes(
+    job: RunJob, reference: Path, tmp_path: Path, world_size: int
+) -> None:
+    with ThreadPoolExecutor(world_size) as pool:
+        ranks = [
+            pool.submit(job, tmp_path / "out", keep=KEEP, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        manifests = [rank.result() for rank in ranks]
+    assert all(manifest == manifests[0] for manifest in manifests)
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+def test_a_rank_alone_does_the_work_of_those_that_never_come(
+    job: RunJob, reference: Path, tmp_path: Path
+) -> None:
+    job(tmp_path / "out", keep=KEEP, rank=2, world_size=7)
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+def test_more_ranks_than_rows_are_no_error(job: RunJob, tmp_path: Path) -> None:
+    small = {"dataset": "builtin:shapes?size=16&count=2", "rows_per_shard": 1}
+    for rank in (4, 0):
+        assert job(tmp_path / "out", rank=rank, world_size=5, **small).totals.rows == 2
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_loading_processes_change_no_byte(
+    job: RunJob, reference: Path, tmp_path: Path, count: int
+) -> None:
+    job(tmp_path / "out", keep=KEEP, workers=count)
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+    assert not multiprocessing.active_children()
+
+
+def test_job_json_and_shards_hold_no_path_of_the_machine(reference: Path, tokenizer: Path) -> None:
+    files = contents(reference)
+    del files["manifest.json"]
+    assert not [name for name, data in files.items() if str(tokenizer.parent).encode() in data]
+    assert b'"name": "tiny"' in files["job.json"]
+
+
+def test_equal_jobs_write_the_same_job_json_and_card(
+    job: RunJob, reference: Path, tmp_path: Path
+) -> None:
+    job(tmp_path / "out", keep=KEEP)
+    one, other = contents(reference), contents(tmp_path / "out")
+    assert {name for name in one if one[name] != other.get(name)} <= {"manifest.json"}
+    assert one.keys() == other.keys()
+
+
+# Interruptions
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_chain_of_errors_at_random_batches_changes_no_byte(
+    job: RunJob,
+    reference: Path,
+    tmp_path: Path,
+    break_off: Callable[[int], None],
+    seed: int,
+) -> None:
+    draw = random.Random(seed)
+    for number in range(3):
+        break_off(draw.randrange(7))
+        with contextlib.suppress(BrokenOffError):
+            job(tmp_path / "out", keep=KEEP, rank=number % 2, world_size=2)
+        assert not list(tmp_path.rglob(".imagetok-tmp-*/*.parquet"))
+    break_off(ROWS)
+    job(tmp_path / "out", keep=KEEP, rank=1, world_size=3)
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+def test_finished_shards_are_not_made_again(
+    job: RunJob, tmp_path: Path, break_off: Callable[[int], None]
+) -> None:
+    break_off(4)
+    with pytest.raises(BrokenOffError):
+        job(tmp_path / "out")
+    (first,) = (tmp_path / "out" / "data").glob("*.parquet")
+    written = first.stat().st_ino
+    break_off(7)  # of ten batches the first three are done
+    assert job(tmp_path / "out").throughput["rows"] == ROWS - 12
+    assert first.stat().st_ino == written
+    break_off(0)
+    assert job(tmp_path / "out").totals.rows == ROWS
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_stops_leaves_no_litter_and_the_same_call_goes_on(
+    job: RunJob,
+    reference: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signum: signal.Signals,
+) -> None:
+    encode, sent = Encoder.__call__, []
+
+    def send(self: Encoder, pictures: Any) -> Any:
+        sent.append(len(pictures))
+        if len(sent) == 5:
+            os.kill(os.getpid(), signum)
+        return encode(self, pictures)
+
+    before = signal.getsignal(signum)
+    monkeypatch.setattr(Encoder, "__call__", send)
+    with pytest.raises(JobStopped, match=f"{signum.name} stopped this process after 1 ") as stopped:
+        job(tmp_path / "out", keep=KEEP)
+    assert stopped.value.signum == signum
+    assert signal.getsignal(signum) == before
+    assert len(shards_of(tmp_path / "out")) == 1
+    job(tmp_path / "out", keep=KEEP)
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+def test_a_killed_loading_process_is_replaced(
+    job: RunJob, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = []
+    submit = workers._Worker.run
+
+    def kill_once(self: Any, pictures: Any) -> Any:
+        if len(killed) < 1:
+            killed.append(self._process.pid)
+            os.kill(self._process.pid, signal.SIGKILL)
+        return submit(self, pictures)
+
+    monkeypatch.setattr(workers._Worker, "run", kill_once)
+    job(tmp_path / "out", keep=KEEP, workers=1)
+    assert killed
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+def test_loading_processes_that_keep_being_killed_end_the_job(
+    job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = workers._Worker.run
+
+    def kill(self: Any, pictures: Any) -> Any:
+        os.kill(self._process.pid, signal.SIGKILL)
+        return submit(self, pictures)
+
+    monkeypatch.setattr(workers._Worker, "run", kill)
+    started = time.monotonic()
+    with pytest.raises(TokenizingError, match=r"ended from outside.*fewer workers"):
+        job(tmp_path / "out", workers=1)
+    assert time.monotonic() - started < 60
+    assert not multiprocessing.active_children()
+    assert shards_of(tmp_path / "out") == {}
+
+
+def test_a_decoder_without_memory_ends_the_job_in_words(
+    job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Preparation, pictures: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(Preparation, "__call__", fail)
+    with pytest.raises(TokenizingError, match="too little memory"):
+        job(tmp_path / "out")
+
+
+def test_a_write_that_fails_ends_the_job(
+    job: RunJob, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+
+        def fail(self: UnitWriter, table: Any) -> None:
+            raise BrokenOffError
+
+        patched.setattr(UnitWriter, "write", fail)
+        with pytest.raises(BrokenOffError):
+            job(tmp_path / "out", keep=KEEP)
+    assert shards_of(tmp_path / "out") == {}
+    job(tmp_path / "out", keep=KEEP)
+    assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+def test_a_rank_waits_for_a_unit_in_work_and_takes_it_over_when_it_is_dropped(
+    job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, leave = threading.Event(), threading.Event()
+    encode, hold = Encoder.__call__, threading.local()
+
+    def slow(self: Encoder, pictures: Any) -> Any:
+        if getattr(hold, "here", False):
+            entered.set()
+            assert leave.wait(60)
+            raise BrokenOffError
+        return encode(self, pictures)
+
+    def first() -> None:
+        hold.here = True
+        with pytest.raises(BrokenOffError):
+            job(tmp_path / "out")
+
+    monkeypatch.setattr(Encoder, "__call__", slow)
+    monkeypatch.setattr(run, "_PATIENCE", 0.05)
+    with ThreadPoolExecutor(2) as pool:
+        dropping = pool.submit(first)
+        assert entered.wait(60)
+        waiting = pool.submit(job, tmp_path / "out")
+        time.sleep(0.5)
+        assert not waiting.done()
+        leave.set()
+        dropping.result()
+        assert waiting.result(60).totals.rows == ROWS
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"rows_per_shard": 13}, "units.rows_per_shard: 12 there, 13 here"),
+        ({"keep": []}, "output.keep"),
+        ({"limit": 5}, "input.limit: null there, 5 here"),
+        ({"resize": "native"}, 'output.resize: "crop" there, "native" here'),
+        ({"dataset": "builtin:shapes?size=16&count=41"}, "input.fingerprint"),
+        ({"split": "test"}, 'input.split: "train" there, "test" here'),
+        ({"batch_size": 5}, r"batch_size: 4 there, 5 here.*--allow-mixed-numerics"),
+        ({"dtype": "bfloat16"}, r'dtype: "float32" there, "bfloat16" here'),
+    ],
+)
+def test_another_argument_is_refused_by_name(
+    job: RunJob, reference: Path, change: dict[str, Any], word: str
+) -> None:
+    with pytest.raises(DataError, match=word):
+        job(reference, **{"keep": KEEP, **change})
+
+
+def test_another_tokenizer_is_refused_by_name(reference: Path) -> None:
+    with pytest.raises(DataError, match=r"tokenizer\.fingerprint"):
+        run_job(reference, make_tokenizer(seed=1), keep=KEEP)
+
+
+def test_mixed_numeric_settings_are_recorded_for_their_shards(
+    job: RunJob, tmp_path: Path, break_off: Callable[[int], None]
+) -> None:
+    break_off(4)
+    with pytest.raises(BrokenOffError):
+        job(tmp_path / "out")
+    break_off(ROWS)
+    manifest = job(tmp_path / "out", batch_size=5, allow_mixed_numerics=True)
+    sizes = [shard.numerics and shard.numerics.batch_size for shard in manifest.shards]
+    assert sizes == [None, 5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "word"),
+    [
+        ({"keep": ["nothing"]}, DataError, "no column 'nothing' to keep; it has: caption"),
+        ({"keep": ["image"]}, DataError, "'image' is the image column"),
+        ({"keep": ["caption", "caption"]}, DataError, "kept twice"),
+        ({"dataset": "builtin:nothing"}, DataError, "unknown built-in dataset"),
+        ({"resize": "stretch"}, InvalidValueError, "unknown resize 'stretch'"),
+        ({"batch_size": 0}, InvalidValueError, "batch_size"),
+        ({"workers": -1}, InvalidValueError, "workers"),
+        ({"limit": 0}, InvalidValueError, "limit"),
+        ({"rows_per_shard": 1.5}, InvalidTypeError, "rows_per_shard"),
+        ({"max_error_rate": 2}, InvalidValueError, "max_error_rate"),
+        ({"rank": 1}, InvalidValueError, "give both or neither"),
+        ({"rank": 2, "world_size": 2}, InvalidValueError, "ranks count from 0 to 1"),
+        ({"device": "nothing"}, InvalidValueError, "device"),
+        ({"dtype": "int8"}, InvalidValueError, "unknown dtype"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(
+    job: RunJob, tmp_path: Path, change: dict[str, Any], error: type[Exception], word: str
+) -> None:
+    with pytest.raises(error, match=word):
+        job(tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_kept_column_of_a_reserved_name_is_refused_before_any_work(
+    job: RunJob, tmp_path: Path
+) -> None:
+    columns = Features({"ids": Value("int64")})
+    source = save_pictures(tmp_path / "in", [png(0)], columns, ids=[7])
+    with pytest.raises(DataError, match="cannot keep the columns ids"):
+        job(tmp_path / "out", dataset=str(source), keep=["ids"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("system", ["ae", "vae"])
+def test_a_continuous_tokenizer_is_refused_before_any_work(tmp_path: Path, system: str) -> None:
+    with pytest.raises(NotDiscreteError):
+        run_job(tmp_path / "out", make_tokenizer(system))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_changed_meanwhile_gets_no_manifest(
+    job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_split(tmp_path / "in", "pictures", [range(20)])
+    encode = Encoder.__call__
+
+    def change(self: Encoder, pictures: Any) -> Any:
+        (folder / "train" / "019.png").write_bytes(png(77, (9, 9)))
+        return encode(self, pictures)
+
+    monkeypatch.setattr(Encoder, "__call__", change)
+    with pytest.raises(TokenizingError, match="changed while it was read"):
+        job(tmp_path / "out", dataset=str(folder))
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.undo()
+    with pytest.raises(DataError, match=r"input\.fingerprint"):
+        job(tmp_path / "out", dataset=str(folder))
+
+
+def test_the_number_of_threads_and_the_tokenizer_are_left_as_they_were(tmp_path: Path) -> None:
+    model, before = make_tokenizer(), torch.get_num_threads()
+    mode = model.training
+    run_job(tmp_path / "out", model, threads=2)
+    assert torch.get_num_threads() == before
+    assert model.training == mode

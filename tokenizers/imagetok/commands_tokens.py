@@ -1,0 +1,272 @@
+"""The commands about tokenized datasets: `tokenize`, `verify` and `decode`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from imagetok.shards.manifest import Totals
+    from imagetok.tokenizer import ImageTokenizer
+
+T = TypeVar("T")
+
+app = typer.Typer()
+
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to run: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU.")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="Of the networks: `float32`, `bfloat16` or `float16`.")
+]
+TokensArgument = Annotated[
+    Path, typer.Argument(help="Folder that `imagetok tokenize` filled.", show_default=False)
+]
+
+
+@app.command()
+def tokenize(
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Folder of a saved VQ-VAE or dVAE.", show_default=False),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="`builtin:shapes`, a folder of pictures, parquet, arrow or tar (WebDataset) "
+            "files, a `save_to_disk` folder, or a name on the Hub.",
+            show_default=False,
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to fill: new, empty, or of the same job, which then goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split, or a part of one: `train[:1000]`.")] = "train",
+    subset: Annotated[
+        str | None, typer.Option(help="Configuration of a dataset that has several.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a dataset on the Hub.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column of the pictures, where there are several.")
+    ] = None,
+    keep: Annotated[
+        str, typer.Option(help="Columns to carry along as they are: `caption,label`.")
+    ] = "",
+    resize: Annotated[
+        str,
+        typer.Option(
+            help="`crop` to the tokenizer's size, or `native`: each picture keeps its own, rounded "
+            "down to whole tokens."
+        ),
+    ] = "crop",
+    rows_per_shard: Annotated[
+        int, typer.Option(min=1, help="Rows of a shard: what a process does at a time.")
+    ] = 16384,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 32,
+    workers: Annotated[
+        int,
+        typer.Option(min=0, help="Processes that decode pictures; 0 takes threads instead."),
+    ] = 0,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of the encoder on a CPU.")
+    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    streaming: Annotated[
+        bool,
+        typer.Option(
+            "--streaming",
+            help="Read files in sequence: nothing is downloaded or converted before, and each file "
+            "is done by one process.",
+        ),
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Most rows to take, from the first on.")
+    ] = None,
+    max_error_rate: Annotated[
+        float, typer.Option(min=0, max=1, help="Largest share of rows that may be unreadable.")
+    ] = 0.01,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            help="Number of this process, from 0, where no launcher says it: "
+            "`--rank $SLURM_ARRAY_TASK_ID --world-size $SLURM_ARRAY_TASK_COUNT`."
+        ),
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(help="How many processes fill the folder, with --rank.")
+    ] = None,
+    allow_mixed_numerics: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mixed-numerics",
+            help="Go on with a job that was begun on another device, or with other numeric "
+            "settings; each shard records its own.",
+        ),
+    ] = False,
+    finalize: Annotated[
+        Path | None,
+        typer.Option(
+            help="Only write the manifest of this folder, whose shards are all there.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Turn a dataset of pictures into parquet shards of token ids, each row exactly once.
+
+    Killed at any moment, the same command goes on. Processes share the work without talking to each
+    other: start the command several times, with `accelerate launch scripts/tokenize_dataset.py ...`
+    or with `--rank` and `--world-size`.
+
+    Leaves `data/` for `datasets.load_dataset(OUTPUT_DIR)`, `errors/` with a reason for every row
+    that could not be read, `job.json`, `manifest.json` with hashes and totals, and a dataset card.
+
+    Exit code 0: every row is accounted for, and no more of them unreadable than allowed. SIGTERM,
+    SIGINT and SIGUSR1 stop after the batch in work (exit codes 143, 130, 138).
+    """
+    from imagetok.reports import show_table
+    from imagetok.shards import finalize as write_manifest
+    from imagetok.tokenizing import tokenize_dataset
+    from imagetok.tokenizing.run import check_totals
+
+    if finalize is not None:
+        place, manifest = finalize, write_manifest(finalize)
+        check_totals(manifest, finalize, f"{finalize}", max_error_rate)
+    else:
+        model, source = _given(tokenizer, "--tokenizer"), _given(dataset, "--dataset")
+        place = _given(output_dir, "--output-dir")
+        manifest = tokenize_dataset(
+            model,
+            source,
+            place,
+            subset=subset,
+            revision=revision,
+            split=split,
+            image_column=image_column,
+            keep=[name for name in keep.split(",") if name],
+            rows_per_shard=rows_per_shard,
+            batch_size=batch_size,
+            workers=workers,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            limit=limit,
+            resize=resize,
+            streaming=streaming,
+            max_error_rate=max_error_rate,
+            rank=rank,
+            world_size=world_size,
+            allow_mixed_numerics=allow_mixed_numerics,
+        )
+    show_table(str(place), _summary(manifest.totals, manifest.throughput))
+
+
+@app.command()
+def verify(
+    folder: TokensArgument,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Tokenize a sample of the rows again, and compare."),
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="With --deep: folder of the tokenizer.", show_default=False),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="With --deep: where the pictures lie, if they came from a folder or a file.",
+            show_default=False,
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="With --deep: about how many rows.")] = 64,
+    device: DeviceOption = "auto",
+) -> None:
+    """Check a tokenized dataset: hashes, counts, id ranges, features, holes and duplicates.
+
+    Exit code 0 if it is sound, 1 with a line for each fault if it is not.
+    """
+    from imagetok.reports import show
+    from imagetok.shards.opening import open_folder
+    from imagetok.shards.verifying import verify as check
+    from imagetok.tokenizing.checking import compare_rows
+    from imagetok.tokenizing.ending import TokenizingError
+
+    report = check(folder)
+    show(str(report))
+    if not report.is_sound:
+        raise TokenizingError(f"'{folder}' has {len(report.faults)} faults")
+    if not deep:
+        return
+    opened = open_folder(folder)
+    model = _load(_given(tokenizer, "--tokenizer"), device, opened.job.numerics.dtype)
+    found = compare_rows(opened, model, dataset, rows)
+    show("\n".join(found.faults) or f"{found.rows} rows tokenized again: the same ids")
+    if found.near_ties:
+        show(f"{found.near_ties} of {found.ids} ids differ by rounding: two codes fit as well")
+    if found.faults:
+        raise TokenizingError(f"'{folder}' has {len(found.faults)} rows with other ids")
+
+
+@app.command()
+def decode(
+    folder: TokensArgument,
+    tokenizer: Annotated[
+        str, typer.Option(help="Folder of the tokenizer that made the ids.", show_default=False)
+    ],
+    rows: Annotated[
+        str, typer.Option(help="Rows to show, counted over the shards: `first:end`.")
+    ] = "0:16",
+    output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("grid.png"),
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+) -> None:
+    """Show what the shards hold: pictures decoded from their ids, with their captions."""
+    from imagetok.reports import show
+    from imagetok.shards.opening import open_folder
+    from imagetok.tokenizing.showing import decode_rows, draw_grid, read_range
+    from imagetok.training.folder import save_picture
+
+    if not output.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder '{output.parent}'", param_hint="--output")
+    wanted, opened = read_range(rows), open_folder(folder)
+    pictures, captions = decode_rows(opened, _load(tokenizer, device, dtype), wanted)
+    save_picture(draw_grid(pictures, captions), output)
+    show(f"written: {output}")
+
+
+def _given(value: T | None, option: str) -> T:
+    if value is None:
+        raise typer.BadParameter("say which one", param_hint=option)
+    return value
+
+
+def _load(folder: str, device: str, dtype: str) -> ImageTokenizer:
+    from imagetok.tokenizer import ImageTokenizer
+    from imagetok.tokenizing.ranks import find_device, find_share
+
+    return ImageTokenizer.from_pretrained(
+        folder, device=find_device(device, find_share(0, 1)), dtype=dtype
+    )
+
+
+def _summary(totals: Totals, throughput: Mapping[str, Any] | None) -> dict[str, str]:
+    rows = {
+        "rows in": f"{totals.rows_in:,}",
+        "rows": f"{totals.rows:,}",
+        "refused": f"{totals.refused:,}",
+        "shards": f"{totals.shards:,}",
+        "bytes": f"{totals.bytes:,}",
+        "tokens": f"{totals.tokens:,}",
+    }
+    if throughput is not None:
+        rows["images a second"] = f"{throughput['images_per_second']:,.1f} in this process"
+        rows["waiting for data"] = f"{throughput['waiting_share']:.0%} of the time"
+    return rows

@@ -1,0 +1,205 @@
+"""One shard, and the list of its unreadable rows, against what job and manifest say of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from imagetok.errors import UnreadableFileError
+from imagetok.files import file_sha256
+from imagetok.shards.job import Job
+from imagetok.shards.manifest import ShardRecord
+from imagetok.shards.parquet import JOB_KEY, NUMERICS_KEY
+from imagetok.shards.rows import Numbers, check_ids, describe, words
+
+_FEATURES_KEY = b"huggingface"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a file.
+
+    Attributes:
+        file: Its path below the dataset's folder.
+        reason: What was found, and what was expected.
+    """
+
+    file: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """A shard that is to be checked.
+
+    Attributes:
+        folder: Of the dataset.
+        job: What made it.
+        record: What the manifest says of the shard.
+        unit: The unit that it is of.
+        part: Its place in the unit.
+        is_last: Whether it is the unit's last part.
+    """
+
+    folder: Path
+    job: Job
+    record: ShardRecord
+    unit: int
+    part: int
+    is_last: bool
+
+    @property
+    def errors_path(self) -> str:
+        """Path of the list of unreadable rows."""
+        return self.job.paths.errors(self.unit, self.part)
+
+    def faults(self) -> Iterator[Fault]:
+        """All that is wrong, in the order of the checks."""
+        name, refused = self.record.path, list[int]()
+        for reason in self._check_errors(refused):
+            yield Fault(self.errors_path, reason)
+        try:
+            for reason in self._check_bytes():
+                yield Fault(name, reason)
+            with pq.ParquetFile(self.folder / name) as file:
+                for reason in self._check_contents(file, refused):
+                    yield Fault(name, reason)
+        except UnreadableFileError as error:
+            yield Fault(name, str(error))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            yield Fault(name, f"damaged: {words(error)}")
+
+    def _check_bytes(self) -> Iterator[str]:
+        path, record = self.folder / self.record.path, self.record
+        found = file_sha256(path)
+        size = path.stat().st_size
+        if (size, found) != (record.bytes, record.sha256):
+            yield (
+                f"{size} bytes with sha256 {found}; the manifest says {record.bytes} bytes with "
+                f"{record.sha256}"
+            )
+
+    def _check_errors(self, refused: list[int]) -> Iterator[str]:
+        """Check the list of unreadable rows, and collect these rows."""
+        if not self.record.refused:
+            return
+        path = self.folder / self.errors_path
+        try:
+            if (found := file_sha256(path)) != self.record.errors_sha256:
+                yield f"sha256 {found}; the manifest says {self.record.errors_sha256}"
+            lines = path.read_text(encoding="utf-8").splitlines()
+            entries = [json.loads(line) for line in lines]
+            refused += [int(entry["row"]) for entry in entries]
+            files = {entry.get("file") for entry in entries} - {self._file}
+        except UnreadableFileError as error:
+            yield str(error)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            yield f"no list of unreadable rows: {error!r}"
+        else:
+            if len(lines) != self.record.refused:
+                yield f"{len(lines)} rows; the manifest says {self.record.refused}"
+            if files:
+                yield f"rows of the files {sorted(map(str, files))}, expected {self._file!r}"
+
+    def _check_contents(self, file: pq.ParquetFile, refused: list[int]) -> Iterator[str]:
+        metadata = file.metadata.metadata or {}
+        job = metadata.get(JOB_KEY.encode(), b"").decode(errors="replace")
+        if job != self.job.fingerprint:
+            yield f"a shard of the job {job or '(none)'}, expected {self.job.fingerprint}"
+        settings = (self.record.numerics or self.job.numerics).to_json()
+        if metadata.get(NUMERICS_KEY.encode()) != settings.encode():
+            yield "its numeric settings are not those that the manifest names"
+        schema = self.job.schema.arrow
+        if not file.schema_arrow.equals(schema):
+            yield f"the columns {describe(file.schema_arrow)}, expected {describe(schema)}"
+            return
+        if metadata.get(_FEATURES_KEY) != schema.metadata[_FEATURES_KEY]:
+            yield "its features are not those of the job"
+        if file.metadata.num_rows != self.record.rows:
+            yield f"{file.metadata.num_rows} rows; the manifest says {self.record.rows}"
+        rows, tokens = [np.array(refused, dtype=np.int64)], 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, use_threads=False)
+            table.validate(full=True)
+            for reason in self._check_group(table):
+                yield f"{reason}, in row group {group}"
+            rows.append(table.column("row").drop_null().to_numpy().astype(np.int64))
+            tokens += pc.sum(pc.list_value_length(table.column("ids"))).as_py() or 0
+        if tokens != self.record.tokens:
+            yield f"{tokens} ids; the manifest says {self.record.tokens}"
+        yield from self._check_rows(rows)
+
+    def _check_group(self, table: pa.Table) -> Iterator[str]:
+        """Check the values of a row group."""
+        if not table.num_rows:
+            yield "no rows, which no reader expects"
+            return
+        schema = self.job.schema
+        own = [name for name in schema.arrow.names if name not in schema.kept]
+        if missing := [name for name in own if table.column(name).null_count]:
+            yield f"values of {', '.join(missing)} are missing"
+            return
+        try:
+            check_ids(table.column("ids"), schema)
+        except ValueError as error:
+            yield str(error)
+        if schema.grid is None:
+            sides = (table.column(name).cast(pa.int64()) for name in ("grid_h", "grid_w"))
+            lengths = pc.list_value_length(table.column("ids")).cast(pa.int64())
+            if not pc.all(pc.equal(pc.multiply(*sides), lengths)).as_py():
+                yield "numbers of ids that are not grid_h * grid_w"
+        for name in ("height", "width"):
+            if (least := pc.min(table.column(name)).as_py()) < 1:
+                yield f"{name} {least}, expected at least 1"
+        if schema.by_file:
+            files = pc.unique(table.column("file")).to_pylist()
+            if files != [self._file]:
+                yield f"rows of the files {files}, expected {self._file!r}"
+
+    def _check_rows(self, parts: list[Numbers]) -> Iterator[str]:
+        """Check that every row of the input is there once: `parts[0]` refused, the others read."""
+        refused, rows = parts[0], np.concatenate([parts[0][:0], *parts[1:]])
+        if np.any(np.diff(rows) < 0):
+            yield "its rows do not ascend"
+        expected = self._expected
+        found, counts = np.unique(np.concatenate([refused, rows]), return_counts=True)
+        for wrong, what in (
+            (found[counts > 1], "twice"),
+            (np.setdiff1d(expected, found), "missing"),
+            (np.setdiff1d(found, expected), "of another shard"),
+        ):
+            if len(wrong):
+                yield f"{_name_rows(wrong)} {what}"
+
+    @property
+    def _expected(self) -> Numbers:
+        """The rows of the input that the shard stands for."""
+        rows = self.job.rows_of(self.unit)
+        if rows is None:
+            most = self.job.units.rows_per_shard
+            count = self.record.rows + self.record.refused if self.is_last else most
+            rows = range(self.part * most, self.part * most + count)
+        return np.arange(rows.start, rows.stop)
+
+    @property
+    def _file(self) -> str | None:
+        """The file that the shard's rows are of; None where rows are not known by file."""
+        files = self.job.units.files
+        return files[self.unit].name if self.job.input.streaming and files else None
+
+
+def _name_rows(rows: Numbers) -> str:
+    shown = ", ".join(map(str, rows[:8].tolist()))
+    if len(rows) == 1:
+        return f"row {shown} is"
+    return f"rows {shown}{f' and {len(rows) - 8} more' if len(rows) > 8 else ''} are"

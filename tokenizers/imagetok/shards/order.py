@@ -1,0 +1,128 @@
+"""The order in which rows of shards are read: a function of seed, epoch and ranks alone.
+
+    shards in a new order
+      --> in every 16 that follow each other, runs of 2,048 rows, a row group, in a new order
+      --> one sequence of all rows, cut into equal parts for the ranks
+      --> in every window of a part, rows in a new order
+
+So every row comes exactly once an epoch over all ranks, whose parts differ by one row at most; a
+rank works on few shards at a time; and neighbours in the input come far apart: a window holds
+runs of up to 16 shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from imagetok.keys import generator, make_key
+from imagetok.shards.rowgroups import MOST_ROWS as RUN_ROWS
+
+SHARDS_TOGETHER = 16
+"""Shards whose runs are mixed."""
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are mixed, in the order of reading.
+
+    Attributes:
+        start: Place of the first among this rank's rows.
+        shards: int64 (N,), number of the shard that each row is in.
+        rows: int64 (N,), its place in that shard.
+    """
+
+    start: int
+    shards: Numbers
+    rows: Numbers
+
+
+@dataclass(frozen=True)
+class ReadingOrder:
+    """The windows of one rank.
+
+    Attributes:
+        counts: Rows of each shard.
+        seed: Of the order.
+        rank: In [0, world_size).
+        world_size: Number of ranks.
+        window: Rows of a window, at least 1.
+        shuffle: Whether there is anything random; otherwise rows come as they lie in the shards.
+    """
+
+    counts: Sequence[int]
+    seed: int
+    rank: int
+    world_size: int
+    window: int
+    shuffle: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of this rank."""
+        return self._boundary(self.rank + 1) - self._boundary(self.rank)
+
+    @property
+    def common_rows(self) -> int:
+        """Rows that every rank has."""
+        return sum(self.counts) // self.world_size
+
+    def windows(self, epoch: int, start: int) -> Iterator[Window]:
+        """The windows of an epoch from the one that holds row `start` of this rank."""
+        runs = self._runs(epoch)
+        ends = np.cumsum(runs[:, 2])
+        first = self._boundary(self.rank)
+        for begin in range(start - start % self.window, self.num_rows, self.window):
+            end = min(begin + self.window, self.num_rows)
+            shards, rows = _rows_between(runs, ends, first + begin, first + end)
+            if self.shuffle:
+                mixed = _permutation(end - begin, self.seed, epoch, first + begin, "window")
+                shards, rows = shards[mixed], rows[mixed]
+            yield Window(begin, shards, rows)
+
+    def _boundary(self, rank: int) -> int:
+        return sum(self.counts) * rank // self.world_size
+
+    def _runs(self, epoch: int) -> Numbers:
+        """The sequence of all rows, int64 (runs, 3): shard, first row and number of rows."""
+        count = len(self.counts)
+        if not self.shuffle:
+            return np.array([(shard, 0, self.counts[shard]) for shard in range(count)])
+        order = _permutation(count, self.seed, epoch, 0, "shards").tolist()
+        groups = []
+        for place in range(0, count, SHARDS_TOGETHER):
+            together = order[place : place + SHARDS_TOGETHER]
+            runs = np.array(
+                [
+                    (shard, row, min(RUN_ROWS, self.counts[shard] - row))
+                    for shard in together
+                    for row in range(0, self.counts[shard], RUN_ROWS)
+                ],
+                dtype=np.int64,
+            ).reshape(-1, 3)
+            groups.append(runs[_permutation(len(runs), self.seed, epoch, place, "runs")])
+        return np.concatenate(groups)
+
+
+def _rows_between(runs: Numbers, ends: Numbers, first: int, last: int) -> tuple[Numbers, Numbers]:
+    """Shards and rows of the places `first` to `last`, exclusively, of the sequence of runs."""
+    low, high = np.searchsorted(ends, first, "right"), np.searchsorted(ends, last, "left") + 1
+    inside = runs[low:high].copy()
+    skipped = first - (ends[low] - inside[0, 2])
+    inside[-1, 2] -= ends[high - 1] - last
+    inside[0, 1:] += skipped, -skipped
+    before = np.repeat(np.cumsum(inside[:, 2]) - inside[:, 2], inside[:, 2])
+    shards, starts = (np.repeat(inside[:, column], inside[:, 2]) for column in (0, 1))
+    return shards, starts + np.arange(last - first) - before
+
+
+def _permutation(count: int, seed: int, epoch: int, place: int, purpose: str) -> Numbers:
+    random = generator(make_key(seed, epoch, place, purpose))
+    order: Numbers = torch.randperm(count, generator=random).numpy()
+    return order

@@ -1,0 +1,203 @@
+"""Rows of shards by place: which shard, which row of it.
+
+Each shard is opened once a call, and of its row groups those are read that hold a wanted row, one
+at a time. Shards are read as ordinary files rather than mapped to memory: a file that shrinks under
+a map would end the process, and decompressing copies the values in any case.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from imagetok.errors import DataError, ImagetokError, UnreadableFileError
+from imagetok.shards.manifest import ShardRecord
+from imagetok.shards.parquet import JOB_KEY
+from imagetok.shards.schema import ShardSchema
+
+Numbers = NDArray[np.int64]
+
+
+class GatheredRows:
+    """Rows in the order that they were asked for in.
+
+    Args:
+        ids: (N, n) in the shards' own dtype; None where each row has its own number of ids, which
+            are then a column of `table`.
+        table: The other columns, in an order of their own.
+        places: int64 (N,), the row of `table` that belongs to each row.
+    """
+
+    def __init__(
+        self, ids: NDArray[np.unsignedinteger] | None, table: pa.Table, places: Numbers
+    ) -> None:
+        self._ids, self._table, self._places = ids, table, places
+
+    def batch(self, first: int, last: int) -> dict[str, Any]:
+        """Rows `first` to `last`, exclusively.
+
+        Returns:
+            `ids`, int64 tensor (B, n), or a list of tensors (h * w,) and `grid`, a list of (h, w);
+            `row`, int64 tensor (B,); every other column as a list of Python values.
+        """
+        table = self._table.take(pa.array(self._places[first:last]))
+        columns = {name: table.column(name) for name in table.column_names}
+        batch: dict[str, Any] = {}
+        if self._ids is not None:
+            batch["ids"] = torch.from_numpy(self._ids[first:last].astype(np.int64))
+        else:
+            batch["ids"] = _lists_of_ids(columns.pop("ids"))
+            sides = (columns.pop(name).to_pylist() for name in ("grid_h", "grid_w"))
+            batch["grid"] = list(zip(*sides, strict=True))
+        batch["row"] = torch.from_numpy(columns.pop("row").to_numpy().astype(np.int64))
+        return batch | {name: column.to_pylist() for name, column in columns.items()}
+
+
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of a folder's shards.
+
+    Attributes:
+        folder: Of the dataset.
+        shards: Their records in the manifest.
+        job: The job's fingerprint.
+        schema: Their columns.
+        columns: Columns to read besides ids and identity.
+    """
+
+    folder: Path
+    shards: Sequence[ShardRecord]
+    job: str
+    schema: ShardSchema
+    columns: Sequence[str]
+
+    def gather(self, shards: Numbers, rows: Numbers) -> GatheredRows:
+        """Read rows.
+
+        Args:
+            shards: int64 (N,), N at least 1, the shard of each row.
+            rows: int64 (N,), its place in that shard.
+
+        Raises:
+            UnreadableFileError: A shard is missing or damaged.
+            DataError: It is not the one that the manifest lists.
+        """
+        by_place = np.lexsort((rows, shards))
+        shards, rows = shards[by_place], rows[by_place]
+        ids, grid = None, self.schema.grid
+        if grid is not None:
+            ids = np.empty((len(rows), math.prod(grid)), self.schema.ids_dtype)
+        tables, done = [], 0
+        for shard in np.unique(shards).tolist():
+            low, high = np.searchsorted(shards, (shard, shard + 1))
+            for table, inside in self._groups(shard, rows[low:high]):
+                if ids is not None:
+                    flat = table.column("ids").combine_chunks().flatten().to_numpy()
+                    asked = by_place[done : done + len(inside)]
+                    ids[asked] = flat.reshape(table.num_rows, -1)[inside]
+                    table = table.drop_columns("ids")
+                whole = len(inside) == table.num_rows
+                tables.append(table if whole else table.take(pa.array(inside)))
+                done += len(inside)
+        places = np.empty_like(by_place)
+        places[by_place] = np.arange(len(rows))
+        return GatheredRows(ids, pa.concat_tables(tables).combine_chunks(), places)
+
+    def _groups(self, shard: int, rows: Numbers) -> Iterator[tuple[pa.Table, Numbers]]:
+        """The row groups of a shard that hold any of its ascending `rows`, and these in each."""
+        with self._opened(shard) as file:
+            sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
+            ends = np.cumsum(sizes)
+            if sum(sizes) != self.shards[shard].rows:
+                raise ValueError(f"its row groups have {sum(sizes)} rows")
+            bounds = np.searchsorted(rows, [0, *ends])
+            for group in np.flatnonzero(np.diff(bounds)).tolist():
+                # Names with a dot in them match more columns than the one they name.
+                table = file.read_row_group(group, columns=self._names, use_threads=False)
+                table = table.select(self._names)
+                table.validate(full=True)
+                if table.num_rows != sizes[group]:
+                    raise ValueError(f"row group {group} has {table.num_rows} rows")
+                check_ids(table.column("ids"), self.schema)
+                start = ends[group] - sizes[group]
+                yield table, rows[bounds[group] : bounds[group + 1]] - start
+
+    @property
+    def _names(self) -> list[str]:
+        wanted = {"ids", "grid_h", "grid_w", "file", "row", *self.columns}
+        return [name for name in self.schema.arrow.names if name in wanted]
+
+    @contextmanager
+    def _opened(self, shard: int) -> Iterator[pq.ParquetFile]:
+        """A shard that is the one in the manifest, as far as its size and footer tell."""
+        record = self.shards[shard]
+        try:
+            path = self.folder / record.path
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                self._check(record, file)
+                yield file
+        except ImagetokError:
+            raise
+        except FileNotFoundError:
+            raise UnreadableFileError(
+                f"the shard '{record.path}' is missing in '{self.folder}'"
+            ) from None
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UnreadableFileError(
+                f"the shard '{record.path}' in '{self.folder}' is damaged: {words(error)}; "
+                "`imagetok verify` lists all that is wrong"
+            ) from error
+
+    def _check(self, record: ShardRecord, file: pq.ParquetFile) -> None:
+        metadata = file.metadata
+        job = (metadata.metadata or {}).get(JOB_KEY.encode(), b"").decode(errors="replace")
+        if job != self.job:
+            raise DataError(
+                f"the shard '{record.path}' was written by the job {job or '(none)'}, not by "
+                f"{self.job}, which '{self.folder}' is of"
+            )
+        if not file.schema_arrow.equals(self.schema.arrow):
+            raise DataError(
+                f"the shard '{record.path}' has the columns {describe(file.schema_arrow)}; "
+                f"expected {describe(self.schema.arrow)}"
+            )
+        if metadata.num_rows != record.rows:
+            raise DataError(
+                f"the shard '{record.path}' has {metadata.num_rows} rows, the manifest says "
+                f"{record.rows}"
+            )
+
+
+def words(error: Exception) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
+def describe(schema: pa.Schema) -> str:
+    """Names and types of columns, for messages."""
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def check_ids(column: pa.ChunkedArray, schema: ShardSchema) -> None:
+    """Refuse, with ValueError, ids that are missing or out of range."""
+    for chunk in column.chunks:
+        values = chunk.flatten()
+        if chunk.null_count or values.null_count:
+            raise ValueError("ids are missing")
+        if len(values) and (largest := int(values.to_numpy().max())) >= schema.codebook_size:
+            raise ValueError(f"id {largest} is out of range: expected [0, {schema.codebook_size})")
+
+
+def _lists_of_ids(column: pa.ChunkedArray) -> list[torch.Tensor]:
+    arrays = (value.values.to_numpy(zero_copy_only=False) for value in column)
+    return [torch.from_numpy(array.astype(np.int64)) for array in arrays]

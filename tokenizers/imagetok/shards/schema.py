@@ -1,0 +1,187 @@
+"""The columns of a tokenized dataset, and tables of them from arrays.
+
+In this order:
+
+ids                fixed-size list of uint8, uint16 or uint32: the tokens in raster order
+grid_h, grid_w     uint16; only where pictures keep their own sizes, and ids are of any length
+file               string; only of a streamed dataset: base name of the file that the row is in
+row                int64; place in the dataset, or in that file
+height, width      int32; the picture's own size, upright, in pixels
+...                the kept columns, as they were
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from datasets import Features, List, Value
+from numpy.typing import NDArray
+
+from imagetok.errors import DataError, IdsError, IdsTypeError, InvalidValueError
+
+RESERVED = ("ids", "row", "file", "height", "width", "grid_h", "grid_w", "grid")
+"""Names that kept columns cannot have."""
+
+IDS_PATH = "ids.list.element"
+"""What parquet calls the numbers in the column of ids."""
+
+Ids = NDArray[np.integer] | Sequence[NDArray[np.integer]]
+
+
+@dataclass(frozen=True)
+class ShardSchema:
+    """What the rows of a tokenized dataset look like.
+
+    Attributes:
+        codebook_size: Ids lie in [0, codebook_size).
+        grid: (h, w) of every picture's ids; None where each picture has its own.
+        by_file: Rows are known by file and row in it, rather than by row.
+        kept: Features of the columns that are carried along, in order.
+    """
+
+    codebook_size: int
+    grid: tuple[int, int] | None
+    by_file: bool
+    kept: Features
+
+    def __post_init__(self) -> None:
+        if taken := [name for name in self.kept if name in RESERVED]:
+            raise DataError(
+                f"cannot keep the columns {', '.join(taken)}: tokenized datasets have columns of "
+                f"these names ({', '.join(RESERVED)}); rename them in the input, or leave them out"
+            )
+        if not 1 <= self.codebook_size <= 2**32:
+            raise InvalidValueError(
+                f"codebook_size is {self.codebook_size}, expected one in [1, 2**32]"
+            )
+
+    @cached_property
+    def ids_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The narrowest of uint8, uint16 and uint32 that holds codebook_size - 1."""
+        bits = (self.codebook_size - 1).bit_length()
+        return np.dtype(np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
+
+    @cached_property
+    def features(self) -> Features:
+        """All columns in order, as the `datasets` library types them."""
+        token = Value(str(self.ids_dtype))
+        if self.grid is None:
+            columns = {"ids": List(token), "grid_h": Value("uint16"), "grid_w": Value("uint16")}
+        else:
+            columns = {"ids": List(token, length=math.prod(self.grid))}
+        if self.by_file:
+            columns["file"] = Value("string")
+        columns["row"] = Value("int64")
+        columns |= {"height": Value("int32"), "width": Value("int32")}
+        return Features({**columns, **self.kept})
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The same for pyarrow; its metadata has the features for the `datasets` library."""
+        return self.features.arrow_schema
+
+    def table(
+        self,
+        ids: Ids,
+        rows: Sequence[int],
+        files: Sequence[str] | None,
+        sizes: NDArray[np.integer],
+        kept: pa.Table,
+    ) -> pa.Table:
+        """Rows of a shard from arrays.
+
+        Args:
+            ids: Integers (N, h * w) or (N, h, w), raster order; without a fixed grid, N arrays
+                (h, w) instead.
+            rows: N places in the dataset, or in the rows' files.
+            files: N base names of files; None where rows are not known by file.
+            sizes: Integers (N, 2), the pictures' own heights and widths in pixels.
+            kept: The kept columns of the same N rows; others are left out.
+
+        Returns:
+            A table of `arrow`'s columns.
+
+        Raises:
+            IdsError: Ids are out of range or of another grid.
+            IdsTypeError: They are no integers.
+            InvalidValueError: The arguments differ in their number of rows, or `files` is missing
+                or one too many.
+            DataError: A kept column is missing or of another type.
+        """
+        self._check_counts(ids, rows, files, sizes, kept)
+        columns = self._ids_columns(ids)
+        if files is not None:
+            columns["file"] = pa.array(files, pa.string())
+        columns["row"] = pa.array(np.asarray(rows, dtype=np.int64))
+        for place, name in enumerate(("height", "width")):
+            columns[name] = pa.array(np.asarray(sizes)[:, place].astype(np.int32))
+        columns |= self._kept_columns(kept)
+        return pa.Table.from_arrays(list(columns.values()), schema=self.arrow)
+
+    def _check_counts(
+        self,
+        ids: Ids,
+        rows: Sequence[int],
+        files: Sequence[str] | None,
+        sizes: NDArray[np.integer],
+        kept: pa.Table,
+    ) -> None:
+        if (files is None) == self.by_file:
+            expected = "the file of each row" if self.by_file else "no files"
+            raise InvalidValueError(f"files is {files!r}, expected {expected}")
+        counts = {"ids": len(ids), "rows": len(rows), "sizes": len(sizes)}
+        counts |= {} if files is None else {"files": len(files)}
+        counts |= {"kept": kept.num_rows} if self.kept else {}
+        if len(set(counts.values())) > 1 or np.shape(sizes) != (len(sizes), 2):
+            raise InvalidValueError(
+                f"expected as many of each, and sizes (N, 2); found {counts} and sizes "
+                f"{np.shape(sizes)}"
+            )
+
+    def _ids_columns(self, ids: Ids) -> dict[str, pa.Array]:
+        kind = self.arrow.field("ids").type
+        if self.grid is not None:
+            fixed = np.asarray(ids)
+            if fixed.shape[1:] not in {self.grid, (math.prod(self.grid),)}:
+                raise IdsError(f"ids have the shape {fixed.shape}, expected (N, *{self.grid})")
+            return {"ids": pa.FixedSizeListArray.from_arrays(self._tokens([fixed]), type=kind)}
+        parts = [np.asarray(part) for part in ids]
+        if any(part.ndim != 2 for part in parts):
+            raise IdsError(f"ids have the shapes {[p.shape for p in parts]}, expected (h, w) each")
+        grids = np.array([part.shape for part in parts], dtype=np.int64).reshape(-1, 2)
+        offsets = np.concatenate([[0], grids.prod(axis=1).cumsum()]).astype(np.int32)
+        return {
+            "ids": pa.ListArray.from_arrays(pa.array(offsets), self._tokens(parts), type=kind),
+            "grid_h": pa.array(grids[:, 0].astype(np.uint16)),
+            "grid_w": pa.array(grids[:, 1].astype(np.uint16)),
+        }
+
+    def _tokens(self, parts: Sequence[NDArray[np.integer]]) -> pa.Array:
+        """All ids in a row, in the type of the column."""
+        for part in parts:
+            if part.dtype.kind not in "iu":
+                raise IdsTypeError(f"ids are {part.dtype}, expected integers")
+            if part.size and not 0 <= part.min() <= part.max() < self.codebook_size:
+                raise IdsError(
+                    f"ids reach from {part.min()} to {part.max()}, expected "
+                    f"[0, {self.codebook_size})"
+                )
+        flat = [part.reshape(-1).astype(self.ids_dtype) for part in parts]
+        return pa.array(np.concatenate(flat) if flat else np.empty(0, self.ids_dtype))
+
+    def _kept_columns(self, kept: pa.Table) -> dict[str, pa.Array]:
+        if missing := [name for name in self.kept if name not in kept.column_names]:
+            raise DataError(f"the rows lack the kept columns {', '.join(missing)}")
+        columns = {name: kept.column(name) for name in self.kept}
+        for name, values in columns.items():
+            if values.type != self.arrow.field(name).type:
+                raise DataError(
+                    f"the kept column '{name}' holds {values.type}, expected "
+                    f"{self.arrow.field(name).type}"
+                )
+        return columns
