@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,6 +18,7 @@ from tiny_jobs import do_job, fill, streamed_job, tiny_job
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import TEMPORARY_PREFIX
 from imagetok.shards import JobFolder, finalize, read_manifest
+from imagetok.shards.stock import take_stock
 from tiny_runs import contents
 
 FINALIZE = (
@@ -152,6 +154,26 @@ def test_what_a_killed_finalizer_left_is_cleared(tmp_path: Path) -> None:
     place.mkdir(parents=True)
     finalize(tmp_path)
     assert not list(tmp_path.rglob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_what_other_processes_clear_away_meanwhile_disturbs_nobody(tmp_path: Path) -> None:
+    job = tiny_job()
+    do_job(tmp_path, job)
+    work, ended = tmp_path / "data" / f"{TEMPORARY_PREFIX}train-00001", Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            (work / "elsewhere-x" / "deeper").mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(work)
+
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(come_and_go)
+        try:
+            records = [take_stock(tmp_path, job) for _ in range(100)]
+        finally:
+            ended.set()
+        other.result()
+    assert all(record == records[0] for record in records)
 
 
 def test_a_foreign_shard_is_refused(tmp_path: Path) -> None:

@@ -55,14 +55,13 @@ def claimed(
     try:
         yield place
     finally:
-        _remove(work.glob("*-*") if is_done() else [place])
+        _remove(_places(work, "*-*") if is_done() else [place])
         _leave(work, lock)
 
 
 def remove_work(parent: Path) -> None:
     """Remove all that was written for the work of a folder, which is done, all of it."""
-    for work in parent.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(work, ignore_errors=True)
+    _remove(parent.glob(f"{TEMPORARY_PREFIX}*"))
 
 
 def _enter(work: Path, wait: bool) -> tuple[int, Path] | None:
@@ -77,7 +76,7 @@ def _enter(work: Path, wait: bool) -> tuple[int, Path] | None:
             continue  # another process has just removed the folder
         try:
             if is_held:
-                _remove(work.glob(f"{_machine()}-*"))
+                _remove(_places(work, f"{_machine()}-*"))
             return lock, Path(tempfile.mkdtemp(prefix=f"{_machine()}-", dir=work))
         except FileNotFoundError:
             os.close(lock)
@@ -94,6 +93,12 @@ def _lock(work: Path, wait: bool) -> tuple[int, bool]:
         raise
     except OSError:
         return open_lock(work), False
+
+
+def _places(work: Path, pattern: str) -> Iterator[Path]:
+    """What processes have made in the folder of some work, which another may remove meanwhile."""
+    with suppress(FileNotFoundError):
+        yield from work.glob(pattern)
 
 
 def _remove(places: Iterable[Path]) -> None:

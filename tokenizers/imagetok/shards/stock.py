@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -50,15 +51,20 @@ def take_stock(folder: Path, job: Job) -> list[ShardRecord]:
 def _refuse_strangers(folder: Path, job: Job, places: Sequence[tuple[int, int]]) -> None:
     own = {job.paths.shard(*place) for place in places}
     own |= {job.paths.errors(*place) for place in places}
-    with naming_os_errors("read", folder):
-        files = [path for kind in (DATA, ERRORS) for path in (folder / kind).rglob("*")]
-    names = [path.relative_to(folder) for path in files if path.is_file()]
-    shown = {name.as_posix() for name in names if not any(p.startswith(".") for p in name.parts)}
+    shown = {name for kind in (DATA, ERRORS) for name in _visible(folder, kind)}
     if strangers := sorted(shown - own):
         raise DataError(
             f"'{folder}' holds files that are not of its job, remove them: "
             f"{', '.join(strangers[:5])}"
         )
+
+
+def _visible(folder: Path, kind: str) -> Iterator[str]:
+    """Files below a folder's `kind`. Hidden folders come and go with the processes at work."""
+    for parent, folders, names in os.walk(folder / kind):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        place = Path(parent).relative_to(folder)
+        yield from ((place / name).as_posix() for name in names if not name.startswith("."))
 
 
 def _record(folder: Path, job: Job, unit: int, part: int, num_parts: int) -> ShardRecord:
