@@ -19,9 +19,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("images", "ids", "arguments", "codesearch", "networks", "likelihoods"),
     ("bottlenecks", "metrics", "hub", "cards", "builtin", "data", "shards"),
     ("build",),
-    ("codec", "tokenizer"),
+    ("codec", "pretrained", "tokenizer"),
     ("evaluate", "training", "tokenizing"),
-    ("reports", "commands_tokens", "quickstart", "cli"),
+    ("reports", "options", "commands_tokens", "quickstart", "cli"),
 )
 """Modules and packages from the lowest floor up, each floor from its top to its bottom line."""
 

@@ -32,7 +32,6 @@ def job_values(**changes: Any) -> dict[str, Any]:
             "codebook_size": 512,
             "grid_size": [2, 3],
             "image_size": [16, 24],
-            "downsample_factor": 8,
         },
         "input": {
             "name": "pictures",

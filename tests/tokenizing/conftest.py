@@ -11,7 +11,7 @@ import torch
 from small_jobs import RunJob, make_tokenizer, run_job
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a saved VQ-VAE."""
     folder = tmp_path_factory.mktemp("tokenizers") / "tiny"
@@ -19,13 +19,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def job(tokenizer: Path) -> RunJob:
     """Tokenize into a folder with that tokenizer."""
     return partial(run_job, tokenizer=tokenizer)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def reference(job: RunJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job of forty rows with captions."""
     folder = tmp_path_factory.mktemp("reference") / "out"
@@ -33,7 +33,7 @@ def reference(job: RunJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _one_thread() -> Iterator[None]:
     """Jobs of this process have the numeric settings of those in processes of their own."""
     threads = torch.get_num_threads()

@@ -6,17 +6,23 @@ import contextlib
 import json
 import os
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from small_jobs import SETTINGS, RunJob, shards_of
+from datasets import Features, Value
+from small_jobs import SETTINGS, RunJob, rows_in, run_job, save_pictures, shards_of
+
+from tiny_data import png
 
 SCRIPT = """
 import json, os, signal, sys, time
@@ -140,3 +146,28 @@ def test_ranks_in_processes_of_their_own_write_the_same_bytes(
     ranks = [start(rank=rank, world_size=3) for rank in range(3)]
     assert [rank.wait() for rank in ranks] == [0, 0, 0]
     assert shards_of(tmp_path / "out") == shards_of(reference)
+
+
+def test_a_full_disk_ends_the_job_in_words_and_the_same_command_goes_on(
+    root: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    texts = [random.Random(row).randbytes(30_000).hex() if row >= 12 else "" for row in range(16)]
+    pictures: list[bytes | None] = [png(row) for row in range(16)]
+    columns = Features({"caption": Value("string")})
+    data = save_pictures(tmp_path / "data", pictures, columns, caption=texts)
+    script = root / "scripts" / "tokenize_dataset.py"
+    command = [sys.executable, script, "--tokenizer", tokenizer, "--dataset", data]
+    command += ["--keep", "caption", "--rows-per-shard", "12", "--batch-size", "4"]
+    command += ["--device", "cpu", "--threads", "1", "--output-dir"]
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    # A limit on the size of files meets the same calls as a full disk.
+    full = subprocess.run(
+        [*command, tmp_path / "out"], preexec_fn=limit, capture_output=True, text=True
+    )
+    assert full.returncode == 1
+    assert re.search(r"imagetok: cannot write '.*train-00001", full.stderr.splitlines()[-1])
+    assert list(shards_of(tmp_path / "out")) == ["data/train-00000.parquet"]
+    subprocess.run([*command, tmp_path / "out"], check=True, capture_output=True)
+    run_job(tmp_path / "whole", tokenizer, dataset=str(data), keep=["caption"])
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "whole")
+    assert [row["caption"] for row in rows_in(tmp_path / "out")] == texts

@@ -27,10 +27,11 @@ from small_jobs import (
     shards_of,
 )
 
-from imagetok import ImageTokenizer, open_images
+from imagetok import ImageTokenizer, TokenizerConfig, open_images
 from imagetok.shards import read_manifest
 from imagetok.tokenizing import TokenizingError
 from tiny_data import BROKEN, png, write_split
+from tiny_runs import tiny_values
 
 
 def huge_png() -> bytes:
@@ -308,3 +309,15 @@ def test_a_tokenizer_in_memory_gives_the_same_ids_as_its_folder(
     assert [row["ids"] for row in rows_in(tmp_path / "a")] == [
         row["ids"] for row in rows_in(tmp_path / "b")
     ]
+
+
+def test_a_tokenizer_whose_ids_stand_for_no_square_is_used_as_well(tmp_path: Path) -> None:
+    values = tiny_values("vqvae")["tokenizer"] | {"image_size": [16, 24]}
+    values |= {"encoder": {"type": "mlp"}, "decoder": {"type": "mlp"}}
+    model = ImageTokenizer.from_config(TokenizerConfig.from_dict(values))
+    manifest = run_job(tmp_path / "out", model)
+    assert manifest.totals.tokens == ROWS
+    rows = open_images(DATASET, "train")
+    pictures: list[object] = [rows.picture(row) for row in range(4)]
+    expected = encode_in_batches(model, pictures, 4)
+    assert [row["ids"] for row in rows_in(tmp_path / "out")[:4]] == expected.reshape(4, 1).tolist()

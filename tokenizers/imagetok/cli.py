@@ -19,6 +19,20 @@ from imagetok._version import __version__
 from imagetok.commands_tokens import app as token_commands
 from imagetok.config.recipes import recipe_names
 from imagetok.errors import ImagetokError, UnreadableFileError
+from imagetok.options import (
+    DATASET_HELP,
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    ImageColumnOption,
+    RevisionOption,
+    SplitOption,
+    SubsetOption,
+    TokenizerOption,
+    TokenizerRevisionOption,
+    check_parent,
+    load_alone,
+)
 
 app = typer.Typer(
     help="Train, ship and use image tokenizers: dVAE, VQ-VAE and their continuous baselines.",
@@ -30,16 +44,6 @@ app = typer.Typer(
 app.add_typer(token_commands)
 
 DEBUG = "--debug"
-
-TokenizerOption = Annotated[
-    str, typer.Option("--tokenizer", help="Folder of a saved tokenizer.", show_default=False)
-]
-DeviceOption = Annotated[
-    str, typer.Option(help="Where to run: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU.")
-]
-DtypeOption = Annotated[
-    str, typer.Option(help="Of the networks: `float32`, `bfloat16` or `float16`.")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -201,23 +205,13 @@ def train(
 @app.command()
 def evaluate(
     tokenizer: TokenizerOption,
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="`builtin:shapes`, a folder of pictures or parquet files, a `save_to_disk` "
-            "folder, or a name on the Hub.",
-            show_default=False,
-        ),
-    ],
-    split: Annotated[str, typer.Option(help="Split, or a part of one: `test[:1000]`.")] = "test",
-    subset: Annotated[
-        str | None, typer.Option(help="Configuration of a dataset that has several.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a dataset on the Hub.")] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of the pictures, where there are several.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 32,
+    dataset: Annotated[str, typer.Option(help=DATASET_HELP, show_default=False)],
+    tokenizer_revision: TokenizerRevisionOption = None,
+    split: SplitOption = "test",
+    subset: SubsetOption = None,
+    revision: RevisionOption = None,
+    image_column: ImageColumnOption = None,
+    batch_size: BatchSizeOption = 32,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     json_path: Annotated[
@@ -231,15 +225,19 @@ def evaluate(
     from imagetok import distributed
     from imagetok.data import open_images
     from imagetok.evaluate import evaluate as measure
-    from imagetok.files import file_sha256, write_atomic
-    from imagetok.hub import EVALUATED_KEY, MODEL_FILE
+    from imagetok.evaluate import join_processes
+    from imagetok.files import write_atomic
+    from imagetok.hub import EVALUATED_KEY
     from imagetok.reports import show_evaluation
+    from imagetok.tokenizer import ImageTokenizer
 
-    _check_parent(json_path, "--json")
-    loaded = _load(tokenizer, device, dtype)
+    check_parent(json_path, "--json")
+    loaded = ImageTokenizer.from_pretrained(
+        tokenizer, revision=tokenizer_revision, device=join_processes(device), dtype=dtype
+    )
+    assert loaded.origin is not None
     rows = open_images(dataset, split, subset=subset, revision=revision, image_column=image_column)
-    sha256 = file_sha256(Path(tokenizer) / MODEL_FILE)
-    figures = {EVALUATED_KEY: sha256, **measure(loaded, rows, batch_size=batch_size)}
+    figures = {EVALUATED_KEY: loaded.origin.sha256, **measure(loaded, rows, batch_size=batch_size)}
     if distributed.rank() > 0:
         return
     show_evaluation(figures, tokenizer)
@@ -254,14 +252,16 @@ def reconstruct(
     output: Annotated[
         Path, typer.Option(help="PNG to write: originals above, reconstructions below.")
     ] = Path("reconstructions.png"),
+    tokenizer_revision: TokenizerRevisionOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
 ) -> None:
     """Encode and decode pictures, and show both side by side."""
     from imagetok.reports import write_reconstructions
 
-    _check_parent(output, "--output")
-    write_reconstructions(_load(tokenizer, device, dtype), pictures, output)
+    check_parent(output, "--output")
+    model = load_alone(tokenizer, tokenizer_revision, device, dtype)
+    write_reconstructions(model, pictures, output)
 
 
 @app.command()
@@ -277,16 +277,3 @@ def info(
     from imagetok.reports import show_info
 
     show_info(Path(tokenizer), as_json)
-
-
-def _check_parent(path: Path | None, option: str) -> None:
-    """Refuse a file that could not be written, before the work and not after it."""
-    if path is not None and not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder '{path.parent}'", param_hint=option)
-
-
-def _load(tokenizer: str, device: str, dtype: str) -> Any:
-    from imagetok.evaluate import join_processes
-    from imagetok.tokenizer import ImageTokenizer
-
-    return ImageTokenizer.from_pretrained(tokenizer, device=join_processes(device), dtype=dtype)

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from imagetok.options import (
+    DATASET_HELP,
+    TOKENIZER_HELP,
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    ImageColumnOption,
+    RevisionOption,
+    SplitOption,
+    SubsetOption,
+    TokenizerRevisionOption,
+    check_parent,
+    given,
+    load_alone,
+)
+
 if TYPE_CHECKING:
     from imagetok.shards.manifest import Totals
+    from imagetok.shards.opening import TokenFolder
     from imagetok.tokenizer import ImageTokenizer
-
-T = TypeVar("T")
 
 app = typer.Typer()
 
-DeviceOption = Annotated[
-    str, typer.Option(help="Where to run: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU.")
-]
-DtypeOption = Annotated[
-    str, typer.Option(help="Of the networks: `float32`, `bfloat16` or `float16`.")
-]
 TokensArgument = Annotated[
     Path, typer.Argument(help="Folder that `imagetok tokenize` filled.", show_default=False)
 ]
@@ -31,16 +40,10 @@ TokensArgument = Annotated[
 def tokenize(
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="Folder of a saved VQ-VAE or dVAE.", show_default=False),
+        typer.Option(help=f"A VQ-VAE or dVAE. {TOKENIZER_HELP}", show_default=False),
     ] = None,
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="`builtin:shapes`, a folder of pictures, parquet, arrow or tar (WebDataset) "
-            "files, a `save_to_disk` folder, or a name on the Hub.",
-            show_default=False,
-        ),
-    ] = None,
+    tokenizer_revision: TokenizerRevisionOption = None,
+    dataset: Annotated[str | None, typer.Option(help=DATASET_HELP, show_default=False)] = None,
     output_dir: Annotated[
         Path | None,
         typer.Option(
@@ -48,14 +51,10 @@ def tokenize(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split, or a part of one: `train[:1000]`.")] = "train",
-    subset: Annotated[
-        str | None, typer.Option(help="Configuration of a dataset that has several.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a dataset on the Hub.")] = None,
-    image_column: Annotated[
-        str | None, typer.Option(help="Column of the pictures, where there are several.")
-    ] = None,
+    split: SplitOption = "train",
+    subset: SubsetOption = None,
+    revision: RevisionOption = None,
+    image_column: ImageColumnOption = None,
     keep: Annotated[
         str, typer.Option(help="Columns to carry along as they are: `caption,label`.")
     ] = "",
@@ -69,7 +68,7 @@ def tokenize(
     rows_per_shard: Annotated[
         int, typer.Option(min=1, help="Rows of a shard: what a process does at a time.")
     ] = 16384,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images encoded at once.")] = 32,
+    batch_size: BatchSizeOption = 32,
     workers: Annotated[
         int,
         typer.Option(min=0, help="Processes that decode pictures; 0 takes threads instead."),
@@ -140,12 +139,13 @@ def tokenize(
         place, manifest = finalize, write_manifest(finalize)
         check_totals(manifest, finalize, f"{finalize}", max_error_rate)
     else:
-        model, source = _given(tokenizer, "--tokenizer"), _given(dataset, "--dataset")
-        place = _given(output_dir, "--output-dir")
+        model, source = given(tokenizer, "--tokenizer"), given(dataset, "--dataset")
+        place = given(output_dir, "--output-dir")
         manifest = tokenize_dataset(
             model,
             source,
             place,
+            tokenizer_revision=tokenizer_revision,
             subset=subset,
             revision=revision,
             split=split,
@@ -177,7 +177,10 @@ def verify(
     ] = False,
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="With --deep: folder of the tokenizer.", show_default=False),
+        typer.Option(
+            help="With --deep: folder of the tokenizer; one on the Hub is found without.",
+            show_default=False,
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
@@ -206,7 +209,7 @@ def verify(
     if not deep:
         return
     opened = open_folder(folder)
-    model = _load(_given(tokenizer, "--tokenizer"), device, opened.job.numerics.dtype)
+    model = _load(opened, tokenizer, device, opened.job.numerics.dtype)
     found = compare_rows(opened, model, dataset, rows)
     show("\n".join(found.faults) or f"{found.rows} rows tokenized again: the same ids")
     if found.near_ties:
@@ -219,8 +222,12 @@ def verify(
 def decode(
     folder: TokensArgument,
     tokenizer: Annotated[
-        str, typer.Option(help="Folder of the tokenizer that made the ids.", show_default=False)
-    ],
+        str | None,
+        typer.Option(
+            help="Folder of the tokenizer that made the ids; one on the Hub is found without.",
+            show_default=False,
+        ),
+    ] = None,
     rows: Annotated[
         str, typer.Option(help="Rows to show, counted over the shards: `first:end`.")
     ] = "0:16",
@@ -234,27 +241,19 @@ def decode(
     from imagetok.tokenizing.showing import decode_rows, draw_grid, read_range
     from imagetok.training.folder import save_picture
 
-    if not output.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder '{output.parent}'", param_hint="--output")
+    check_parent(output, "--output")
     wanted, opened = read_range(rows), open_folder(folder)
-    pictures, captions = decode_rows(opened, _load(tokenizer, device, dtype), wanted)
+    pictures, captions = decode_rows(opened, _load(opened, tokenizer, device, dtype), wanted)
     save_picture(draw_grid(pictures, captions), output)
     show(f"written: {output}")
 
 
-def _given(value: T | None, option: str) -> T:
-    if value is None:
-        raise typer.BadParameter("say which one", param_hint=option)
-    return value
-
-
-def _load(folder: str, device: str, dtype: str) -> ImageTokenizer:
-    from imagetok.tokenizer import ImageTokenizer
-    from imagetok.tokenizing.ranks import find_device, find_share
-
-    return ImageTokenizer.from_pretrained(
-        folder, device=find_device(device, find_share(0, 1)), dtype=dtype
-    )
+def _load(opened: TokenFolder, tokenizer: str | None, device: str, dtype: str) -> ImageTokenizer:
+    """The tokenizer that is given, or else the one on the Hub that the job names."""
+    source = opened.job.tokenizer
+    if tokenizer is None and source.revision is not None:
+        return load_alone(source.name, source.revision, device, dtype)
+    return load_alone(given(tokenizer, "--tokenizer"), None, device, dtype)
 
 
 def _summary(totals: Totals, throughput: Mapping[str, Any] | None) -> dict[str, str]:

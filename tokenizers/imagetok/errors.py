@@ -68,6 +68,14 @@ class ModelFileError(UnreadableFileError):
     """A saved tokenizer is missing, damaged or disagrees with itself."""
 
 
+class HubError(ImagetokError, OSError):
+    """The Hub cannot be reached, or kept failing."""
+
+
+class HubAccessError(HubError, ValueError):
+    """What is asked of the Hub is not there, or not allowed: a repository, a revision, a token."""
+
+
 class DataError(InvalidValueError):
     """A dataset, split or column cannot be used as asked."""
 

@@ -7,122 +7,37 @@ for, no gradient, nothing toggled.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from imagetok.arguments import (
-    check_temperature,
-    read_count,
-    read_device,
-    read_dtype,
-    read_folder,
-    read_latents,
-)
+from imagetok.arguments import check_temperature, read_count, read_latents
 from imagetok.bottlenecks import (
     DiscreteBottleneck,
     GaussianBottleneck,
     GaussianPosterior,
     GumbelBottleneck,
 )
-from imagetok.build import build_parts
-from imagetok.codec import Codec, Output, Pictures, TokenizerOutput
-from imagetok.config import TokenizerConfig
+from imagetok.codec import Output, Pictures, TokenizerOutput
 from imagetok.errors import (
     InvalidValueError,
     NoPosteriorError,
     NotContinuousError,
     NotDiscreteError,
 )
-from imagetok.hub import carry_evaluation, load_model, save_model
 from imagetok.ids import read_ids
+from imagetok.pretrained import PretrainedCodec
 
 __all__ = ["ImageTokenizer", "TokenizerOutput"]
 
 
-class ImageTokenizer(Codec):
+class ImageTokenizer(PretrainedCodec):
     """Encoder, bottleneck, decoder and likelihood behind one pixel contract.
 
     Built by `from_config` or `from_pretrained`; put together by hand from its parts, as `Codec`
     takes them, it works as well, but cannot be saved, because nothing describes it.
     """
-
-    _source: Path | None = None
-
-    # Building, saving, loading
-
-    @classmethod
-    def from_config(cls, config: TokenizerConfig) -> Self:
-        """Build with fresh weights, drawn from torch's global generator."""
-        parts = build_parts(config)
-        return cls(
-            parts.preprocessor,
-            parts.encoder,
-            parts.bottleneck,
-            parts.decoder,
-            parts.likelihood,
-            config,
-        )
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | os.PathLike[str],
-        *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-    ) -> Self:
-        """Load a saved tokenizer.
-
-        Args:
-            name: Local folder that `save_pretrained` wrote.
-            device: Where to put it; None is the CPU.
-            dtype: Of the two networks: float32, bfloat16 or float16; None is float32.
-
-        Raises:
-            ModelFileError: The folder or a file is missing, damaged, or disagrees with itself.
-            InvalidValueError: Unknown dtype, or a device that this machine has not.
-            InvalidTypeError: name is no path.
-        """
-        network_dtype, network_device = read_dtype(dtype), read_device(device)
-        files = load_model(read_folder(name))
-        # Nothing is allocated before the file is known to fit; torch's defaults play no part.
-        with torch.device("meta"):
-            expected = cls.from_config(files.config).float().state_dict()
-        files.check_fit(expected)
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            tokenizer = cls.from_config(files.config).float()
-        tokenizer.load_state_dict(files.tensors)
-        tokenizer.requires_grad_(False).eval()
-        tokenizer._source = files.path.parent.absolute()
-        return tokenizer.to(device=network_device, dtype=network_dtype)
-
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
-        """Write `model.safetensors` and `config.json`; an interrupted save leaves the old files.
-
-        The figures and the picture that lie beside the loaded file go along while they are of the
-        same weights.
-
-        Weights are saved in float32: those of a tokenizer in a half type as that type rounded them.
-
-        Raises:
-            InvalidValueError: The tokenizer was put together by hand and has no config, or a
-                weight is not finite.
-            InvalidTypeError: folder is no path.
-            UnwritableFileError: The folder cannot be made or written.
-        """
-        target = read_folder(folder)
-        if self.config is None:
-            raise InvalidValueError(
-                "this tokenizer was put together from parts and has no config, so no file could "
-                "rebuild it; build it with ImageTokenizer.from_config to save it"
-            )
-        save_model(target, self.config, self.state_dict())
-        if self._source is not None:
-            carry_evaluation(self._source, target)
 
     # The token space
 

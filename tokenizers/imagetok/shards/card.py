@@ -89,7 +89,8 @@ def _tokenizer(job: Job) -> Iterator[tuple[str, str]]:
         height, width = source.image_size
         yield "pictures", f"centre crops, resized to {height} x {width} pixels"
     else:
-        yield "pictures", f"sides rounded down to multiples of {source.downsample_factor} pixels"
+        factor = source.image_size[0] // source.grid_size[0]
+        yield "pictures", f"sides rounded down to multiples of {factor} pixels"
 
 
 def _source(job: Job) -> Iterator[tuple[str, str]]:

@@ -23,7 +23,6 @@ class TokenizerSource(Config):
         codebook_size: Ids lie in [0, codebook_size).
         grid_size: (h, w) of the ids of a picture of `image_size`.
         image_size: (height, width) in pixels that pictures are brought to.
-        downsample_factor: Pixels along a side of an id's square.
     """
 
     name: Text
@@ -32,7 +31,6 @@ class TokenizerSource(Config):
     codebook_size: Annotated[int, Field(ge=1, le=2**32)]
     grid_size: tuple[Size, Size]
     image_size: tuple[Size, Size]
-    downsample_factor: Size
 
 
 class InputSource(Config):

@@ -26,7 +26,6 @@ from imagetok.tokenizing.opening import InputChoice
 
 def describe_job(
     tokenizer: ImageTokenizer,
-    name: str,
     rows: Input,
     choice: InputChoice,
     *,
@@ -37,7 +36,6 @@ def describe_job(
 
     Args:
         tokenizer: A discrete one, on its device and in its dtype.
-        name: What the tokenizer is called.
         rows: The input.
         choice: What it was opened by.
         resize: `crop` or `native`.
@@ -50,7 +48,7 @@ def describe_job(
     limited = math.inf if choice.limit is None else choice.limit
     taken = None if rows.num_rows is None else min(rows.num_rows, limited)
     values = {
-        "tokenizer": _tokenizer_source(tokenizer, name).to_dict(),
+        "tokenizer": _tokenizer_source(tokenizer).to_dict(),
         "input": InputSource(
             name=choice.told_name,
             subset=choice.subset,
@@ -77,15 +75,18 @@ def describe_job(
     return Job.from_dict(values)
 
 
-def _tokenizer_source(tokenizer: ImageTokenizer, name: str) -> TokenizerSource:
+def _tokenizer_source(tokenizer: ImageTokenizer) -> TokenizerSource:
+    name, revision = "unsaved", tokenizer.revision
+    if tokenizer.origin is not None:
+        # The path of a folder says something of the machine, its name does not.
+        name = tokenizer.origin.name if revision else tokenizer.origin.folder.resolve().name
     return TokenizerSource(
         name=name,
-        revision=None,
+        revision=revision,
         fingerprint=tokenizer.fingerprint,
         codebook_size=tokenizer.codebook_size,
         grid_size=tokenizer.grid_size,
         image_size=tokenizer.image_size,
-        downsample_factor=tokenizer.downsample_factor,
     )
 
 

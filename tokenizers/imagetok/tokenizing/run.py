@@ -50,6 +50,7 @@ def tokenize_dataset(
     dataset: str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
+    tokenizer_revision: str | None = None,
     subset: str | None = None,
     revision: str | None = None,
     split: str = "train",
@@ -76,9 +77,11 @@ def tokenize_dataset(
     that has nothing left to do waits for the others, and takes over what they leave behind.
 
     Args:
-        tokenizer: A discrete one, or the folder of a saved one.
+        tokenizer: A discrete one, or the folder or Hub repository of a saved one.
         dataset: As `imagetok.data.open_images` takes it.
         output_dir: Folder to fill; new, empty, or of the same job.
+        tokenizer_revision: Commit, branch or tag of a tokenizer on the Hub. The job records the
+            commit, and goes on with no other.
         subset: Configuration name of a dataset that has several.
         revision: Commit, branch or tag of a dataset on the Hub.
         split: A split, a slice or a sum of these; of a streamed dataset a split.
@@ -115,7 +118,7 @@ def tokenize_dataset(
     check_arguments(batch_size, workers, threads, limit, rows_per_shard, max_error_rate, resize)
     share = find_share(rank, world_size)
     with torch_threads(threads):
-        model, name = load_tokenizer(tokenizer, device, dtype, share)
+        model = load_tokenizer(tokenizer, tokenizer_revision, device, dtype, share)
         factors = native_factors(model) if resize == "native" else None
         choice = InputChoice(
             os.fspath(dataset),
@@ -131,7 +134,7 @@ def tokenize_dataset(
         signals = StopSignals()
         with watch_launcher(signals):
             rows = open_input(choice)
-            job = describe_job(model, name, rows, choice, resize=resize, batch_size=batch_size)
+            job = describe_job(model, rows, choice, resize=resize, batch_size=batch_size)
             work = _Work(
                 rows,
                 job.schema,

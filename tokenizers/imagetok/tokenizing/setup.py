@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from imagetok.arguments import read_count, read_folder
+from imagetok.arguments import read_count
 from imagetok.errors import InvalidValueError
 from imagetok.networks import MlpEncoder
 from imagetok.tokenizer import ImageTokenizer
@@ -56,23 +56,32 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 def load_tokenizer(
-    tokenizer: ImageTokenizer | str | os.PathLike[str], device: str, dtype: str, share: Share
-) -> tuple[ImageTokenizer, str]:
-    """The tokenizer and what it is called.
+    tokenizer: ImageTokenizer | str | os.PathLike[str],
+    revision: str | None,
+    device: str,
+    dtype: str,
+    share: Share,
+) -> ImageTokenizer:
+    """The tokenizer, loaded where it is named.
 
     Raises:
         NotDiscreteError: It is continuous.
+        InvalidValueError: A revision is given for one that is loaded already.
     """
-    if isinstance(tokenizer, ImageTokenizer):
-        model, source = tokenizer, tokenizer._source
-        name = "unsaved" if source is None else source.name
+    if not isinstance(tokenizer, ImageTokenizer):
+        model = ImageTokenizer.from_pretrained(
+            tokenizer, revision=revision, device=find_device(device, share), dtype=dtype
+        )
+    elif revision is None:
+        model = tokenizer
     else:
-        name = read_folder(tokenizer).resolve().name
-        own = find_device(device, share)
-        model = ImageTokenizer.from_pretrained(tokenizer, device=own, dtype=dtype)
+        raise InvalidValueError(
+            f"tokenizer_revision is {revision!r}, but the tokenizer is loaded already; load it "
+            "at that revision"
+        )
     if model.codebook_size < 1:  # raises where there is no codebook
         raise InvalidValueError("the tokenizer has no codes")
-    return model, name
+    return model
 
 
 def native_factors(tokenizer: ImageTokenizer) -> tuple[int, int]:

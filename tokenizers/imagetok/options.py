@@ -1,0 +1,64 @@
+"""Options that several commands of the command line take, and what they come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from imagetok.tokenizer import ImageTokenizer
+
+T = TypeVar("T")
+
+TOKENIZER_HELP = "Folder of a saved tokenizer, or its name on the Hub: `user/name`."
+DATASET_HELP = (
+    "`builtin:shapes`, a folder of pictures, parquet, arrow or tar (WebDataset) files, a "
+    "`save_to_disk` folder, or a name on the Hub."
+)
+
+TokenizerOption = Annotated[
+    str, typer.Option("--tokenizer", help=TOKENIZER_HELP, show_default=False)
+]
+TokenizerRevisionOption = Annotated[
+    str | None,
+    typer.Option(help="Commit, branch or tag of a tokenizer on the Hub.", show_default=False),
+]
+SplitOption = Annotated[str, typer.Option(help="Split, or a part of one: `test[:1000]`.")]
+SubsetOption = Annotated[
+    str | None, typer.Option(help="Configuration of a dataset that has several.")
+]
+RevisionOption = Annotated[str | None, typer.Option(help="Revision of a dataset on the Hub.")]
+ImageColumnOption = Annotated[
+    str | None, typer.Option(help="Column of the pictures, where there are several.")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
+DeviceOption = Annotated[
+    str, typer.Option(help="Where to run: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU.")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="Of the networks: `float32`, `bfloat16` or `float16`.")
+]
+
+
+def given(value: T | None, option: str) -> T:
+    """The value of an option that this use of the command cannot do without."""
+    if value is None:
+        raise typer.BadParameter("say which one", param_hint=option)
+    return value
+
+
+def check_parent(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written, before the work and not after it."""
+    if path is not None and not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder '{path.parent}'", param_hint=option)
+
+
+def load_alone(tokenizer: str, revision: str | None, device: str, dtype: str) -> ImageTokenizer:
+    """A tokenizer for one process that has no others."""
+    from imagetok.tokenizer import ImageTokenizer
+    from imagetok.tokenizing.ranks import find_device, find_share
+
+    own = find_device(device, find_share(0, 1))
+    return ImageTokenizer.from_pretrained(tokenizer, revision=revision, device=own, dtype=dtype)
