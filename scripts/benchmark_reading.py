@@ -42,7 +42,6 @@ def make_job(side: int, num_rows: int, rows_per_shard: int) -> Job:
                 "codebook_size": CODEBOOK_SIZE,
                 "grid_size": (side, side),
                 "image_size": size,
-                "downsample_factor": 8,
             },
             "input": {
                 "name": "random",
