@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 import torch
@@ -104,12 +104,7 @@ class StopSignals:
                 self._previous[each] = signal.signal(each, self._take)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for each, previous in self._previous.items():
             # None stands for a handler that was not installed by Python, which nothing restores.
             signal.signal(each, signal.SIG_DFL if previous is None else previous)
