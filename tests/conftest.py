@@ -1,10 +1,13 @@
-"""What every test runs under: no network, caches of its own, a repository left as it was."""
+"""What every test runs under: a Hub on loopback and no other network, caches of its own, a
+repository left as it was.
+"""
 
 from __future__ import annotations
 
 import atexit
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -14,30 +17,61 @@ from types import ModuleType
 
 import pytest
 
+from loopback_hub import LoopbackHub
+
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+FOREIGN_SETTINGS = re.compile(
+    r"(HF|HUGGINGFACE|HUGGING_FACE)_.*|TRANSFORMERS_OFFLINE|(all|https?|no)_proxy", re.IGNORECASE
+)
 
 
-def _isolate_caches() -> None:
-    """Point every cache at a temporary folder and go offline.
+def _isolate() -> LoopbackHub:
+    """Point every cache at a temporary folder, and every way out at a Hub of our own.
 
     At import, because `datasets` and `huggingface_hub` read their settings when they are imported;
-    processes that tests start inherit them.
+    processes that tests start inherit them. The Hub is the proxy as well: `datasets` asks the host
+    `datasets-server.<Hub>` about a dataset, and no variable turns that off.
     """
+    assert "huggingface_hub" not in sys.modules, "imported before its settings stand"
+    hub = LoopbackHub()
     folder = tempfile.mkdtemp(prefix="imagetok-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for name in [name for name in os.environ if name.startswith("HF_")]:
+    for name in filter(FOREIGN_SETTINGS.fullmatch, list(os.environ)):
         del os.environ[name]
     os.environ |= {
+        "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": f"{folder}/huggingface",
         "HF_DATASETS_CACHE": f"{folder}/datasets",
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
         "TORCH_HOME": f"{folder}/torch",
         "XDG_CACHE_HOME": folder,
+        "http_proxy": hub.endpoint,
+        "https_proxy": hub.endpoint,
+        "no_proxy": "127.0.0.1,localhost,::1",
     }
+    return hub
 
 
-_isolate_caches()
+_HUB = _isolate()
+
+
+@pytest.fixture
+def loopback_hub() -> Iterator[LoopbackHub]:
+    """An empty Hub that the real clients talk to, in this process and in those that it starts.
+
+    Nothing is cached yet. To be somebody there, pass `token=loopback_hub.token`.
+    """
+    from huggingface_hub import HfFileSystem
+
+    _HUB.reset()
+    for cache in ("HF_HOME", "HF_DATASETS_CACHE"):
+        shutil.rmtree(os.environ[cache], ignore_errors=True)
+    HfFileSystem.clear_instance_cache()
+    yield _HUB
+    assert not _HUB.errors, "\n".join(_HUB.errors)
 
 
 @pytest.fixture(scope="session")
