@@ -271,8 +271,8 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(
     save(tmp_path)
     real = hub.load_tensors
 
-    def load_slowly(path: Path, digest: str) -> dict[str, Tensor]:
-        tensors = real(path, digest)
+    def load_slowly(path: Path, digest: str, expected: None) -> dict[str, Tensor]:
+        tensors = real(path, digest, expected)
         save(tmp_path, seed=1)
         return tensors
 

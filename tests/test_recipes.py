@@ -140,7 +140,7 @@ def test_the_recipe_itself_is_left_as_it_is(recipe: str) -> None:
         ("trian.steps=7", "unknown key 'trian'; valid keys here: data, tokenizer, train"),
         ("tokenizer.bottleneck.type=vqq", "unknown tokenizer.bottleneck 'vqq'; choose one of:"),
         ("train.steps=1.5", "train.steps: found 1.5"),
-        ("train.optimizer.lr=NaN", "not expressible as JSON"),
+        ("train.optimizer.lr=NaN", "train.optimizer.lr.*found nan"),
         ("data.name=[", "'data.name=\\[' is not valid YAML"),
         ("data.subset=2026-13-45", "is not valid YAML: month must be in 1..12"),
         ("data.subset=2026-01-02", "not expressible as JSON: .*date"),

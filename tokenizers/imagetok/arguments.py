@@ -6,6 +6,7 @@ Each function returns the value in the one form that the code works with, or ref
 from __future__ import annotations
 
 import math
+import operator
 import os
 from numbers import Real
 from pathlib import Path
@@ -14,10 +15,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from imagetok.config import printable
 from imagetok.errors import InvalidTypeError, InvalidValueError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """What networks compute in, by name."""
+
+LATENT_DTYPES = {*DTYPES.values(), torch.float64}
+"""What latents are taken in."""
+
+MAX_COUNT = 2**31 - 1
+"""Most images of a call."""
 
 
 def read_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -41,7 +49,7 @@ def read_device(device: str | torch.device | None) -> torch.device:
     """
     try:
         found = torch.empty(0, device="cpu" if device is None else device).device
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
         reason = str(error).partition("\n")[0]
         raise InvalidValueError(f"device {device!r} cannot be used here: {reason}") from None
     if found.type == "meta":
@@ -67,26 +75,52 @@ def read_count(name: str, value: int, least: int) -> int:
 
     Raises:
         InvalidTypeError: This is no integer.
-        InvalidValueError: It is smaller.
+        InvalidValueError: It is smaller, or beyond every memory.
     """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidTypeError(f"{name} must be an integer, got {value!r}")
-    if value < least:
-        raise InvalidValueError(f"{name} must be at least {least}, got {value}")
-    return int(value)
+    try:
+        count = None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # the last two from arrays and tensors
+        count = None
+    if count is None:
+        raise InvalidTypeError(f"{name} must be an integer, got {printable(repr(value))}")
+    if not least <= count <= MAX_COUNT:
+        found = printable(str(count))
+        raise InvalidValueError(
+            f"{name} must be at least {least} and at most {MAX_COUNT}, got {found}"
+        )
+    return count
 
 
-def check_temperature(temperature: float) -> None:
-    """Check the temperature of a draw.
+def check_temperature(temperature: float) -> float:
+    """The temperature of a draw, checked.
 
     Raises:
         InvalidTypeError: This is no number.
         InvalidValueError: It is negative or not finite.
     """
-    if not isinstance(temperature, Real):
+    if isinstance(temperature, bool) or not isinstance(temperature, Real):
         raise InvalidTypeError(f"temperature must be a number, got {type(temperature).__name__}")
-    if not 0 <= temperature < math.inf:
-        raise InvalidValueError(f"temperature must be finite and >= 0, got {temperature}")
+    try:
+        found = float(temperature)
+    except OverflowError:
+        found = math.inf
+    if not 0 <= found < math.inf:
+        raise InvalidValueError(
+            f"temperature must be finite and >= 0, got {printable(str(temperature))}"
+        )
+    return found
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Check the source of a draw's noise.
+
+    Raises:
+        InvalidTypeError: This is neither a torch.Generator nor None.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InvalidTypeError(
+            f"generator must be a torch.Generator or None, got {type(generator).__name__}"
+        )
 
 
 def read_latents(latents: Tensor, latent_dim: int) -> tuple[Tensor, bool]:
@@ -103,9 +137,15 @@ def read_latents(latents: Tensor, latent_dim: int) -> tuple[Tensor, bool]:
         InvalidTypeError: latents are no float tensor.
         InvalidValueError: They have another shape, or values that are not finite.
     """
-    if not isinstance(latents, Tensor) or not latents.is_floating_point():
+    if not isinstance(latents, Tensor) or latents.dtype not in LATENT_DTYPES:
         kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
-        raise InvalidTypeError(f"latents must be a float tensor, got {kind}")
+        raise InvalidTypeError(
+            f"latents must be a float tensor, got {kind}; pass float32, bfloat16 or float16"
+        )
+    if latents.is_meta or latents.is_nested or latents.layout != torch.strided:
+        raise InvalidTypeError(
+            "latents must be a dense tensor with values, not sparse or on 'meta'"
+        )
     single = latents.ndim == 3
     batch = latents[None] if single else latents
     if batch.ndim != 4 or batch.shape[1] != latent_dim:
@@ -113,6 +153,6 @@ def read_latents(latents: Tensor, latent_dim: int) -> tuple[Tensor, bool]:
             f"latents of shape {tuple(latents.shape)} do not fit: expected "
             f"({latent_dim}, h, w) or (B, {latent_dim}, h, w)"
         )
-    if not torch.isfinite(batch).all():
-        raise InvalidValueError("latents have values that are not finite")
+    if not torch.isfinite(batch.to(torch.float32)).all():
+        raise InvalidValueError("latents have values that are not finite in float32")
     return batch, single

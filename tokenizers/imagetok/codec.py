@@ -157,8 +157,16 @@ class Codec(nn.Module):
         weight = next(network.parameters(), None)
         return self.dtype if weight is None else weight.dtype
 
+    def _check_weights(self) -> None:
+        if self.device.type == "meta":
+            raise InvalidValueError(
+                "this tokenizer is on the meta device, where weights have no values; load it with "
+                "from_pretrained, or keep a copy before moving it"
+            )
+
     def _deciding_weights(self) -> str:
         """Digest of the weights of encoder and bottleneck as they are, in float32."""
+        self._check_weights()
         return tensors_digest(
             {
                 name: tensor.float() if tensor.is_floating_point() else tensor
@@ -186,6 +194,7 @@ class Codec(nn.Module):
     @torch.no_grad()
     def _latents(self, images: Any, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, bool]:
         """Apply a function to the encoder's output of images, piece by piece."""
+        self._check_weights()
         batches, single = self.preprocessor.batches(images, self._factors, BATCH_SIZE)
         pieces = []
         for x in batches:
@@ -207,6 +216,7 @@ class Codec(nn.Module):
         """Decode a batch of latents, or of what `lookup` makes latents of, piece by piece."""
         if output not in get_args(Output):
             raise InvalidValueError(f"unknown output {output!r}; choose one of: pil, pt")
+        self._check_weights()
         pieces, dtype = [], self._dtype_of(self.decoder)
         for part in torch.split(batch.to(self.device), BATCH_SIZE):
             with torch.autocast(self.device.type, enabled=False):

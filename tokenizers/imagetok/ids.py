@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imagetok.config import printable
 from imagetok.errors import IdsError, IdsTypeError, InvalidTypeError, InvalidValueError
 
 
@@ -55,15 +56,24 @@ def read_grid(grid: Any) -> tuple[int, int]:
         InvalidTypeError: This is no pair of integers.
         InvalidValueError: A side is less than 1.
     """
+    found = printable(repr(grid))
     try:
-        height, width = (operator.index(side) for side in grid)
-    except (TypeError, ValueError):
+        if not isinstance(grid, list | tuple | np.ndarray | Tensor):
+            raise TypeError("a set, for instance, has no order")
+        height, width = (_side(side) for side in grid)
+    except (TypeError, ValueError, RuntimeError):  # the last one from tensors on meta
         raise InvalidTypeError(
-            f"grid must be a pair of integers (height, width), got {grid!r}"
+            f"grid must be a pair of integers (height, width), got {found}"
         ) from None
     if height < 1 or width < 1:
-        raise InvalidValueError(f"grid must be (height, width) of at least 1, got {grid!r}")
+        raise InvalidValueError(f"grid must be (height, width) of at least 1, got {found}")
     return height, width
+
+
+def _side(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError("a bool is no number of positions")
+    return operator.index(value)
 
 
 def _to_tensor(ids: Any, codebook_size: int) -> Tensor:
@@ -105,11 +115,20 @@ def _stack(ids: list[Any] | tuple[Any, ...]) -> Any:
     if not ids:
         raise IdsError("an empty list of ids has no shape; give a tensor of shape (0, h, w)")
     try:
-        return np.asarray(ids)
+        array = np.asarray(ids)
+        if array.dtype.kind in "iu" and array.size and array.min() <= 1 and _holds_bool(ids):
+            return np.asarray(ids, dtype=bool)  # numpy reads [True, 2] as integers
+        return array
     except (ValueError, OverflowError, TypeError):
         raise IdsError(
             "a nested list of ids must be rectangular, with every row of one length"
         ) from None
+
+
+def _holds_bool(ids: Any) -> bool:
+    if isinstance(ids, list | tuple):
+        return any(_holds_bool(part) for part in ids)
+    return isinstance(ids, bool) or "bool" in str(getattr(ids, "dtype", ""))
 
 
 def _wrong_dtype(dtype: str, codebook_size: int) -> IdsTypeError:

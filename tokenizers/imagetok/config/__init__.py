@@ -1,6 +1,6 @@
 """Typed, strict configuration: what a tokenizer is, what it is trained on, and how."""
 
-from imagetok.config.base import Config
+from imagetok.config.base import Config, printable, unique_keys
 from imagetok.config.recipes import load_recipe, recipe_names
 from imagetok.config.run import (
     DataConfig,
@@ -32,5 +32,7 @@ __all__ = [
     "TokenizerConfig",
     "TrainConfig",
     "load_recipe",
+    "printable",
     "recipe_names",
+    "unique_keys",
 ]

@@ -2,12 +2,15 @@
 
 Values are validated from JSON text rather than from Python objects because only pydantic's strict
 JSON mode means what a file says: `"8"` and `true` are no integers, and a list is a tuple.
+
+Messages stay short and printable whatever a file holds.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, get_args
 
@@ -15,6 +18,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from imagetok.errors import ConfigError
+
+MAX_FAULTS = 8
+"""Faults that a message names; of more it says how many."""
+
+_OF_PYDANTIC = re.compile(r"(constrained-|function-|literal\[)")  # no keys of the file
 
 
 class Config(BaseModel):
@@ -28,19 +36,25 @@ class Config(BaseModel):
 
         Raises:
             ConfigError: The text is no JSON, or an entry is unknown, missing, mistyped, out of
-                range or contradicts another; every fault is named with its place.
+                range, given twice or contradicts another; every fault is named with its place.
         """
         try:
-            return cls.model_validate_json(text)
+            config = cls.model_validate_json(text)
+            json.loads(text, object_pairs_hook=unique_keys)  # pydantic takes the last of several
         except ValidationError as error:
             faults = [_describe(cls, fault) for fault in error.errors()]
-            raise ConfigError(f"{cls.__name__}: " + "; ".join(faults)) from None
+            more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+            found = "; ".join(faults[:MAX_FAULTS] + more)
+            raise ConfigError(f"{cls.__name__}: {found}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{cls.__name__}: {error}") from None
+        return config
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Validate a mapping of JSON-like values; errors as in `from_json`."""
         try:
-            text = json.dumps(values, allow_nan=False)
+            text = json.dumps(values)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{cls.__name__}: not expressible as JSON: {error}") from None
         return cls.from_json(text)
@@ -54,9 +68,29 @@ class Config(BaseModel):
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
 
 
+def printable(text: str, most: int = 80) -> str:
+    """A text from outside as messages show it: without control characters, cut where it is long."""
+    shown = text if text.isprintable() else ascii(text)[1:-1]
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def unique_keys(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object of its entries: an `object_pairs_hook` for `json.loads`.
+
+    Raises:
+        ConfigError: A key is given twice, so that nobody knows which value is meant.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"the key '{printable(twice)}' is given twice; keep one")
+    return found
+
+
 def _integer(value: Any) -> Any:
     if type(value) is not int:
-        raise ValueError(f"found {value!r}; expected an integer")
+        raise ValueError(f"found {printable(repr(value))}; expected an integer")
     return value
 
 
@@ -65,14 +99,15 @@ StrictInteger = BeforeValidator(_integer)
 
 
 def _describe(root: type[BaseModel], fault: ErrorDetails) -> str:
-    place = ".".join(str(part) for part in fault["loc"]) or "(top level)"
+    parts = [printable(str(part)) for part in fault["loc"] if not _OF_PYDANTIC.match(str(part))]
+    place = ".".join(parts) or "(top level)"
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
         valid = ", ".join(sorted(_valid_keys(root, fault["loc"][:-1])))
         return f"unknown key '{place}'; valid keys here: {valid}"
     if kind == "union_tag_invalid":
         expected = ", ".join(sorted(tag.strip(" '") for tag in context["expected_tags"].split(",")))
-        return f"unknown {place} '{context['tag']}'; choose one of: {expected}"
+        return f"unknown {place} '{printable(context['tag'])}'; choose one of: {expected}"
     if kind == "union_tag_not_found":
         return f"{place} has no key 'type'"
     if kind == "missing":
@@ -82,10 +117,9 @@ def _describe(root: type[BaseModel], fault: ErrorDetails) -> str:
     if kind == "value_error":
         return f"{place}: {context['error']}" if fault["loc"] else str(context["error"])
     if kind == "float_type" and _is_number_text(fault["input"]):
-        return f"{place}: found the text '{fault['input']}'; YAML wants a point in it, as in 1.0e-3"
-    found = repr(fault["input"])
-    found = found if len(found) <= 80 else found[:77] + "..."
-    return f"{place}: found {found}; {fault['msg']}"
+        found = printable(fault["input"])
+        return f"{place}: found the text '{found}'; YAML wants a point in it, as in 1.0e-3"
+    return f"{place}: found {printable(repr(fault['input']))}; {fault['msg']}"
 
 
 def _is_number_text(value: Any) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 
 import yaml
 
+from imagetok.config.base import printable, unique_keys
 from imagetok.config.run import RunConfig
 from imagetok.config.tokenizer import TokenizerConfig
+from imagetok.config.yamltext import parse_yaml
 from imagetok.errors import ConfigError, UnreadableFileError
 
 
@@ -70,7 +72,7 @@ def _read(recipe: str) -> dict[str, Any]:
             f"unknown recipe '{recipe}'; choose one of: {', '.join(recipe_names())}; or give the "
             "path of a .yaml file"
         )
-    values = _parse(text, f"recipe '{recipe}'")
+    values = parse_yaml(text, f"recipe '{recipe}'")
     if not isinstance(values, dict):
         raise ConfigError(f"recipe '{recipe}' is no mapping with tokenizer, data and train")
     return values
@@ -90,8 +92,9 @@ def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
+    where = f"override '{printable(override)}'"
     if not equals or not path:
-        raise ConfigError(f"override '{override}' is not of the form key.path=value")
+        raise ConfigError(f"{where} is not of the form key.path=value")
     *parents, last = path.split(".")
     node: Any = values
     for part in parents:
@@ -99,22 +102,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
             node[part] = {}
         node = node[part]
         if not isinstance(node, Mapping):
-            raise ConfigError(f"override '{override}': '{part}' holds a value, not further keys")
-    node[last] = _parse_value(text, f"override '{override}'")
+            raise ConfigError(f"{where}: '{printable(part)}' holds a value, not further keys")
+    node[last] = _parse_value(text, where)
 
 
 def _parse_value(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)  # 1e-3 is a number in JSON, a text in YAML
+    try:  # 1e-3 is a number in JSON, a text in YAML
+        return json.loads(text, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
-        return _parse(text, where)
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2026-13-32
-        problem = getattr(error, "problem", None) or error
-        mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{where} is not valid YAML{line}: {problem}") from None
+        return parse_yaml(text, where)

@@ -5,6 +5,7 @@
     config.json            copy of the config, for people and for the Hub
     evaluation.json        figures; names the sha256 of the model.safetensors they were measured on
     reconstructions.png    pictures by the same weights
+    README.md              card, made from the config and the figures
 
 The rename of model.safetensors is the only commit: an interrupted save leaves the old tokenizer or
 the new one. Nothing here knows a model class, and nothing that is read is executed.
@@ -16,13 +17,14 @@ import json
 import os
 import stat
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from imagetok.config import TokenizerConfig
+from imagetok.config import TokenizerConfig, printable
 from imagetok.errors import ConfigError, ModelFileError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
 from imagetok.hub.tensorfile import load_tensors, read_header, save_tensors
@@ -31,8 +33,12 @@ MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 EVALUATION_FILE = "evaluation.json"
 PICTURES_FILE = "reconstructions.png"
+CARD_FILE = "README.md"
 EVALUATED_KEY = "tokenizer_sha256"
 """Key of evaluation.json: the sha256 of the model.safetensors that was measured."""
+
+MAX_TEXT_SIZE = 2**20
+"""Most bytes of config.json and evaluation.json; real ones have some thousands."""
 
 FORMAT_VERSION: int = TokenizerConfig.model_fields["format_version"].default
 
@@ -52,29 +58,6 @@ class ModelFiles:
     tensors: dict[str, Tensor]
     sha256: str
     path: Path
-
-    def check_fit(self, expected: Mapping[str, Tensor]) -> None:
-        """Compare the tensors with those of the model that the config describes.
-
-        Args:
-            expected: Tensors of the same names, shapes and dtypes; they need no values.
-
-        Raises:
-            ModelFileError: A tensor is missing, unexpected, or of another shape or dtype.
-        """
-        faults = [f"missing {name}" for name in expected if name not in self.tensors]
-        faults += [f"unexpected {name}" for name in self.tensors if name not in expected]
-        for name in expected.keys() & self.tensors.keys():
-            want, have = expected[name], self.tensors[name]
-            if (want.shape, want.dtype) != (have.shape, have.dtype):
-                faults.append(
-                    f"{name} is {have.dtype} {tuple(have.shape)}, expected {want.dtype} "
-                    f"{tuple(want.shape)}"
-                )
-        if faults:
-            raise ModelFileError(
-                f"{self.path}: the tensors do not fit the config: {'; '.join(sorted(faults)[:8])}"
-            )
 
 
 def save_model(
@@ -103,7 +86,12 @@ def save_model(
     _remove_stale_evaluation(folder)
 
 
-def load_model(folder: str | os.PathLike[str]) -> ModelFiles:
+def load_model(
+    folder: str | os.PathLike[str],
+    *,
+    exact_copy: bool = False,
+    expect: Callable[[TokenizerConfig], Mapping[str, Tensor]] | None = None,
+) -> ModelFiles:
     """Read and check what `save_model` wrote.
 
     Warns if config.json is valid but differs from the header, which an interrupted save can leave;
@@ -111,6 +99,10 @@ def load_model(folder: str | os.PathLike[str]) -> ModelFiles:
 
     Args:
         folder: A local folder; its files may be symbolic links, as in the Hub's cache.
+        exact_copy: Refuse a config.json that is missing or differs: one commit on the Hub holds
+            both files, or it was not made by a save.
+        expect: Gives the tensors of a config's model, which need no values. Those of the file are
+            held against them before anything is allocated for them.
 
     Raises:
         ModelFileError: A file is missing, damaged, of another program or of a newer version, or
@@ -119,18 +111,12 @@ def load_model(folder: str | os.PathLike[str]) -> ModelFiles:
     folder = Path(folder)
     path = folder / MODEL_FILE
     state = _file_state(path)
-    config, digest = _read_config(path)
-    tensors = load_tensors(path, digest)
+    config, digest = read_config(path)
+    _check_copy(folder / CONFIG_FILE, config, exact_copy)
+    tensors = load_tensors(path, digest, None if expect is None else expect(config))
     sha256 = file_sha256(path)
     if _file_state(path) != state:
         raise ModelFileError(f"'{path}' was replaced while it was read; load it again")
-    copy = _read_copy(folder / CONFIG_FILE)
-    if copy is not None and copy != config:
-        warnings.warn(
-            f"'{folder / CONFIG_FILE}' differs from the config in the header of {MODEL_FILE}, "
-            "which is used; save the tokenizer again to renew the copy",
-            stacklevel=2,
-        )
     return ModelFiles(config, tensors, sha256, path)
 
 
@@ -149,14 +135,40 @@ def carry_evaluation(source: str | os.PathLike[str], target: str | os.PathLike[s
         UnwritableFileError: A file cannot be copied.
     """
     source, target = Path(source), Path(target)
-    if not _evaluation_belongs(source, file_sha256(target / MODEL_FILE)):
+    if read_evaluation(source, file_sha256(target / MODEL_FILE)) is None:
         return False
     with naming_os_errors("copy the evaluation in", source):
         if not source.samefile(target):
             for name in (PICTURES_FILE, EVALUATION_FILE):
-                if (source / name).exists():
+                if (source / name).is_file():
                     write_atomic(target / name, (source / name).read_bytes())
     return True
+
+
+def read_evaluation(folder: str | os.PathLike[str], sha256: str) -> dict[str, Any] | None:
+    """What a folder's evaluation.json holds, if it belongs to the weights of this hash.
+
+    Args:
+        folder: Of a tokenizer.
+        sha256: Of its model.safetensors.
+
+    Returns:
+        None where the file is missing, damaged, or of other weights.
+    """
+    try:
+        return parse_evaluation(read_text(Path(folder) / EVALUATION_FILE), sha256)
+    except OSError:
+        return None
+
+
+def parse_evaluation(text: bytes, sha256: str) -> dict[str, Any] | None:
+    """As `read_evaluation`, of the content of an evaluation.json."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    fits = isinstance(values, dict) and values.get(EVALUATED_KEY) == sha256
+    return values if fits else None
 
 
 def _file_state(path: Path) -> tuple[int, int, int]:
@@ -175,20 +187,25 @@ def _file_state(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _read_config(path: Path) -> tuple[TokenizerConfig, str]:
-    """The config and the tensors' digest from the header."""
+def read_config(path: Path) -> tuple[TokenizerConfig, str]:
+    """The config and the tensors' digest from the header of a model.safetensors.
+
+    Raises:
+        ModelFileError: The header is damaged, of another program or of a newer version.
+    """
     header = read_header(path)
     version = header.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ModelFileError(
-            f"'{path}' has format version {version}, this imagetok reads up to {FORMAT_VERSION}: "
-            "upgrade imagetok"
+            f"'{path}' has format version {printable(str(version))}, this imagetok reads up to "
+            f"{FORMAT_VERSION}: upgrade imagetok"
         )
     expected = {"config": dict, "format_version": int, "sha256": str}
     if {k: type(value) for k, value in header.items()} != expected or header["format_version"] < 1:
         raise ModelFileError(
-            f"'{path}': the header holds {sorted(header)} with format version {version!r}, "
-            f"expected {sorted(expected)} with format version {FORMAT_VERSION}"
+            f"'{path}': the header holds {printable(repr(sorted(header)))} with format version "
+            f"{printable(repr(version))}, expected {sorted(expected)} with format version "
+            f"{FORMAT_VERSION}"
         )
     try:
         return TokenizerConfig.from_dict(header["config"]), header["sha256"]
@@ -196,28 +213,44 @@ def _read_config(path: Path) -> tuple[TokenizerConfig, str]:
         raise ModelFileError(f"'{path}': {error}") from None
 
 
-def _read_copy(path: Path) -> TokenizerConfig | None:
-    """The config in config.json; None if there is no such file."""
+def _check_copy(path: Path, config: TokenizerConfig, exact: bool) -> None:
+    """Compare config.json with the config in the header; see `load_model`."""
     try:
-        return TokenizerConfig.from_json(path.read_bytes())
+        copy = TokenizerConfig.from_json(read_text(path))
     except FileNotFoundError:
-        return None
+        if exact:
+            raise ModelFileError(f"'{path}' is missing beside {MODEL_FILE}") from None
+        return
     except (ConfigError, OSError) as error:
         raise ModelFileError(f"'{path}': {error}") from None
+    if copy == config:
+        return
+    fault = f"'{path}' differs from the config in the header of {MODEL_FILE}"
+    if exact:
+        raise ModelFileError(fault)
+    warnings.warn(
+        f"{fault}, which is used; save the tokenizer again to renew the copy", stacklevel=3
+    )
+
+
+def read_text(path: Path) -> bytes:
+    """The bytes of a small regular file.
+
+    Raises:
+        OSError: It is missing, a folder or a device, or too long.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError("it is a folder or a device")
+    with path.open("rb") as file:
+        text = file.read(MAX_TEXT_SIZE + 1)
+    if len(text) > MAX_TEXT_SIZE:
+        raise OSError(f"it has over {MAX_TEXT_SIZE} bytes")
+    return text
 
 
 def _remove_stale_evaluation(folder: Path) -> None:
     with naming_os_errors("renew", folder):
         present = (folder / EVALUATION_FILE).exists()
-        if present and not _evaluation_belongs(folder, file_sha256(folder / MODEL_FILE)):
+        if present and read_evaluation(folder, file_sha256(folder / MODEL_FILE)) is None:
             for name in (PICTURES_FILE, EVALUATION_FILE):
                 (folder / name).unlink(missing_ok=True)
-
-
-def _evaluation_belongs(folder: Path, sha256: str) -> bool:
-    """Whether the folder's evaluation.json names `sha256`; one that does not parse does not."""
-    try:
-        evaluation = json.loads((folder / EVALUATION_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
-    return isinstance(evaluation, dict) and evaluation.get(EVALUATED_KEY) == sha256

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from imagetok.config import printable, unique_keys
 from imagetok.errors import (
+    ConfigError,
     ImagetokError,
     InvalidTypeError,
     InvalidValueError,
@@ -34,7 +37,15 @@ _FOREIGN = {  # first bytes of what is found under the name of a safetensors fil
     b"PK": "it is a zip archive such as torch.save writes, and pickles are never loaded",
     b"\x80": "it is a pickle, and pickles are never loaded",
     b"version https://git-lfs": "it is a Git LFS pointer; fetch the file with `git lfs pull`",
+    b"<": "it is a web page, as sites answer with instead of a file; download the file itself",
 }
+
+_KEPT_DTYPES = {"F32": "float32", "BOOL": "bool"} | {
+    f"{short}{bits}": f"{name}{bits}"
+    for short, name in (("I", "int"), ("U", "uint"))
+    for bits in (8, 16, 32, 64)
+}
+"""What tensors are kept in, by the names of safetensors."""
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -108,15 +119,18 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ModelFileError: The file is missing, damaged or not of `save_tensors`.
     """
-    with _naming_faults(path), safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
+    with _naming_faults(path):
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        with open(path, "rb") as file:  # safetensors takes the last of several equal keys
+            _parse(path, file.read(int.from_bytes(file.read(8), "little")))
     if _METADATA_KEY not in metadata:
         raise ModelFileError(
             f"'{os.fspath(path)}' was not saved by imagetok: its header has no metadata "
             f"'{_METADATA_KEY}'"
         )
     try:
-        header = json.loads(metadata[_METADATA_KEY])
+        header = _parse(path, metadata[_METADATA_KEY])
     except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or not isinstance(header.get("sha256"), str):
@@ -126,31 +140,99 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
     return header
 
 
-def load_tensors(path: str | os.PathLike[str], sha256: str) -> dict[str, Tensor]:
+def _parse(path: str | os.PathLike[str], text: str | bytes) -> Any:
+    """JSON in which every key is given once."""
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except ConfigError as error:
+        raise ModelFileError(f"'{os.fspath(path)}': in the header, {error}") from None
+
+
+def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Dtype, such as `float32`, and shape of each tensor; their values are not read.
+
+    Raises:
+        ModelFileError: The file is missing or damaged, or holds a dtype that `save_tensors` does
+            not write.
+    """
+    with _naming_faults(path), safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for name, (kind, shape) in found.items():
+        if kind not in _KEPT_DTYPES:
+            raise ModelFileError(
+                f"'{os.fspath(path)}': tensor '{printable(name)}' has dtype {kind}, expected "
+                "float32 or integers"
+            )
+        shapes[name] = (_KEPT_DTYPES[kind], tuple(shape))
+    return shapes
+
+
+def load_tensors(
+    path: str | os.PathLike[str],
+    sha256: str,
+    expected: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
     """Read and check the tensors.
 
     Args:
         path: A file of `save_tensors`.
         sha256: The digest in its header.
+        expected: Tensors of the names, shapes and dtypes that must be there, and no others; they
+            need no values. Compared before anything is allocated.
 
     Returns:
         Tensors on the CPU, in memory of their own: overwriting the file does not change them.
 
     Raises:
-        ModelFileError: The file is missing or damaged, or a tensor holds NaN or infinity.
+        ModelFileError: The file is missing or damaged, its tensors are not those expected, or a
+            tensor holds NaN or infinity.
     """
     # safetensors maps the file after it has checked that the header covers it exactly.
     with _naming_faults(path), safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if expected is not None:
+            check_fit(path, mapped, expected)
+        tensors = {name: tensor.clone() for name, tensor in mapped.items()}
     for name, tensor in tensors.items():
         if fault := _fault(tensor):
-            raise ModelFileError(f"'{os.fspath(path)}': tensor '{name}' {fault}")
+            raise ModelFileError(f"'{os.fspath(path)}': tensor '{printable(name)}' {fault}")
     if tensors_digest(tensors) != sha256:
         raise ModelFileError(
             f"'{os.fspath(path)}': the tensors are not those that were saved (their sha256 differs "
             "from the header's); the file is damaged, fetch or save it again"
         )
     return tensors
+
+
+def check_fit(
+    path: str | os.PathLike[str], found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> None:
+    """Compare the tensors of a file with those of the model that its config describes.
+
+    Args:
+        path: The file, for messages.
+        found: Its tensors.
+        expected: Tensors of the same names, shapes and dtypes; they need no values.
+
+    Raises:
+        ModelFileError: A tensor is missing, unexpected, or of another shape or dtype.
+    """
+    faults = [f"missing {name}" for name in expected if name not in found]
+    faults += [f"unexpected {printable(name)}" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        want, have = expected[name], found[name]
+        if (want.shape, want.dtype) != (have.shape, have.dtype):
+            faults.append(
+                f"{name} is {have.dtype} {printable(str(tuple(have.shape)))}, expected "
+                f"{want.dtype} {tuple(want.shape)}"
+            )
+    if faults:
+        raise ModelFileError(
+            f"'{os.fspath(path)}': the tensors do not fit the config: "
+            f"{'; '.join(sorted(faults)[:8])}"
+        )
 
 
 def _fault(tensor: Tensor) -> str | None:
@@ -168,6 +250,8 @@ def _dtype_name(tensor: Tensor) -> str:
 @contextmanager
 def _naming_faults(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("it is a folder or a device")
         yield
     except ImagetokError:
         raise
@@ -175,7 +259,7 @@ def _naming_faults(path: str | os.PathLike[str]) -> Iterator[None]:
         raise ModelFileError(f"'{os.fspath(path)}' does not exist") from None
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         # The last three come of shapes that torch cannot hold, with a stack in their text.
-        reason = _foreign_kind(Path(path)) or str(error).partition("\n")[0]
+        reason = _foreign_kind(Path(path)) or printable(str(error).partition("\n")[0], 200)
         raise ModelFileError(
             f"'{os.fspath(path)}' is damaged or no safetensors file: {reason}"
         ) from None
@@ -183,6 +267,10 @@ def _naming_faults(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _foreign_kind(path: Path) -> str | None:
     """What a file that does not load is, if its first bytes tell."""
+    if not path.is_file():
+        return None
     with naming_os_errors("read", path), path.open("rb") as file:
         start = file.read(max(map(len, _FOREIGN)))
+    if start[4:8] == bytes(4):  # the length of a header, whatever its first byte
+        return None
     return next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)

@@ -1,0 +1,8 @@
+"""How many examples a property gets beside the others."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+often = settings(max_examples=6 * settings.default.max_examples)
+"""For properties that are quick to try."""
