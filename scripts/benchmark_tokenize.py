@@ -3,6 +3,7 @@
     python scripts/benchmark_tokenize.py
     python scripts/benchmark_tokenize.py --hidden 256 --images 320       # a slow encoder
     python scripts/benchmark_tokenize.py --memory 2000 20000             # and peak memory
+    python scripts/benchmark_tokenize.py --parquet --memory 2000 20000   # the files in parquet
 
 Measured in one run, on pictures of 512 x 512 pixels in JPEG files that are made for it:
 
@@ -30,6 +31,8 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -53,6 +56,17 @@ def make_files(folder: Path, count: int) -> None:
         noise = random.integers(-12, 13, smooth.shape, dtype=np.int16)
         picture = Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
         picture.save(folder / f"{number:06d}.jpg", quality=90)
+
+
+def pack_files(files: Path, folder: Path) -> None:
+    """Write the files of a folder into parquet files of a thousand."""
+    folder.mkdir()
+    schema = datasets.Features({"image": datasets.Image()}).arrow_schema
+    paths = sorted(files.iterdir())
+    for start in range(0, len(paths), 1000):
+        rows = [{"bytes": path.read_bytes(), "path": path.name} for path in paths[start:][:1000]]
+        table = pa.table({"image": pa.array(rows, schema.field("image").type)}, schema=schema)
+        pq.write_table(table, folder / f"train-{start // 1000:05d}.parquet", row_group_size=100)
 
 
 def make_tokenizer(hidden: int) -> ImageTokenizer:
@@ -130,9 +144,11 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 def run_job(folder: Path, options: argparse.Namespace) -> float:
     """Images a second of the whole job."""
     datasets.disable_progress_bars()
+    if options.parquet:
+        pack_files(folder / "files", folder / "packed")
     manifest = tokenize_dataset(
         folder / "tokenizer",
-        folder / "files",
+        folder / ("packed" if options.parquet else "files"),
         folder / "tokens",
         batch_size=options.batch_size,
         workers=options.workers,
@@ -152,6 +168,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="as of imagetok tokenize")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement of a part")
+    parser.add_argument("--parquet", action="store_true", help="the job reads them from parquet")
     parser.add_argument("--memory", type=int, nargs="+", help="numbers of rows to compare")
     parser.add_argument("--job-alone", action="store_true", help="print the peak memory of a job")
     options = parser.parse_args()
@@ -166,8 +183,8 @@ def main() -> None:
             return
         measure(options, folder)
     for rows in options.memory or ():
-        hidden = ("--hidden", str(options.hidden))
-        peak = peak_memory(["--job-alone", "--images", str(rows), *hidden])
+        given = ["--hidden", str(options.hidden), *(["--parquet"] if options.parquet else [])]
+        peak = peak_memory(["--job-alone", "--images", str(rows), *given])
         print(f"peak memory at {rows} rows: {peak:.0f} MiB")
 
 

@@ -15,13 +15,23 @@ from pathlib import Path
 PACKAGE = "imagetok"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "_version", "config", "schedules", "keys", "exact", "files", "distributed"),
+    (
+        "errors",
+        "_version",
+        "config",
+        "schedules",
+        "keys",
+        "exact",
+        "files",
+        "markdown",
+        "distributed",
+    ),
     ("images", "ids", "arguments", "codesearch", "networks", "likelihoods"),
     ("bottlenecks", "metrics", "hub", "cards", "builtin", "data", "shards"),
     ("build",),
     ("codec", "pretrained", "tokenizer"),
     ("evaluate", "training", "tokenizing"),
-    ("reports", "options", "commands_tokens", "quickstart", "cli"),
+    ("reports", "options", "commands_tokens", "commands_hub", "quickstart", "cli"),
 )
 """Modules and packages from the lowest floor up, each floor from its top to its bottom line."""
 

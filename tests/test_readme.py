@@ -20,20 +20,17 @@ from PIL import Image
 from torch.distributed.run import get_args_parser
 
 from imagetok.config import load_recipe, recipe_names
+from loopback_hub import LoopbackHub
 from readme_blocks import README, Block, blocks, commands, marked, tree_paths
 
 IMAGETOK = [sys.executable, "-c", "import sys; from imagetok.cli import main; sys.exit(main())"]
-TOKENIZER = "imagetok-quickstart/tokenizer"
 SHAPES = "builtin:shapes?count=64"
 TINY = {"train.steps": "2", "train.batch_size": "4", "train.evaluation_images": "8"}
 
 
 def shrink(words: Sequence[str]) -> list[str]:
     """A command of the README on little data, and training for two steps only."""
-    small = [
-        re.sub(r"(?<![\w:])builtin:shapes\b(?!\?)", SHAPES, word).replace("user/name", TOKENIZER)
-        for word in words
-    ]
+    small = [re.sub(r"(?<![\w:])builtin:shapes\b(?!\?)", SHAPES, word) for word in words]
     if small[:2] != ["imagetok", "train"] or "--dry-run" in small:
         return small
     kept = [word for word in small if word.split("=")[0] not in TINY]
@@ -43,7 +40,7 @@ def shrink(words: Sequence[str]) -> list[str]:
 
 def is_run(words: Sequence[str]) -> bool:
     """Whether a command is run; the others are checked for existing options only."""
-    return words[0] == "imagetok" and words[1:2] not in (["quickstart"], ["push"])
+    return words[0] == "imagetok" and words[1:2] != ["quickstart"]
 
 
 @cache
@@ -108,7 +105,7 @@ def run_block(block: Block, folder: Path, namespace: dict[str, object]) -> None:
             if is_run(words):
                 run_imagetok(shrink(words), folder)
     elif block.language == "python":
-        text = "\n" * block.line + block.text.replace("user/name", TOKENIZER)
+        text = "\n" * block.line + block.text
         exec(compile(text, "README.md", "exec"), namespace)
 
 
@@ -119,15 +116,20 @@ def readme() -> str:
 
 
 @pytest.fixture
-def reader_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of a reader who has run the quickstart and owns some pictures."""
+def reader_folder(
+    tmp_path: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The folder of a reader who has run the quickstart and owns some pictures, here and there."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
     rng = np.random.default_rng(0)
     for name in [f"photos/{split}/{i}.jpg" for split in ("train", "test") for i in range(16)]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (80, 96, 3), dtype=np.uint8)).save(path)
     (tmp_path / "photo.jpg").write_bytes(path.read_bytes())
+    pictures = {f"train/{i}.jpg": path.read_bytes() for i in range(4)}
+    loopback_hub.create("user/pictures", "dataset", files=pictures)
     quickstart = ["imagetok", "train", "vqvae-shapes", "--output-dir", "imagetok-quickstart"]
     run_imagetok(shrink(quickstart), tmp_path)
     return tmp_path
@@ -154,8 +156,9 @@ def test_every_command_and_option_exists(root: Path, readme: str) -> None:
         check_options(root, words)
 
 
-def test_commands_of_the_guide_exist_and_their_overrides_are_valid(root: Path) -> None:
-    text = (root / "docs" / "training.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("guide", ["training.md", "hub.md"])
+def test_commands_of_the_guides_exist_and_their_overrides_are_valid(root: Path, guide: str) -> None:
+    text = (root / "docs" / guide).read_text(encoding="utf-8")
     found = [
         words
         for block in blocks(text)
@@ -163,7 +166,7 @@ def test_commands_of_the_guide_exist_and_their_overrides_are_valid(root: Path) -
         for words in commands(block.text)
         if words[0] != "tensorboard"
     ]
-    assert len(found) >= 10
+    assert len(found) >= 5
     for words in found:
         check_options(root, words)
         recipes = [word for word in words if word in recipe_names()]
@@ -206,7 +209,7 @@ def test_training_of_the_readme_is_shortened_and_other_data_is_kept() -> None:
     assert shrink([*train, "data.name=photos"]) == [*train, "data.name=photos", *tiny]
     assert shrink([*train, "--dry-run"]) == [*train, "--dry-run"]
     evaluate = ["imagetok", "evaluate", "--dataset", "builtin:shapes", "--tokenizer", "user/name"]
-    assert shrink(evaluate) == [*evaluate[:3], SHAPES, "--tokenizer", TOKENIZER]
+    assert shrink(evaluate) == [*evaluate[:3], SHAPES, *evaluate[4:]]
 
 
 @pytest.mark.parametrize(
@@ -238,9 +241,9 @@ def test_a_command_that_exists_passes(root: Path, line: str) -> None:
 
 def test_blocks_of_one_language_share_their_names(tmp_path: Path) -> None:
     namespace: dict[str, object] = {}
-    run_block(Block("python", None, 1, "x = 'user/name'\n"), tmp_path, namespace)
+    run_block(Block("python", None, 1, "x = 1\n"), tmp_path, namespace)
     run_block(Block("python", None, 9, "y = x\n"), tmp_path, namespace)
-    assert namespace["y"] == TOKENIZER
+    assert namespace["y"] == 1
     with pytest.raises(ZeroDivisionError) as caught:
         run_block(Block("python", None, 9, "1 / 0\n"), tmp_path, namespace)
     assert caught.traceback[-1].lineno == 9

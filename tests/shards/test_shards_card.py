@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,18 @@ import pyarrow as pa
 import pytest
 import yaml
 from datasets import ClassLabel, Features, Image, List, Value, load_dataset
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
 from tiny_jobs import do_job, streamed_job, table_of, tiny_job
 
-from imagetok.shards import Job, JobFolder, finalize
+from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
+from imagetok.shards import Job, JobFolder, finalize, read_manifest
+from imagetok.shards.card import render_card
+from nasty_texts import NASTY as TEXTS
 from readme_blocks import blocks
 
 NASTY = ["no", "yes: 'maybe'", "a\n---\nb", '"{[*&!%', "ünï|`code`", "~", "  "]
+HEADINGS = ["Columns", "Tokenizer", "Source", "Counts", "Reading", "Limitations", "Licence"]
 CAPTIONS = [None, "", "a\nb\r\nc\t---\n", "ünïcödé 🦆 \u2028", "x" * 2**20, "null", "| `"]
 
 
@@ -149,9 +156,10 @@ def test_captions_and_names_of_any_kind_come_back(tmp_path: Path, streaming: boo
     text = (tmp_path / "tokens" / "README.md").read_text(encoding="utf-8")
     assert front_matter(tmp_path / "tokens")["dataset_info"]["splits"][0]["num_examples"] == count
     assert "# Image tokens of `a/b'c' --- # d`\n" in text
+    assert re.findall("^#+ (.*)", text, re.M)[1:] == HEADINGS
     code = [block.text for block in blocks(text)]
-    assert len(code) == 2
-    assert json.dumps(job.tokenizer.name) in code[0]
+    assert len(code) == 3
+    assert json.dumps(job.tokenizer.name) in code[1]
     for block in code:
         compile(block, "README.md", "exec")
 
@@ -180,3 +188,89 @@ def test_equal_jobs_have_equal_cards(tmp_path: Path) -> None:
     one = finished(tmp_path / "one", tiny_job()) / "README.md"
     other = finished(tmp_path / "deep" / "other", tiny_job()) / "README.md"
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["rows", "files", "native"])
+def test_the_code_of_a_card_reads_the_folder_that_it_lies_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for name in ("one", "other"):  # of the same folder's name, so that a cache could mix them up
+        job = {
+            "rows": tiny_job(),
+            "files": streamed_job(),
+            "native": streamed_job(output__resize="native"),
+        }[kind]
+        place = tmp_path / name / "tokens"
+        place.parent.mkdir()
+        folder = finished(place, job, broken=[0] if name == "one" else [1, 2])
+        monkeypatch.chdir(folder)
+        loading, _, training = blocks((folder / "README.md").read_text(encoding="utf-8"))
+        names: dict[str, Any] = {}
+        exec(loading.text, names)
+        assert list(names["tokens"]) == list(load_dataset(str(folder), split="train"))
+        assert names["ids"] == names["tokens"][0]["ids"]
+        exec(training.text.replace("num_workers=4", "num_workers=0"), names)
+        assert len(names["batch"]["ids"]) == len(names["tokens"])
+
+
+def test_a_pushed_card_names_its_repository_and_the_tokenizers_commit(tmp_path: Path) -> None:
+    job = tiny_job(tokenizer__name="user/tokenizer", tokenizer__revision="c" * 40)
+    manifest = read_manifest(finished(tmp_path, job))
+    text = render_card(job, manifest, repo_id="user/tokens")
+    loading, decoding, training = (block.text for block in blocks(text))
+    assert 'load_dataset("user/tokens", split="train")' in loading
+    assert f'from_pretrained("user/tokenizer", revision="{"c" * 40}")' in decoding
+    assert 'TokenDataset("user/tokens", split="train", seed=0, batch_size=64)' in training
+    assert "folder" not in loading + training
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert re.sub("```.*?```", "", written, flags=re.S) == re.sub("```.*?```", "", text, flags=re.S)
+
+
+def test_the_hub_client_reads_the_metadata(tmp_path: Path) -> None:
+    folder = finished(tmp_path, tiny_job())
+    data = DatasetCard.load(folder / "README.md").data
+    assert (data.license, data.tags) == ("unknown", ["imagetok", "image-tokens"])
+    manifest = read_manifest(folder)
+    assert data.dataset_info["description"] == f"imagetok {manifest.fingerprint}"
+    assert data.dataset_info["dataset_size"] == manifest.totals.bytes
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in TEXTS.values() if text], ids=filter(TEXTS.get, TEXTS)
+)
+def test_texts_of_users_stay_where_they_stand(tmp_path: Path, text: str) -> None:
+    def job(name: str) -> Job:
+        source = {f"input__{key}": name for key in ("name", "subset", "revision", "split")}
+        return tiny_job(
+            **source | {"input__split": "train"},
+            input__image_column=name,
+            input__fingerprint=name,
+            tokenizer__name=name,
+            tokenizer__revision=name,
+            tokenizer__fingerprint=name,
+        )
+
+    manifest = read_manifest(finished(tmp_path, tiny_job()))
+    calm = render_card(job("calm"), manifest, repo_id="calm")
+    try:
+        nasty = job(text)
+    except ValueError:  # half a surrogate pair is no text of JSON
+        pytest.skip("no job can hold this text")
+    card = render_card(nasty, manifest, repo_id=text)
+    card.encode()
+    kinds = [shape(one.split("\n---\n", 1)[1]) for one in (card, calm)]
+    assert kinds[0] == kinds[1]
+    assert kinds[0].count("html_block") == 2
+    assert (card.count(CARD_BEGIN), card.count(CARD_END)) == (1, 1)
+    for block in blocks(card):
+        compile(block.text, "README.md", "exec")
+    assert merge_card(calm, card).split("\n---\n", 1)[1] == calm.split("\n---\n", 1)[1]
+
+
+def shape(text: str) -> list[str]:
+    """What a Markdown text consists of, whatever it says."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    kinds = []
+    for token in tokens:
+        kinds += [token.type, *(child.type for child in token.children or ())]
+    return kinds

@@ -79,6 +79,7 @@ def test_a_run_leaves_a_tokenizer_pictures_checkpoints_config_and_records(
                 "config.json",
                 "evaluation.json",
                 "reconstructions.png",
+                "README.md",
             )
         ),
     }

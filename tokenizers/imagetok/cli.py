@@ -16,21 +16,25 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from imagetok._version import __version__
+from imagetok.commands_hub import app as hub_commands
 from imagetok.commands_tokens import app as token_commands
 from imagetok.config.recipes import recipe_names
 from imagetok.errors import ImagetokError, UnreadableFileError
 from imagetok.options import (
     DATASET_HELP,
+    TOKENIZER_HELP,
     BatchSizeOption,
     DeviceOption,
     DtypeOption,
     ImageColumnOption,
+    PrivateOption,
     RevisionOption,
     SplitOption,
     SubsetOption,
     TokenizerOption,
     TokenizerRevisionOption,
     check_parent,
+    given,
     load_alone,
 )
 
@@ -42,6 +46,7 @@ app = typer.Typer(
 )
 
 app.add_typer(token_commands)
+app.add_typer(hub_commands)
 
 DEBUG = "--debug"
 
@@ -170,6 +175,23 @@ def train(
             help="Show the config, sizes and a memory estimate; do not train.",
         ),
     ] = False,
+    push_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Repository on the Hub, `user/name`, that the trained tokenizer is pushed to; "
+            "made before the first step where it is missing.",
+            show_default=False,
+        ),
+    ] = None,
+    push_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --push-to: steps between pushes while it trains.",
+            show_default=False,
+        ),
+    ] = None,
+    private: PrivateOption = None,
 ) -> None:
     """Train a tokenizer.
 
@@ -191,15 +213,21 @@ def train(
         return
     if output_dir is None:
         raise typer.BadParameter("say where to write", param_hint="--output-dir")
+    if push_every is not None:
+        given(push_to, "--push-to")
     from imagetok import distributed
     from imagetok.reports import show, show_evaluation
+    from imagetok.training import PushPlan
     from imagetok.training import train as run_training
 
-    result = run_training(config, output_dir, resume=resume)
+    push = None if push_to is None else PushPlan(push_to, push_every or 0, private)
+    result = run_training(config, output_dir, resume=resume, push=push)
     if distributed.rank() == 0:
         if result.was_finished:
             show(f"the run in {output_dir} is finished; nothing was done")
         show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
+        if result.pushed is not None:
+            show(f"pushed: {result.pushed.url}")
 
 
 @app.command()
@@ -266,14 +294,16 @@ def reconstruct(
 
 @app.command()
 def info(
-    tokenizer: Annotated[
-        str, typer.Argument(help="Folder of a saved tokenizer.", show_default=False)
-    ],
+    tokenizer: Annotated[str, typer.Argument(help=TOKENIZER_HELP, show_default=False)],
+    tokenizer_revision: TokenizerRevisionOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON, the whole config included.")
     ] = False,
 ) -> None:
-    """Show what a tokenizer is: bottleneck, token grid, sizes, fingerprint, measured figures."""
+    """Show what a tokenizer is: bottleneck, token grid, sizes, fingerprint, measured figures.
+
+    Of one on the Hub only the beginning of the file is fetched, not the weights.
+    """
     from imagetok.reports import show_info
 
-    show_info(Path(tokenizer), as_json)
+    show_info(tokenizer, tokenizer_revision, as_json=as_json)

@@ -229,8 +229,12 @@ def decode(
         ),
     ] = None,
     rows: Annotated[
-        str, typer.Option(help="Rows to show, counted over the shards: `first:end`.")
-    ] = "0:16",
+        str | None,
+        typer.Option(
+            help="Rows to show, counted over the shards: `first:end`; the first 16 if left out.",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("grid.png"),
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -242,7 +246,9 @@ def decode(
     from imagetok.training.folder import save_picture
 
     check_parent(output, "--output")
-    wanted, opened = read_range(rows), open_folder(folder)
+    opened = open_folder(folder)
+    some = range(min(16, opened.manifest.totals.rows))
+    wanted = some if rows is None else read_range(rows)
     pictures, captions = decode_rows(opened, _load(opened, tokenizer, device, dtype), wanted)
     save_picture(draw_grid(pictures, captions), output)
     show(f"written: {output}")

@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 
 from imagetok import distributed
 from imagetok.bottlenecks import DiscreteBottleneck
+from imagetok.cards import dataset_source, told_name
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import grid_image
@@ -227,7 +228,8 @@ def _report(
         "num_unreadable": num_unreadable,
         "tokenizer_fingerprint": tokenizer.fingerprint,
         "protocol": {
-            "dataset": rows.name,
+            "dataset": told_name(rows.name),
+            "dataset_source": dataset_source(rows.name),
             "split": rows.split,
             "dataset_fingerprint": rows.fingerprint,
             "dataset_rows": len(rows),

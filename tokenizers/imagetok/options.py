@@ -40,6 +40,14 @@ DeviceOption = Annotated[
 DtypeOption = Annotated[
     str, typer.Option(help="Of the networks: `float32`, `bfloat16` or `float16`.")
 ]
+PrivateOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--private/--public",
+        help="Of a repository on the Hub that is made; else as the account has it set.",
+        show_default=False,
+    ),
+]
 
 
 def given(value: T | None, option: str) -> T:

@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from imagetok.arguments import read_device, read_dtype, read_folder
 from imagetok.build import build_parts
+from imagetok.cards import write_model_card
 from imagetok.codec import Codec
 from imagetok.config import TokenizerConfig
 from imagetok.errors import InvalidValueError
-from imagetok.hub import ModelFiles, carry_evaluation, load_model, save_model
+from imagetok.files import file_sha256, naming_os_errors, write_atomic
+from imagetok.hub import (
+    CARD_FILE,
+    MODEL_FILE,
+    ModelFiles,
+    Pushed,
+    carry_evaluation,
+    is_repo_id,
+    load_model,
+    load_remote_model,
+    push_model,
+    read_evaluation,
+    save_model,
+)
 
 
 @dataclass(frozen=True)
@@ -99,19 +115,40 @@ class PretrainedCodec(Codec):
             InvalidTypeError: name is no path.
         """
         network_dtype, network_device = read_dtype(dtype), read_device(device)
-        files = load_model(read_folder(name))
-        folder = files.path.parent.absolute()
-        origin = Origin(os.fspath(name), None, folder, files.sha256)
+        if isinstance(name, str) and is_repo_id(name):
+            remote = load_remote_model(
+                name,
+                revision=revision,
+                subfolder=subfolder,
+                token=token,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                expect=cls._expect,
+            )
+            files = remote.files
+            origin = Origin(name, remote.revision, remote.folder, files.sha256)
+        else:
+            if revision is not None:
+                raise InvalidValueError(
+                    f"revision={revision!r} is of a repository on the Hub, and {os.fspath(name)!r} "
+                    "is none: name it user/name, or leave the revision out"
+                )
+            files = load_model(read_folder(name) / (subfolder or ""), expect=cls._expect)
+            folder = files.path.parent.absolute()
+            origin = Origin(os.fspath(name), None, folder, files.sha256)
         tokenizer = cls._from_files(files)
         tokenizer.origin = origin
         return tokenizer.to(device=network_device, dtype=network_dtype)
 
     @classmethod
-    def _from_files(cls, files: ModelFiles) -> Self:
-        # Nothing is allocated before the file is known to fit; torch's defaults play no part.
+    def _expect(cls, config: TokenizerConfig) -> dict[str, Tensor]:
+        """The tensors of a config's model, of which nothing is allocated."""
         with torch.device("meta"):
-            expected = cls.from_config(files.config).float().state_dict()
-        files.check_fit(expected)
+            return cls.from_config(config).float().state_dict()
+
+    @classmethod
+    def _from_files(cls, files: ModelFiles) -> Self:
+        # Whatever torch's defaults are, and drawing nothing from its generator.
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             tokenizer = cls.from_config(files.config).float()
         tokenizer.load_state_dict(files.tensors)
@@ -133,6 +170,48 @@ class PretrainedCodec(Codec):
         """
         self._save(read_folder(folder), None)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        token: str | bool | None = None,
+    ) -> Pushed:
+        """Save to a repository on the Hub, in one commit; it is made where it is missing.
+
+        A card that was edited there is kept: only its generated block is renewed.
+
+        Args:
+            repo_id: `user/name`.
+            private: Of a repository that is made; None is the account's default.
+            revision: Branch to push to, made where it is missing; None is the main branch.
+            commit_message: First line of the commit.
+            create_pr: Open a pull request instead of writing to the branch.
+            token: None takes the one that `hf auth login` saved.
+
+        Returns:
+            Address and commit.
+
+        Raises:
+            HubAccessError: The token is missing or may not write there, or the name is none.
+            HubError: The Hub cannot be reached, or keeps failing.
+            InvalidValueError: As of `save_pretrained`.
+        """
+        with tempfile.TemporaryDirectory(prefix="imagetok-push-") as folder:
+            self._save(Path(folder), repo_id)
+            return push_model(
+                folder,
+                repo_id,
+                private=private,
+                revision=revision,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                token=token,
+            )
+
     def _save(self, folder: Path, repo_id: str | None) -> None:
         if self.config is None:
             raise InvalidValueError(
@@ -142,3 +221,13 @@ class PretrainedCodec(Codec):
         save_model(folder, self.config, self.state_dict())
         if self.origin is not None:
             carry_evaluation(self.origin.folder, folder)
+            _carry_card(self.origin.folder, folder)
+        figures = read_evaluation(folder, file_sha256(folder / MODEL_FILE))
+        write_model_card(folder, self.config, figures, repo_id)
+
+
+def _carry_card(source: Path, target: Path) -> None:
+    """Copy what people wrote into a card, where there is no card yet."""
+    with naming_os_errors("copy the card in", source):
+        if (source / CARD_FILE).is_file() and not (target / CARD_FILE).exists():
+            write_atomic(target / CARD_FILE, (source / CARD_FILE).read_bytes())

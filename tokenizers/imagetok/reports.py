@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.config import RunConfig
 from imagetok.config.recipes import dump_recipe
 from imagetok.evaluate import Evaluation
-from imagetok.files import file_sha256
-from imagetok.hub import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE
+from imagetok.hub import EVALUATED_KEY, is_repo_id, read_evaluation, read_remote_info
 from imagetok.images import grid_image
 from imagetok.metrics import psnr
 from imagetok.tokenizer import ImageTokenizer
@@ -81,16 +82,25 @@ def _number(key: str, value: float) -> str:
     return f"{text} {UNITS[key]}" if key in UNITS else text
 
 
-def describe_tokenizer(folder: Path) -> dict[str, Any]:
+def describe_tokenizer(name: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What a saved tokenizer is, as JSON-like values.
 
+    Of one on the Hub the weights are not fetched: what its files say of themselves is believed.
+
+    Args:
+        name: Folder, or repository `user/name` on the Hub.
+        revision: Branch, tag or commit on the Hub.
+
     Raises:
-        ModelFileError: The folder holds no whole tokenizer.
+        ModelFileError: There is no whole tokenizer.
+        HubAccessError, HubError: As of `imagetok.hub.read_remote_info`.
     """
-    tokenizer = ImageTokenizer.from_pretrained(folder)
+    if isinstance(name, str) and is_repo_id(name):
+        tokenizer, facts, figures = _describe_remote(name, revision)
+    else:
+        tokenizer, facts, figures = _describe_local(name, revision)
     assert tokenizer.config is not None
     discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
-    sha256 = file_sha256(folder / MODEL_FILE)
     return {
         "bottleneck": tokenizer.config.bottleneck.type,
         "image_size": list(tokenizer.image_size),
@@ -99,32 +109,51 @@ def describe_tokenizer(folder: Path) -> dict[str, Any]:
         "num_tokens": tokenizer.num_tokens,
         "codebook_size": tokenizer.codebook_size if discrete else None,
         "latent_dim": tokenizer.bottleneck.latent_dim,
-        "parameters": sum(tensor.numel() for tensor in tokenizer.state_dict().values()),
-        "fingerprint": tokenizer.fingerprint,
-        "sha256": sha256,
+        **facts,
         "config": tokenizer.config.to_dict(),
-        "evaluation": _read_figures(folder / EVALUATION_FILE, sha256),
+        "evaluation": figures if figures is not None and "protocol" in figures else None,
     }
 
 
-def _read_figures(path: Path, sha256: str) -> Evaluation | None:
-    """The figures in a file; None where it is missing, damaged or of other weights."""
-    try:
-        figures = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    fits = isinstance(figures, dict) and figures.get(EVALUATED_KEY) == sha256
-    return figures if fits and "protocol" in figures else None
+_Description = tuple[ImageTokenizer, dict[str, Any], Evaluation | None]
 
 
-def show_info(folder: Path, as_json: bool) -> None:
-    """Print what a saved tokenizer is."""
-    facts = describe_tokenizer(folder)
+def _describe_local(name: str | Path, revision: str | None) -> _Description:
+    tokenizer = ImageTokenizer.from_pretrained(name, revision=revision)
+    assert tokenizer.origin is not None
+    sha256 = tokenizer.origin.sha256
+    facts = {
+        "parameters": sum(tensor.numel() for tensor in tokenizer.state_dict().values()),
+        "fingerprint": tokenizer.fingerprint,
+        "sha256": sha256,
+    }
+    return tokenizer, facts, read_evaluation(tokenizer.origin.folder, sha256)
+
+
+def _describe_remote(name: str, revision: str | None) -> _Description:
+    found = read_remote_info(name, revision=revision)
+    with torch.device("meta"):
+        tokenizer = ImageTokenizer.from_config(found.config)
+    figures = found.evaluation
+    if figures is not None and figures.get(EVALUATED_KEY) != found.sha256:
+        figures = None
+    facts = {
+        "parameters": sum(math.prod(shape) for _, shape in found.tensors.values()),
+        "fingerprint": (figures or {}).get("tokenizer_fingerprint"),
+        "sha256": found.sha256,
+        "revision": found.revision,
+    }
+    return tokenizer, facts, figures
+
+
+def show_info(name: str | Path, revision: str | None = None, *, as_json: bool) -> None:
+    """Print what a saved tokenizer is; arguments as of `describe_tokenizer`."""
+    facts = describe_tokenizer(name, revision)
     if as_json:
         show(json.dumps(facts, indent=2))
         return
     figures, config = facts.pop("evaluation"), facts.pop("config")
-    show_table(str(folder), {key: _text(value) for key, value in facts.items()})
+    show_table(str(name), {key: _text(value) for key, value in facts.items()})
     show_table("config", {key: json.dumps(value) for key, value in config.items()})
     if figures is None:
         show("figures: not measured; run imagetok evaluate")

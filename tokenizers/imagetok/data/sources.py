@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from datasets import (
@@ -26,6 +26,7 @@ from datasets import (
 )
 
 from imagetok.errors import DataError, ImagetokError
+from imagetok.hub.cache import is_commit
 
 FORMS = (
     "a folder of pictures or of parquet, arrow or tar (WebDataset) files, one such file, a folder "
@@ -72,6 +73,32 @@ class Place:
     root: Path | None = None
     is_saved: bool = False
     arguments: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> str | None:
+        """Commit, branch or tag of a dataset on the Hub; None is its main branch."""
+        return self.arguments.get("revision")
+
+    def pin(self, cache_dir: str | None) -> Place:
+        """The same place, of a dataset on the Hub at the commit that it is at now.
+
+        However often it is read then, and whatever is pushed meanwhile, the rows are the same.
+
+        Raises:
+            DataError: It cannot be read; or the Hub is out of reach, and the commit that is asked
+                for is not the one that `datasets` has in its cache.
+        """
+        if self.root is not None:
+            return self
+        commit = self.builder(cache_dir).hash
+        if not is_commit(commit):
+            return self
+        if is_commit(self.revision) and commit != self.revision:
+            raise DataError(
+                f"{self.failure}: the Hub cannot be reached, and in the cache lies commit {commit} "
+                f"in place of {self.revision}"
+            )
+        return replace(self, arguments={**self.arguments, "revision": commit})
 
     def load(self, cache_dir: str | None) -> DatasetDict:
         """Load all splits, converting files to Arrow in the cache where that is needed.

@@ -159,8 +159,8 @@ class FileStreams:
     """
 
     def __init__(self, name: str, place: Place, cache_dir: str | None) -> None:
-        self._name, self._place, self._cache_dir = name, place, cache_dir
-        self._builder = place.builder(cache_dir)
+        self._name, self._place, self._cache_dir = name, place.pin(cache_dir), cache_dir
+        self._builder = self._place.builder(cache_dir)
         self.splits = [str(split) for split in self._builder.config.data_files or ()]
         if not self.splits:
             raise DataError(f"'{name}' has no files to stream; set data.streaming=false")

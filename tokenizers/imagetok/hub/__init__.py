@@ -1,9 +1,16 @@
-"""Where saved tokenizers live: folders of model.safetensors, config.json and what belongs to them.
+"""Where saved tokenizers live: folders, and repositories on the Hugging Face Hub.
 
-Knows configs and tensors, but no model class.
+Knows configs and tensors, but no model class. The one place that speaks with the Hub; it does so
+when it is asked to, and what is needed for that is imported then.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from imagetok.hub.folder import (
+    CARD_FILE,
     CONFIG_FILE,
     EVALUATED_KEY,
     EVALUATION_FILE,
@@ -13,11 +20,36 @@ from imagetok.hub.folder import (
     ModelFiles,
     carry_evaluation,
     load_model,
+    read_evaluation,
     save_model,
 )
+from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
 from imagetok.hub.tensorfile import load_tensors, read_header, save_tensors, tensors_digest
 
+if TYPE_CHECKING:
+    from imagetok.hub.fetching import RemoteModel, is_repo_id, load_remote_model
+    from imagetok.hub.info import RemoteInfo, read_remote_info
+    from imagetok.hub.pushing import Pushed, prepare_repository, push_files, push_model
+    from imagetok.hub.snapshots import Snapshot, fetch_dataset
+
+_HOMES = {
+    "Pushed": "pushing",
+    "RemoteInfo": "info",
+    "RemoteModel": "fetching",
+    "Snapshot": "snapshots",
+    "fetch_dataset": "snapshots",
+    "is_repo_id": "fetching",
+    "load_remote_model": "fetching",
+    "prepare_repository": "pushing",
+    "push_files": "pushing",
+    "push_model": "pushing",
+    "read_remote_info": "info",
+}
+
 __all__ = [
+    "CARD_BEGIN",
+    "CARD_END",
+    "CARD_FILE",
     "CONFIG_FILE",
     "EVALUATED_KEY",
     "EVALUATION_FILE",
@@ -25,11 +57,34 @@ __all__ = [
     "MODEL_FILE",
     "PICTURES_FILE",
     "ModelFiles",
+    "Pushed",
+    "RemoteInfo",
+    "RemoteModel",
+    "Snapshot",
     "carry_evaluation",
+    "fetch_dataset",
+    "is_repo_id",
     "load_model",
+    "load_remote_model",
     "load_tensors",
+    "merge_card",
+    "prepare_repository",
+    "push_files",
+    "push_model",
+    "read_evaluation",
     "read_header",
+    "read_remote_info",
     "save_model",
     "save_tensors",
     "tensors_digest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'imagetok.hub' has no attribute '{name}'")
+    return getattr(import_module(f"imagetok.hub.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from imagetok.shards.layout import TokenLayout
     from imagetok.shards.loading import TokenLoader
     from imagetok.shards.manifest import Manifest, finalize, read_manifest
+    from imagetok.shards.pushing import push_dataset
     from imagetok.shards.reading import TokenDataset
     from imagetok.shards.schema import RESERVED, ShardSchema
     from imagetok.shards.verifying import Report, verify
@@ -36,6 +37,7 @@ _HOMES = {
     "TokenLoader": "loading",
     "UnitWriter": "writing",
     "finalize": "manifest",
+    "push_dataset": "pushing",
     "read_job": "folder",
     "read_manifest": "manifest",
     "verify": "verifying",
@@ -53,6 +55,7 @@ __all__ = [
     "TokenLoader",
     "UnitWriter",
     "finalize",
+    "push_dataset",
     "read_job",
     "read_manifest",
     "verify",

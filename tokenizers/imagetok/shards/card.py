@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import yaml
 from datasets import ClassLabel, DatasetInfo
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 
+from imagetok.cards.layout import UNKNOWN_LICENSE, lay_out, licence_words
+from imagetok.markdown import code, python_block, python_text, table
 from imagetok.shards.job import Job
 from imagetok.shards.paths import DATA, ERRORS, SHARD_SUFFIX
 from imagetok.shards.records import Manifest, Totals
@@ -22,27 +22,42 @@ _COLUMNS = {
     "height": "the picture's own height in pixels",
     "width": "the picture's own width in pixels",
 }
+_LIMITATIONS = (
+    "The ids mean something to one tokenizer alone, and keep of the pictures what it keeps: how "
+    "much that is stands in its card, and is not measured here. Whatever the pictures show, people "
+    "among it, can be seen in what the ids decode to; what the source lacks or favours, a model "
+    "trained on the ids lacks or favours too."
+)
 
 
-def render_card(job: Job, manifest: Manifest) -> str:
-    """The text of README.md, from nothing but the job and what came of it."""
-    head = yaml.safe_dump(_front_matter(job, manifest), sort_keys=False, allow_unicode=True)
+def render_card(job: Job, manifest: Manifest, repo_id: str | None = None) -> str:
+    """The text of README.md, from nothing but the job and what came of it.
+
+    Args:
+        job: The job.
+        manifest: Of its shards.
+        repo_id: Repository on the Hub that the card's code reads from; None makes it read from the
+            folder that the card lies in.
+    """
     size = job.tokenizer.codebook_size
-    parts = [
-        f"---\n{head}---",
-        f"# Image tokens of {_code(job.input.name)}",
+    opening = (
+        f"# Image tokens of {code(job.input.name)}",
         f"Every row is a picture as the ids of an image tokenizer, integers in [0, {size}). They "
         "were made with imagetok, which turns them back into pictures.",
-        *_section("Columns", ("column", "type", "holds"), _columns(job)),
-        *_section("Tokenizer", ("", ""), _tokenizer(job)),
-        *_section("Source", ("", ""), _source(job)),
-        *_section("Counts", ("", ""), _counts(manifest.totals)),
-        _reading(job),
-    ]
-    return "\n\n".join(parts)
+    )
+    sections: dict[str, Iterable[str]] = {
+        "Columns": [table(("column", "type", "holds"), _columns(job))],
+        "Tokenizer": [table(("", ""), _tokenizer(job))],
+        "Source": [table(("", ""), _source(job))],
+        "Counts": [table(("", ""), _counts(manifest.totals))],
+        "Reading": _reading(job, repo_id),
+        "Limitations": [_LIMITATIONS],
+        "Licence": [licence_words("ids", "source")],
+    }
+    return lay_out(_metadata(job, manifest), opening, sections)
 
 
-def _front_matter(job: Job, manifest: Manifest) -> dict[str, Any]:
+def _metadata(job: Job, manifest: Manifest) -> dict[str, Any]:
     totals = manifest.totals
     split = SplitInfo(job.split_name, num_bytes=totals.bytes, num_examples=totals.rows)
     info = DatasetInfo(
@@ -53,7 +68,8 @@ def _front_matter(job: Job, manifest: Manifest) -> dict[str, Any]:
     )
     files = {"split": job.split_name, "path": f"{DATA}/**/*{SHARD_SUFFIX}"}
     head: dict[str, Any] = {
-        "tags": ["imagetok"],
+        "license": UNKNOWN_LICENSE,
+        "tags": ["imagetok", "image-tokens"],
         "configs": [{"config_name": "default", "data_files": [files]}],
     }
     DatasetInfosDict(default=info).to_dataset_card_data(head)
@@ -75,15 +91,15 @@ def _columns(job: Job) -> Iterator[tuple[str, str, str]]:
         kind = (
             "ClassLabel" if isinstance(feature, ClassLabel) else job.schema.arrow.field(name).type
         )
-        yield _code(name), _code(kind), text
+        yield code(name), code(kind), text
 
 
 def _tokenizer(job: Job) -> Iterator[tuple[str, str]]:
     source = job.tokenizer
-    yield "name", _code(source.name)
+    yield "name", code(source.name)
     if source.revision is not None:
-        yield "revision", _code(source.revision)
-    yield "fingerprint", _code(source.fingerprint)
+        yield "revision", code(source.revision)
+    yield "fingerprint", code(source.fingerprint)
     yield "codebook", f"{source.codebook_size} codes"
     if job.output.resize == "crop":
         height, width = source.image_size
@@ -103,7 +119,7 @@ def _source(job: Job) -> Iterator[tuple[str, str]]:
         "first rows": job.input.limit,
         "fingerprint": job.input.fingerprint,
     }
-    yield from ((name, _code(value)) for name, value in told.items() if value is not None)
+    yield from ((name, code(value)) for name, value in told.items() if value is not None)
 
 
 def _counts(totals: Totals) -> Iterator[tuple[str, str]]:
@@ -115,39 +131,43 @@ def _counts(totals: Totals) -> Iterator[tuple[str, str]]:
     yield "bytes", f"{totals.bytes:,}"
 
 
-def _reading(job: Job) -> str:
-    split, name = json.dumps(job.split_name), json.dumps(job.tokenizer.name, ensure_ascii=False)
-    grid = "" if job.schema.grid else ', grid=(row["grid_h"], row["grid_w"])'
-    return f"""## Reading
+def _reading(job: Job, repo_id: str | None) -> Iterator[str]:
+    split, name = python_text(job.split_name), python_text(job.tokenizer.name)
+    revision = job.tokenizer.revision
+    if repo_id is None:
+        place = "folder"
+        opening = ["from pathlib import Path", ""]
+        naming = ["folder = str(Path.cwd())  # the folder of this card"]
+    else:
+        place, opening, naming = python_text(repo_id), [], []
+    yield python_block(
+        *opening,
+        "from datasets import load_dataset",
+        "",
+        *naming,
+        f"tokens = load_dataset({place}, split={split})",
+        'ids = tokens[0]["ids"]',
+    )
+    yield "Back to pictures, with the tokenizer of the fingerprint above:"
+    commit = "" if revision is None else f", revision={python_text(revision)}"
+    yield python_block(
+        "from imagetok import ImageTokenizer",
+        "",
+        f"tokenizer = ImageTokenizer.from_pretrained({name}{commit})",
+        "row = tokens[0]",
+        f'picture = tokenizer.decode(row["ids"]{_grid_argument(job)})',
+    )
+    yield "For training, shuffled, divided over ranks and resumable in the middle of an epoch:"
+    yield python_block(
+        *opening,
+        "from imagetok.shards import TokenDataset, TokenLoader",
+        "",
+        *naming,
+        f"dataset = TokenDataset({place}, split={split}, seed=0, batch_size=64)",
+        "for batch in TokenLoader(dataset, num_workers=4):",
+        '    ids = batch["ids"]',
+    )
 
-```python
-from datasets import load_dataset
-from imagetok import ImageTokenizer
 
-tokens = load_dataset("path/of/this/folder", split={split})
-tokenizer = ImageTokenizer.from_pretrained({name})
-row = tokens[0]
-picture = tokenizer.decode(row["ids"]{grid})
-```
-
-For training, shuffled, divided over ranks and resumable in the middle of an epoch:
-
-```python
-from imagetok.shards import TokenDataset, TokenLoader
-
-tokens = TokenDataset("path/of/this/folder", split={split}, seed=0, batch_size=64)
-for batch in TokenLoader(tokens, num_workers=4):
-    batch["ids"]
-```
-"""
-
-
-def _section(title: str, head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
-    lines = [head, ("---",) * len(head), *rows]
-    yield f"## {title}"
-    yield "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _code(value: object) -> str:
-    """Text as code inside a table; what would end either is replaced."""
-    return f"`{' '.join(str(value).split()).replace('`', chr(39)).replace('|', '/')}`"
+def _grid_argument(job: Job) -> str:
+    return "" if job.schema.grid else ', grid=(row["grid_h"], row["grid_w"])'

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from imagetok.arguments import read_folder
-from imagetok.errors import DataError, InvalidTypeError, UnreadableFileError
+from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, UnreadableFileError
 from imagetok.files import naming_os_errors
+from imagetok.hub import fetch_dataset, is_repo_id
 from imagetok.shards.folder import read_job
 from imagetok.shards.job import Job
 from imagetok.shards.manifest import Manifest, read_manifest
@@ -100,15 +101,38 @@ class TokenFolder:
         return list(names)
 
 
-def open_folder(folder: str | os.PathLike[str]) -> TokenFolder:
-    """Open a tokenized dataset by its path.
+def open_folder(
+    folder: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> TokenFolder:
+    """Open a tokenized dataset by its path, or by its name on the Hub.
+
+    One on the Hub is fetched into the cache, all of it, where it is not there yet.
+
+    Args:
+        folder: Path, or repository `user/name`; where there is such a path, it is taken.
+        revision: Branch, tag or commit on the Hub; None is its main branch.
+        token: For private repositories; None takes the one that `hf auth login` saved.
 
     Raises:
         InvalidTypeError: This is no path.
-        UnreadableFileError: There is no manifest, or it cannot be read.
+        InvalidValueError: A revision is given for a path.
+        UnreadableFileError: There is no manifest, or a file is damaged.
         DataError: The manifest is not of the job that is named beside it.
+        HubAccessError: The repository or revision is not there, or not allowed.
+        HubError: The Hub cannot be reached.
     """
-    path = read_folder(folder)
+    if isinstance(folder, str) and is_repo_id(folder):
+        path = fetch_dataset(folder, revision=revision, token=token).folder
+    elif revision is None:
+        path = read_folder(folder)
+    else:
+        raise InvalidValueError(
+            f"revision={revision!r} is of a repository on the Hub, and {os.fspath(folder)!r} is "
+            "none: name it user/name, or leave the revision out"
+        )
     manifest = read_manifest(path)
     job = read_job(path)
     if job.fingerprint != manifest.job:

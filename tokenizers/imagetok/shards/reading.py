@@ -56,7 +56,7 @@ class TokenDataset(IterableDataset[Item]):
     hold other rows for another number of loading processes.
 
     Args:
-        folder: A complete tokenized dataset.
+        folder: A complete tokenized dataset: its folder, or its name `user/name` on the Hub.
         split: The split that it must be of; None takes whatever it is of.
         rank: This process's rank; None takes it from `torch.distributed`, or from the environment
             variable RANK that launchers set, or is 0.
@@ -70,6 +70,8 @@ class TokenDataset(IterableDataset[Item]):
         tokenizer: The tokenizer that the ids are to be of, or its fingerprint.
         columns: Columns beside ids and identity: kept ones, `height` and `width`; None takes all
             kept ones.
+        revision: Branch, tag or commit on the Hub; None is its main branch.
+        token: For private repositories on the Hub; None takes the one that was logged in with.
 
     Attributes:
         batch_size: As given.
@@ -78,6 +80,7 @@ class TokenDataset(IterableDataset[Item]):
     Raises:
         UnreadableFileError: The folder is no complete tokenized dataset, or a shard is missing or
             of another size than listed. While iterating: a shard is damaged.
+        HubAccessError, HubError: As of `open_folder`.
         DataError: It is of another split or tokenizer, or lacks a column. While iterating: a shard
             is of another job.
         InvalidTypeError: An argument is of the wrong kind.
@@ -98,9 +101,11 @@ class TokenDataset(IterableDataset[Item]):
         drop_last: bool = False,
         tokenizer: Fingerprinted | str | None = None,
         columns: Sequence[str] | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
     ) -> None:
         super().__init__()
-        opened = open_folder(folder)
+        opened = open_folder(folder, revision=revision, token=token)
         if split is not None:
             opened.check_split(split)
         if tokenizer is not None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from imagetok.config.base import Config, StrictInteger
+from imagetok.shards.paths import DATA, ERRORS, ERRORS_SUFFIX, SHARD_SUFFIX
 from imagetok.shards.settings import Numerics, TokenizerSource
 
 Number = Annotated[int, Field(ge=0)]
@@ -38,6 +39,12 @@ class ShardRecord(Config):
     sha256: Sha256
     errors_sha256: Sha256 | None
     numerics: Numerics | None
+
+    @property
+    def errors_path(self) -> str:
+        """Path of the file that lists its unreadable rows, if there are any."""
+        stem = self.path.removeprefix(f"{DATA}/").removesuffix(SHARD_SUFFIX)
+        return f"{ERRORS}/{stem}{ERRORS_SUFFIX}"
 
 
 class Totals(Config):

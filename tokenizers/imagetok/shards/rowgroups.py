@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 
 MOST_ROWS = 2048
 MOST_BYTES = 2**25
-"""Of text and binary values; a row group ends with the row that reaches it."""
+"""Of text, binary values and ids; a row group ends with the row that reaches it."""
+
+ID_BYTES = 64
+"""What an id counts for: writing a row group takes more than half of that for each of its ids."""
 
 
 class RowGroups:
@@ -48,8 +51,14 @@ class RowGroups:
 
 
 def row_bytes(table: pa.Table) -> NDArray[np.int64]:
-    """Bytes of the text and binary values of each row, those inside lists and structs included."""
+    """Bytes of the text and binary values of each row, those inside lists and structs included.
+
+    Each of the row's ids counts as `ID_BYTES`.
+    """
     sizes = np.zeros(table.num_rows, dtype=np.int64)
+    if "ids" in table.column_names:
+        lengths = pc.list_value_length(table.column("ids"))
+        sizes += ID_BYTES * lengths.to_numpy().astype(np.int64)
     for column in table.combine_chunks().columns:
         start = 0
         for chunk in column.chunks:

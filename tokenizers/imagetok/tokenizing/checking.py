@@ -100,7 +100,8 @@ def compare_rows(
 def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> Input:
     source = folder.job.input
     name = source.name if dataset is None else os.fspath(dataset)
-    if dataset is None and not (name.startswith(PREFIX) or "/" in name):
+    is_lasting = name.startswith(PREFIX) or "/" in name or source.revision is not None
+    if dataset is None and not is_lasting:
         raise DataError(
             f"the input of '{folder.path}' was the file or folder '{name}'; say by dataset where "
             f"'{name}' lies"
@@ -109,7 +110,7 @@ def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> Input:
         InputChoice(
             name,
             source.subset,
-            source.revision,
+            source.revision if name == source.name else None,
             source.split,
             source.image_column,
             (),

@@ -52,7 +52,7 @@ def describe_job(
         "input": InputSource(
             name=choice.told_name,
             subset=choice.subset,
-            revision=choice.revision,
+            revision=rows.revision,
             split=choice.split,
             image_column=rows.image_column,
             fingerprint=rows.fingerprint,

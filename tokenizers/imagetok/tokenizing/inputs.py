@@ -54,6 +54,7 @@ class Input(ABC):
         fingerprint: Hash of the content when the input was opened.
         root: Folder that paths of pictures are told relative to; None where there is none.
         num_rows: Rows of the split, whatever the limit; None where only reading tells.
+        revision: Commit of a dataset on the Hub; None where it has none or it is not known.
         files: Names of the files that are the units; empty where units are no files.
         sizes: Their sizes in bytes; None where these are not known.
     """
@@ -64,6 +65,7 @@ class Input(ABC):
     fingerprint: str
     root: Path | None
     num_rows: int | None
+    revision: str | None
     files: Sequence[str] = ()
     sizes: Sequence[int | None] = ()
 

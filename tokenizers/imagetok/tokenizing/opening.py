@@ -54,6 +54,8 @@ class InputChoice:
 def open_input(choice: InputChoice, cache_dir: str | None = None) -> Input:
     """Open the rows to tokenize; nothing is decoded.
 
+    A dataset on the Hub is read at one commit throughout, which the input names.
+
     Args:
         choice: Which ones.
         cache_dir: Where `datasets` keeps what it draws, downloads and converts.
@@ -63,7 +65,7 @@ def open_input(choice: InputChoice, cache_dir: str | None = None) -> Input:
     """
     place = None
     if not choice.name.startswith(PREFIX):
-        place = find_place(choice.name, choice.subset, choice.revision)
+        place = find_place(choice.name, choice.subset, choice.revision).pin(cache_dir)
     if choice.streaming and place is not None and not place.is_saved:
         builder = place.builder(cache_dir)
         if not isinstance(builder, ImageFolder):
@@ -76,11 +78,12 @@ def open_input(choice: InputChoice, cache_dir: str | None = None) -> Input:
                 limit=choice.limit,
                 cache_dir=cache_dir,
             )
+    revision = choice.revision if place is None else place.revision
     rows = open_images(
         choice.name,
         choice.split,
         subset=choice.subset,
-        revision=choice.revision,
+        revision=revision,
         image_column=choice.image_column,
         cache_dir=cache_dir,
     )
@@ -91,6 +94,7 @@ def open_input(choice: InputChoice, cache_dir: str | None = None) -> Input:
         fingerprint=rows.fingerprint,
         root=None if place is None or place.root is None else place.root.resolve(),
         num_rows=len(rows),
+        revision=revision,
         rows=rows,
         rows_per_unit=choice.rows_per_shard,
         limit=choice.limit,

@@ -87,7 +87,7 @@ def open_files(
     limit: int | None,
     cache_dir: str | None,
 ) -> FilesInput:
-    """Open a split of a dataset of files.
+    """Open a split of a dataset of files, which lie at a place that is pinned.
 
     With a limit the first files are read once beforehand, without decoding, to learn how many rows
     of which file are taken.
@@ -118,6 +118,7 @@ def open_files(
         fingerprint=_fingerprint(place, files, column),
         root=place.root,
         num_rows=None,
+        revision=place.revision,
         files=[relative_name(file, place.root) for file in files],
         sizes=[None if "://" in file else os.path.getsize(file) for file in files],
         place=place,

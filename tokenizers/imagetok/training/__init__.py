@@ -1,5 +1,6 @@
 """Training: one loop for all systems."""
 
+from imagetok.training.pushing import PushPlan
 from imagetok.training.run import TrainResult, train
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["PushPlan", "TrainResult", "train"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from imagetok._version import __version__
+from imagetok.cards import write_model_card
 from imagetok.config import RunConfig
 from imagetok.config.recipes import dump_recipe
 from imagetok.errors import ConfigError
@@ -124,15 +125,19 @@ def start_folder(folder: Path, config: RunConfig, fingerprint: str) -> None:
 def export_tokenizer(
     tokenizer: ImageTokenizer, folder: Path, figures: Evaluation, picture: Image.Image
 ) -> Evaluation:
-    """Save a tokenizer with its figures and a picture of its reconstructions.
+    """Save a tokenizer with its figures, a picture of its reconstructions and its card.
+
+    The figures come last: they say that the rest is there.
 
     Returns:
         The figures as written: with the sha256 of the file that they belong to.
     """
+    assert tokenizer.config is not None
     tokenizer.save_pretrained(folder)
     figures = {EVALUATED_KEY: file_sha256(folder / MODEL_FILE), **figures}
-    write_atomic(folder / EVALUATION_FILE, (json.dumps(figures, indent=2) + "\n").encode())
     save_picture(picture, folder / PICTURES_FILE)
+    write_model_card(folder, tokenizer.config, figures)
+    write_atomic(folder / EVALUATION_FILE, (json.dumps(figures, indent=2) + "\n").encode())
     return figures
 
 

@@ -20,8 +20,10 @@ from imagetok.data import Feed, ImageRows, TrainingBatch, TrainingData, check_er
 from imagetok.evaluate import Evaluation, reconstruction_grid
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.checkpoint import list_checkpoints, read_checkpoint
+from imagetok.training.describing import describe_training
 from imagetok.training.folder import CHECKPOINTS, TOKENIZER, export_tokenizer
 from imagetok.training.initialization import initialize_bottleneck
+from imagetok.training.pushing import Pusher
 from imagetok.training.reporting import Reporter
 from imagetok.training.resume import Start
 from imagetok.training.saver import CheckpointWriter
@@ -47,10 +49,11 @@ class Run:
         start: Start,
         signals: StopSignals,
         reporter: Reporter,
+        pusher: Pusher,
     ) -> None:
         self.config, self.settings, self.accelerator = config, config.train, accelerator
         self.data, self.folder = data, folder
-        self.signals, self.reporter = signals, reporter
+        self.signals, self.reporter, self.pusher = signals, reporter, pusher
         self.done = self.saved = start.step
         self.reported, self.unreadable = True, 0
         self.position: Tensor | None = None
@@ -89,6 +92,7 @@ class Run:
         """Export the tokenizer with its figures over the whole evaluation split."""
         tokenizer, target = self.stepper.evaluated, self.folder / TOKENIZER
         figures = self.reporter.validate("evaluation", tokenizer, self.done, None, self._poll)
+        figures["training"] = describe_training(self.config, self.data, self.accelerator, tokenizer)
 
         def export() -> Evaluation:
             # The export says that the run is finished: all the rest is on disk before it.
@@ -141,6 +145,8 @@ class Run:
             self._report()
         if last or _is_due(done, settings.checkpoint_every):
             self._save()
+        if self.pusher.is_due(done):
+            self.pusher.offer(self.stepper.evaluated, done)
 
     def _report(self) -> None:
         """Validate and draw; a run that is stopped meanwhile does it again when it is resumed."""

@@ -14,7 +14,7 @@ import torch
 
 from imagetok.config import RunConfig, TokenizerConfig, load_recipe
 from imagetok.errors import ConfigError
-from imagetok.hub import load_model
+from imagetok.hub import is_repo_id, load_model, load_remote_model
 from imagetok.networks import checkpoint_activations
 from imagetok.tokenizer import ImageTokenizer
 
@@ -31,9 +31,16 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: Unknown recipe, malformed override, or a config that does not validate.
         ModelFileError: `train.init_from` names no whole tokenizer.
+        HubAccessError, HubError: It names one on the Hub that cannot be had.
         UnreadableFileError: The recipe cannot be read.
     """
-    return load_recipe(recipe, overrides, read_saved=lambda folder: load_model(folder).config)
+    return load_recipe(recipe, overrides, _read_saved)
+
+
+def _read_saved(name: str) -> TokenizerConfig:
+    """The config of a saved tokenizer, in a folder or on the Hub."""
+    files = load_remote_model(name).files if is_repo_id(name) else load_model(name)
+    return files.config
 
 
 def build_model(
@@ -54,6 +61,7 @@ def build_model(
     Raises:
         ConfigError: The saved tokenizer has another architecture, or nothing is left to learn.
         ModelFileError: `train.init_from` names no whole tokenizer.
+        HubAccessError, HubError: It names one on the Hub that cannot be had.
     """
     settings = config.train
     with torch.random.fork_rng(devices=[]):

@@ -15,10 +15,12 @@ from imagetok.config import RunConfig
 from imagetok.data import open_evaluation, open_training, worded_error
 from imagetok.errors import TrainingError
 from imagetok.evaluate import Evaluation
+from imagetok.hub import Pushed
 from imagetok.training.folder import PATIENCE, TOKENIZER, FolderLock, make_folder, start_folder
 from imagetok.training.loop import Run
 from imagetok.training.model import build_model
 from imagetok.training.plan import plan_run
+from imagetok.training.pushing import Pusher, PushPlan, prepare_push, push_finished
 from imagetok.training.reporting import Reporter
 from imagetok.training.resume import Start, check_data, find_start
 from imagetok.training.setup import build_accelerator
@@ -35,16 +37,23 @@ class TrainResult:
         tokenizer_dir: The trained tokenizer in it.
         evaluation: Its figures on the evaluation split.
         was_finished: The run had been finished before, and nothing was done.
+        pushed: Where it was pushed to, on the main process.
     """
 
     output_dir: Path
     tokenizer_dir: Path
     evaluation: Evaluation
     was_finished: bool = False
+    pushed: Pushed | None = None
 
 
 def train(
-    config: RunConfig, output_dir: str | Path, *, resume: bool = False, progress: bool = True
+    config: RunConfig,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    push: PushPlan | None = None,
+    progress: bool = True,
 ) -> TrainResult:
     """Train a tokenizer.
 
@@ -53,15 +62,18 @@ def train(
         output_dir: Folder to write, on a file system that all ranks share.
         resume: Continue after the newest checkpoint in the folder; without one start anew, and
             leave a finished run as it is.
+        push: Where to push the tokenizer to, at the end and meanwhile; a repository that may not
+            be written is refused before the first step. A finished run is pushed again.
         progress: Show progress bars on the main process.
 
     Returns:
-        Where everything is, and the final figures; the same on every rank.
+        Where everything is, and the final figures; the same on every rank, but for `pushed`.
 
     Raises:
         ConfigError: The config does not fit the machine, the folder holds a run and `resume` is
             not set, or the run that is there had another config.
         DataError: The data cannot be read as asked, or too many rows cannot be read.
+        HubError: It cannot be pushed.
         MissingExtraError: A tracker is asked for and not installed.
         ModelFileError: The newest checkpoint is damaged.
         Stopped: SIGTERM, SIGINT or SIGUSR1 came; everything is saved.
@@ -72,12 +84,13 @@ def train(
     plan_run(config)  # whatever cannot be built is refused before anything is read or written
     accelerator = build_accelerator(config.train)
     distributed.from_main(lambda: check_trackers(config.train.trackers))
+    distributed.from_main(lambda: prepare_push(push))
     with closing(FolderLock(folder)) as lock:
         patience = PATIENCE if resume else 0.0
         distributed.from_main(lambda: lock.take(patience))
         start = distributed.from_main(lambda: find_start(folder, config, resume))
         if start.finished is not None:
-            return TrainResult(folder, folder / TOKENIZER, start.finished, was_finished=True)
+            return _result(folder, start.finished, push, was_finished=True)
 
         def begin(fingerprint: str) -> None:
             make_folder(folder)
@@ -85,8 +98,19 @@ def train(
                 find_start(folder, config, resume=False)
             start_folder(folder, config, fingerprint)
 
-        figures = _train(config, folder, accelerator, start, begin, progress)
-    return TrainResult(folder, folder / TOKENIZER, figures)
+        figures = _train(config, folder, accelerator, start, begin, push, progress)
+        return _result(folder, figures, push, was_finished=False)
+
+
+def _result(
+    folder: Path, figures: Evaluation, push: PushPlan | None, *, was_finished: bool
+) -> TrainResult:
+    """What a finished run left, once it is pushed."""
+    target, pushed = folder / TOKENIZER, None
+    # The others do not wait: a push may outlast what they wait for each other at most.
+    if push is not None and distributed.rank() == 0:
+        pushed = push_finished(target, push)
+    return TrainResult(folder, target, figures, was_finished, pushed)
 
 
 def _train(
@@ -95,6 +119,7 @@ def _train(
     accelerator: Accelerator,
     start: Start,
     begin: Callable[[str], None],
+    push: PushPlan | None,
     progress: bool,
 ) -> Evaluation:
     """Open the data, begin the folder, and train."""
@@ -110,8 +135,9 @@ def _train(
         reporter = Reporter(config, accelerator, folder, evaluation_rows, start.step, progress)
         # Until here there is nothing to save: signals end the process as they end any other.
         with signals, closing(reporter):
-            run = Run(config, accelerator, model, data, folder, start, signals, reporter)
-            with closing(run):
+            pusher = Pusher(push, config.train.steps)
+            run = Run(config, accelerator, model, data, folder, start, signals, reporter, pusher)
+            with closing(pusher), closing(run):
                 try:
                     run.train_all()
                 except TrainingError as error:

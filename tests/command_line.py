@@ -1,0 +1,37 @@
+"""The command line as a user meets it, run in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from imagetok import cli
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: its exit code, and what it printed where."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def last_line(self) -> str:
+        """The last line on stderr, which tells what went wrong."""
+        return self.err.splitlines()[-1]
+
+
+Run = Callable[..., Ended]
+
+
+def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Ended:
+    """Run `imagetok` with these arguments."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main([str(argument) for argument in arguments])
+    code = stop.value.code
+    assert code is None or isinstance(code, int)
+    return Ended(code or 0, *capfd.readouterr())

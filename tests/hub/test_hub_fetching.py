@@ -1,0 +1,571 @@
+"""Tokenizers from the Hub: one commit, checked, cached, and every fault told."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_models import below, make_config, model_files
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+
+from imagetok import hub
+from imagetok.errors import (
+    HubAccessError,
+    HubError,
+    InvalidValueError,
+    ModelFileError,
+    UnwritableFileError,
+)
+from imagetok.hub.cache import RepoCache
+from imagetok.hub.fetching import RemoteModel, is_repo_id, load_remote_model
+from imagetok.hub.revisions import resolve_revision
+from loopback_hub import CDN, HUB, LoopbackHub, Request
+
+REPO = "user/model"
+NAMES = [hub.CONFIG_FILE, hub.EVALUATION_FILE, hub.PICTURES_FILE, hub.MODEL_FILE]
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
+
+
+@pytest.fixture
+def files(loopback_hub: LoopbackHub) -> dict[str, bytes]:
+    """The files of the tokenizer that lies in the repository."""
+    made = model_files()
+    loopback_hub.create(REPO, files=made)
+    return made
+
+
+def contents(model: RemoteModel) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in model.folder.iterdir()}
+
+
+def of_files(requests: list[Request]) -> list[Request]:
+    return [r for r in requests if "/resolve/" in r.target or r.origin == CDN]
+
+
+def seed_of(model: RemoteModel) -> int:
+    return int(model.files.tensors["bottleneck.count"]) - 2**40
+
+
+def cached(model_or_commit: str, name: str) -> Path:
+    return RepoCache.of(REPO, "model", None).snapshot(model_or_commit) / name
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program with `load_remote_model` at hand."""
+    lines = "from imagetok.hub.fetching import load_remote_model\nfrom imagetok.errors import *\n"
+    return subprocess.run(
+        [sys.executable, "-c", lines + code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+PROGRAM = f"print(load_remote_model('{REPO}').files.sha256)"
+TOLD = f"""
+try:
+    {PROGRAM}
+except ImagetokError as error:
+    print(type(error).__name__, error)
+"""
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["user/name", "a-b/c.d_e", "User/v1.0"])
+def test_a_user_and_a_name_mean_the_hub(name: str) -> None:
+    assert is_repo_id(name)
+
+
+@pytest.mark.parametrize("name", ["/user/name", "./name", "../name", "~/name", ".a/b", ""])
+@pytest.mark.parametrize("suffix", ["", "/", "/more"])
+def test_what_looks_like_a_path_is_one(name: str, suffix: str) -> None:
+    assert not is_repo_id(f"{name}{suffix}")
+
+
+@pytest.mark.parametrize(
+    "name", ["name", "a\\name", "a\\b/c", "C:/name", "user/na me", "user/name.git"]
+)
+def test_what_no_repository_can_be_called_is_a_path(name: str) -> None:
+    assert not is_repo_id(name)
+
+
+def test_what_exists_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_repo_id("runs/name")
+    (tmp_path / "runs" / "name").mkdir(parents=True)
+    assert not is_repo_id("runs/name")
+
+
+# One commit, fetched once
+
+
+def test_all_files_come_as_they_were_pushed(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    model = load_remote_model(REPO)
+    assert contents(model) == files
+    assert (model.repo_id, model.revision) == (REPO, loopback_hub.head(REPO))
+    assert model.files.config == make_config()
+    assert model.files.sha256 == hashlib.sha256(files[hub.MODEL_FILE]).hexdigest()
+    assert model.folder == model.files.path.parent
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_second_load_asks_for_the_revision_only(
+    loopback_hub: LoopbackHub, evaluated: bool
+) -> None:
+    loopback_hub.create(REPO, files=model_files(evaluated=evaluated))
+    first = load_remote_model(REPO)
+    with loopback_hub.recording() as requests:
+        assert load_remote_model(REPO).folder == first.folder
+    assert [request.path for request in requests] == ["/api/models/user/model/revision/main"]
+
+
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_commit_that_is_cached_is_loaded_without_a_request(
+    loopback_hub: LoopbackHub, evaluated: bool
+) -> None:
+    loopback_hub.create(REPO, files=model_files(evaluated=evaluated))
+    commit = load_remote_model(REPO).revision
+    with loopback_hub.recording() as requests:
+        assert load_remote_model(REPO, revision=commit).revision == commit
+        assert load_remote_model(REPO, local_files_only=True).revision == commit
+    assert requests == []
+
+
+def test_a_cache_of_ones_own_is_used_and_no_other(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    model = load_remote_model(REPO, cache_dir=tmp_path)
+    assert tmp_path in model.folder.parents
+    with pytest.raises(HubAccessError, match="not in the cache"):
+        load_remote_model(REPO, local_files_only=True)
+    assert load_remote_model(REPO, cache_dir=tmp_path, local_files_only=True).files.tensors
+
+
+def test_branches_tags_and_pull_requests_give_what_lies_there(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    api = HfApi(token=loopback_hub.token)
+    api.create_tag(REPO, tag="v1.0")
+    api.create_branch(REPO, branch="feature/x")
+    loopback_hub.commit(REPO, model_files(1), revision="feature/x")
+    proposed = [CommitOperationAdd(name, data) for name, data in model_files(2).items()]
+    api.create_commit(REPO, proposed, commit_message="Try", create_pr=True)
+    loopback_hub.commit(REPO, model_files(3))
+    wanted = {"v1.0": 0, "feature/x": 1, "refs/pr/1": 2, "main": 3}
+    assert {name: seed_of(load_remote_model(REPO, revision=name)) for name in wanted} == wanted
+    with loopback_hub.recording() as requests:
+        for name, seed in wanted.items():
+            assert seed_of(load_remote_model(REPO, revision=name, local_files_only=True)) == seed
+    assert requests == []
+
+
+def test_a_branch_that_moved_gives_its_new_files_and_the_old_commit_stays(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    old = load_remote_model(REPO)
+    loopback_hub.commit(REPO, model_files(1))
+    new = load_remote_model(REPO)
+    assert contents(new) == model_files(1)
+    assert new.revision == loopback_hub.head(REPO)
+    with loopback_hub.recording() as requests:
+        assert contents(load_remote_model(REPO, revision=old.revision)) == files
+    assert requests == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_branch_that_moves_during_a_load_does_not_mix_commits(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], name: str
+) -> None:
+    before = loopback_hub.head(REPO)
+    loopback_hub.fail(path=f"{name}$", before=lambda: loopback_hub.commit(REPO, model_files(1)))
+    model = load_remote_model(REPO)
+    assert loopback_hub.head(REPO) != before
+    assert (model.revision, contents(model)) == (before, files)
+
+
+def test_a_subfolder_holds_a_tokenizer_of_its_own(loopback_hub: LoopbackHub) -> None:
+    loopback_hub.create(REPO, files={**model_files(0), **below("a/small", model_files(1))})
+    model = load_remote_model(REPO, subfolder="a/small")
+    assert contents(model) == model_files(1)
+    assert seed_of(load_remote_model(REPO)) == 0
+    with loopback_hub.recording() as requests:
+        load_remote_model(REPO, revision=model.revision, subfolder="a/small/")
+    assert requests == []
+
+
+@pytest.mark.parametrize("subfolder", ["..", "a/../b", "/a", "a\\b", "a//b", "./a", "a/\0"])
+def test_a_subfolder_that_leads_elsewhere_is_refused_before_any_request(
+    loopback_hub: LoopbackHub, subfolder: str
+) -> None:
+    with pytest.raises(InvalidValueError, match="subfolder"):
+        load_remote_model(REPO, subfolder=subfolder)
+    assert loopback_hub.requests == []
+
+
+@pytest.mark.parametrize("revision", ["", "../../../x", "/x", "a b", "a\\b", "a..b", "x/.y"])
+@pytest.mark.parametrize("local", [True, False])
+def test_a_revision_that_git_cannot_have_is_refused_before_any_request(
+    loopback_hub: LoopbackHub, revision: str, local: bool
+) -> None:
+    with pytest.raises(HubAccessError, match="no revision of user/model"):
+        resolve_revision(REPO, revision=revision, local_files_only=local)
+    assert loopback_hub.requests == []
+
+
+@pytest.mark.parametrize("repo", ["../..", "a/b/c", "user/na me", "a--b/c"])
+def test_a_name_that_no_repository_has_is_refused_before_any_request(
+    loopback_hub: LoopbackHub, repo: str
+) -> None:
+    with pytest.raises(HubAccessError, match="no name of a repository"):
+        load_remote_model(repo)
+    assert loopback_hub.requests == []
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_load_the_same(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", times=2, delay=0.3)
+    command = f"from imagetok.hub.fetching import load_remote_model\n{PROGRAM}"
+    started = [
+        subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = {process.communicate()[0].strip() for process in started}
+    assert [process.returncode for process in started] == [0, 0]
+    assert answers == {hashlib.sha256(files[hub.MODEL_FILE]).hexdigest()}
+
+
+# Damaged downloads
+
+
+def other_bytes(content: bytes) -> bytes:
+    """Other bytes, of the same number."""
+    return bytes(byte ^ 0x55 for byte in content)
+
+
+DAMAGES: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "a flipped bit": lambda content: {"corrupt": len(content) // 2},
+    "a flipped last bit": lambda content: {"corrupt": -1},
+    "other bytes": lambda content: {"swap": other_bytes(content)},
+    "more bytes": lambda content: {"swap": content + b" "},
+    "a short body": lambda content: {"truncate": len(content) - 1, "declared": False},
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_download_is_refused_by_name_and_fetched_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], name: str, damage: str
+) -> None:
+    commit = loopback_hub.head(REPO)
+    loopback_hub.fail(method="GET", path=f"{name}$", **DAMAGES[damage](files[name]))
+    with pytest.raises(ModelFileError, match=rf"'{name}' of {REPO} at commit {commit}") as caught:
+        load_remote_model(REPO)
+    assert str(RepoCache.of(REPO, "model", None).root) not in str(caught.value)
+    assert not os.path.lexists(cached(commit, name))
+    held = {path.read_bytes() for path in RepoCache.of(REPO, "model", None).folder.glob("blobs/*")}
+    assert held <= set(files.values())
+    assert contents(load_remote_model(REPO)) == files
+
+
+def test_only_the_damaged_file_is_fetched_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", corrupt=-1)
+    with pytest.raises(ModelFileError):
+        load_remote_model(REPO)
+    with loopback_hub.recording() as requests:
+        load_remote_model(REPO)
+    assert of_files(requests)
+    assert all(hub.MODEL_FILE in request.target for request in of_files(requests))
+
+
+def test_the_other_tokenizer_of_the_repository_in_place_of_the_right_one_is_refused(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", swap=model_files(1)[hub.MODEL_FILE])
+    with pytest.raises(ModelFileError, match="what arrived is not what the Hub holds"):
+        load_remote_model(REPO)
+    assert seed_of(load_remote_model(REPO)) == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_that_changed_in_the_cache_is_refused_and_fetched_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], name: str
+) -> None:
+    model = load_remote_model(REPO)
+    (model.folder / name).resolve().write_bytes(other_bytes(files[name]))
+    with pytest.raises(ModelFileError, match=f"'{name}' of {REPO} at commit {model.revision}"):
+        load_remote_model(REPO, local_files_only=True)
+    assert contents(load_remote_model(REPO)) == files
+
+
+def test_a_cache_without_links_is_guarded_as_well(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    for name in (hub.CONFIG_FILE, hub.MODEL_FILE):
+        loopback_hub.fail(method="GET", path=f"{name}$", corrupt=-1)
+    done = run(TOLD * 3, HF_HUB_DISABLE_SYMLINKS="1")
+    commit = loopback_hub.head(REPO)
+    refused = [
+        f"ModelFileError '{n}' of {REPO} at commit {commit}"
+        for n in (hub.CONFIG_FILE, hub.MODEL_FILE)
+    ]
+    answers = done.stdout.splitlines()
+    assert [line.partition(" was refused")[0] for line in answers[:2]] == refused, done.stderr
+    assert answers[2] == hashlib.sha256(files[hub.MODEL_FILE]).hexdigest()
+    assert not any(path.is_symlink() for path in cached(commit, "").iterdir())
+
+
+def test_a_config_that_differs_from_the_header_is_an_error_from_the_hub(
+    loopback_hub: LoopbackHub,
+) -> None:
+    strange = model_files(latent_dim=3)[hub.CONFIG_FILE]
+    loopback_hub.create(REPO, files={**model_files(), hub.CONFIG_FILE: strange})
+    with pytest.raises(ModelFileError, match=rf"{REPO} .*config\.json' differs from the config"):
+        load_remote_model(REPO)
+    commit = loopback_hub.head(REPO)
+    assert not any(os.path.lexists(cached(commit, n)) for n in (hub.CONFIG_FILE, hub.MODEL_FILE))
+    loopback_hub.commit(REPO, model_files())
+    assert seed_of(load_remote_model(REPO)) == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x80\x04K\x01.", b"PK\x03\x04", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_what_is_no_model_is_refused_in_words(loopback_hub: LoopbackHub, content: bytes) -> None:
+    loopback_hub.create(REPO, files={**model_files(), hub.MODEL_FILE: content})
+    with pytest.raises(ModelFileError, match=rf"'model\.safetensors' of {REPO} at commit .* it is"):
+        load_remote_model(REPO)
+
+
+def test_tensors_that_do_not_fit_the_config_are_refused(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    with pytest.raises(ModelFileError, match=rf"{REPO} .* do not fit the config: unexpected"):
+        load_remote_model(REPO, expect=lambda config: {})
+
+
+def test_a_cache_that_cannot_be_written_keeps_what_is_refused_and_says_so(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnwritableFileError("cannot remove it")
+
+    monkeypatch.setattr(RepoCache, "take_out", fail)
+    loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", corrupt=-1)
+    with pytest.raises(ModelFileError, match="it stays in the cache: cannot remove it"):
+        load_remote_model(REPO)
+
+
+def test_taking_a_file_out_touches_nothing_outside_the_cache(tmp_path: Path) -> None:
+    cache = RepoCache.of(REPO, "model", tmp_path / "cache")
+    snapshot = cache.snapshot("0" * 40)
+    snapshot.mkdir(parents=True)
+    outside = tmp_path / "precious"
+    outside.write_text("mine")
+    for name, target in (("a", outside), ("b", "../../../../precious"), ("loop", "loop")):
+        (snapshot / name).symlink_to(target)
+        cache.take_out(snapshot / name)
+        assert not os.path.lexists(snapshot / name)
+    assert outside.read_text() == "mine"
+
+
+def test_taking_a_file_out_takes_a_shared_content_too(tmp_path: Path) -> None:
+    cache = RepoCache.of(REPO, "model", tmp_path)
+    shared, blob = tmp_path / "blobs" / "ab" / "abc", cache.folder / "blobs" / "etag"
+    link = cache.snapshot("0" * 40) / "name"
+    for path in (shared, blob, link):
+        path.parent.mkdir(parents=True)
+    shared.write_text("content")
+    blob.symlink_to("../../blobs/ab/abc")
+    link.symlink_to("../../blobs/etag")
+    assert link.read_text() == "content"
+    cache.take_out(link)
+    assert not any(os.path.lexists(path) for path in (shared, blob, link))
+
+
+# A bad network
+
+PLACES = {
+    "the revision": {"path": "/api/models/.*/revision/"},
+    "a question for the model": {"method": "HEAD", "path": f"{hub.MODEL_FILE}$"},
+    "the model": {"method": "GET", "path": f"{hub.MODEL_FILE}$"},
+}
+TROUBLES: dict[str, dict[str, Any]] = {
+    "429": {"status": 429, "headers": {"Retry-After": "0"}},
+    "503": {"status": 503},
+    "a dropped connection": {"drop": True},
+    "a body that breaks off": {"truncate": 10},
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_what_passes_is_tried_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], place: str, trouble: str
+) -> None:
+    fault = loopback_hub.fail(**PLACES[place], **TROUBLES[trouble])
+    assert contents(load_remote_model(REPO)) == files
+    assert fault.spent
+
+
+@pytest.mark.parametrize("place", ["the revision", "a question for the model", "the model"])
+def test_a_hub_that_stalls_is_asked_again(
+    loopback_hub: LoopbackHub,
+    files: dict[str, bytes],
+    place: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"):
+        monkeypatch.setattr(constants, name, 0.3)
+    loopback_hub.fail(**PLACES[place], delay=1.0)
+    with loopback_hub.recording() as requests:
+        assert contents(load_remote_model(REPO)) == files
+    method, path = PLACES[place].get("method", "GET"), PLACES[place]["path"]
+    assert len([r for r in requests if r.method == method and re.search(path, r.target)]) > 1
+
+
+def test_a_silent_hub_is_replaced_by_the_cache_with_a_warning(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    commit = load_remote_model(REPO).revision
+    loopback_hub.commit(REPO, model_files(1))
+    for trouble in ({"drop": True}, {"status": 503}):
+        loopback_hub.fail(path="revision", times=2, **trouble)
+        with pytest.warns(UserWarning, match=f"taken from the cache, as commit {commit}"):
+            assert contents(load_remote_model(REPO)) == files
+    assert load_remote_model(REPO).revision != commit
+
+
+def test_a_hub_that_is_silent_for_a_moment_is_not_replaced_by_the_cache(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    load_remote_model(REPO)
+    new = loopback_hub.commit(REPO, model_files(1))
+    loopback_hub.fail(path="revision", drop=True)
+    assert load_remote_model(REPO).revision == new
+
+
+def test_a_silent_hub_without_a_cache_is_an_error(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    loopback_hub.fail(times=None, drop=True)
+    with pytest.raises(HubError, match=f"revision 'main' of {REPO}.* gave up after") as caught:
+        load_remote_model(REPO)
+    assert not isinstance(caught.value, HubAccessError)
+
+
+# What is not there, or not allowed
+
+
+def test_a_repository_that_went_is_not_replaced_by_the_cache(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    load_remote_model(REPO)
+    loopback_hub.fail(path="revision", status=404, code="RepoNotFound")
+    with pytest.raises(HubAccessError, match="no such repository"):
+        load_remote_model(REPO)
+
+
+@pytest.mark.parametrize(
+    ("repository", "arguments", "message"),
+    [
+        ({}, {"revision": "nowhere"}, "'nowhere' of user/model: .*no such branch, tag or commit"),
+        ({}, {"revision": "0" * 40}, "no such branch, tag or commit"),
+        ({"private": True}, {}, "log in"),
+        ({"private": True}, {"token": "hf_wrong"}, "token"),
+        ({"private": True}, {"token": LoopbackHub.stranger_token}, "no such repository"),
+        ({"gated": True}, {}, "access is restricted: ask for it"),
+        ({}, {"subfolder": "nowhere"}, r"has no 'nowhere/config\.json': no tokenizer"),
+    ],
+)
+def test_what_is_not_there_or_not_allowed_is_told(
+    loopback_hub: LoopbackHub, repository: dict[str, Any], arguments: dict[str, Any], message: str
+) -> None:
+    loopback_hub.create(REPO, files=model_files(), **repository)
+    with pytest.raises(HubAccessError, match=message) as caught:
+        load_remote_model(REPO, **arguments)
+    assert "hf_" not in str(caught.value)
+
+
+def test_a_repository_that_is_not_there_is_told(loopback_hub: LoopbackHub) -> None:
+    with pytest.raises(HubAccessError, match="no such repository"):
+        load_remote_model("user/nothing")
+
+
+@pytest.mark.parametrize("name", [hub.CONFIG_FILE, hub.MODEL_FILE])
+def test_a_repository_without_a_tokenizer_is_told(loopback_hub: LoopbackHub, name: str) -> None:
+    files = model_files()
+    del files[name]
+    loopback_hub.create(REPO, files=files)
+    with pytest.raises(HubAccessError, match=f"{REPO} at commit .* has no '{name}'"):
+        load_remote_model(REPO)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_file_that_is_not_allowed_is_told_at_once(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], status: int
+) -> None:
+    loopback_hub.fail(path=f"{hub.MODEL_FILE}$", times=None, status=status)
+    with pytest.raises(HubAccessError, match=f"fetching '{hub.MODEL_FILE}' of {REPO}"):
+        load_remote_model(REPO)
+
+
+def test_a_token_opens_what_is_private_and_never_reaches_the_other_origin(
+    loopback_hub: LoopbackHub,
+) -> None:
+    loopback_hub.create(REPO, files=model_files(), private=True)
+    with loopback_hub.recording() as requests:
+        load_remote_model(REPO, token=loopback_hub.read_token)
+    assert {request.origin for request in requests} == {HUB, CDN}
+    assert all((r.token == loopback_hub.read_token) == (r.origin == HUB) for r in requests)
+    assert not any(loopback_hub.read_token in r.target for r in requests)
+
+
+# Offline
+
+
+def test_offline_the_cache_serves_or_is_told_to_lack_it_and_no_request_is_made(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    load_remote_model(REPO)
+    loopback_hub.create("user/other", files=files)
+    with loopback_hub.recording() as requests:
+        done = run(TOLD + TOLD.replace(REPO, "user/other"), HF_HUB_OFFLINE="1")
+    served, told = done.stdout.splitlines()
+    assert served == hashlib.sha256(files[hub.MODEL_FILE]).hexdigest()
+    assert told.startswith("HubAccessError revision 'main' of user/other is not in the cache")
+    assert told.endswith("HF_HUB_OFFLINE is set; load it once with the network")
+    assert requests == []
+
+
+def test_a_file_that_the_cache_lacks_is_named(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    model = load_remote_model(REPO)
+    model.files.path.unlink()
+    with pytest.raises(HubAccessError, match=rf"'{hub.MODEL_FILE}' of .* local_files_only is set"):
+        load_remote_model(REPO, local_files_only=True)
+    for name in (hub.EVALUATION_FILE, hub.PICTURES_FILE):
+        (model.folder / name).unlink()
+    load_remote_model(REPO)
+    (model.folder / hub.EVALUATION_FILE).unlink()
+    assert load_remote_model(REPO, local_files_only=True).files.tensors

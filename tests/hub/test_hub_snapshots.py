@@ -1,0 +1,292 @@
+"""Tokenized datasets from the Hub: one commit, as its manifest lists it, resumed and cached."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_models import dataset_files
+
+from imagetok.errors import HubAccessError, UnreadableFileError
+from imagetok.files import file_sha256
+from imagetok.hub.cache import RepoCache
+from imagetok.hub.snapshots import CHECKED_FILE, fetch_dataset
+from loopback_hub import CDN, HUB, LoopbackHub
+
+REPO = "user/tokens"
+SHARDS = [name for name in dataset_files() if name.startswith("data/")]
+
+
+@pytest.fixture(autouse=True)
+def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
+
+
+@pytest.fixture
+def files(loopback_hub: LoopbackHub) -> dict[str, bytes]:
+    """The files of the dataset that lies in the repository."""
+    made = dataset_files()
+    loopback_hub.create(REPO, "dataset", files=made)
+    return made
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKED_FILE)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def wanted(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if not name.startswith("errors/")}
+
+
+def listing(*shards: object) -> str:
+    return json.dumps({"shards": shards})
+
+
+def test_job_manifest_card_and_shards_come_without_the_errors(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    snapshot = fetch_dataset(REPO)
+    assert contents(snapshot.folder) == wanted(files)
+    head = loopback_hub.head(REPO, repo_type="dataset")
+    assert (snapshot.repo_id, snapshot.revision) == (REPO, head)
+
+
+def test_a_second_time_only_the_revision_is_asked_for_or_nothing_at_all(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    first = fetch_dataset(REPO)
+    with loopback_hub.recording() as requests:
+        assert fetch_dataset(REPO) == first
+    assert [request.path for request in requests] == ["/api/datasets/user/tokens/revision/main"]
+    with loopback_hub.recording() as requests:
+        assert fetch_dataset(REPO, revision=first.revision) == first
+        assert fetch_dataset(REPO, local_files_only=True) == first
+    assert requests == []
+
+
+def test_a_new_commit_fetches_what_changed_and_the_old_one_stays(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    old = fetch_dataset(REPO)
+    grown = dataset_files(4)
+    loopback_hub.commit(REPO, grown, "dataset")
+    with loopback_hub.recording() as requests:
+        new = fetch_dataset(REPO)
+    assert contents(new.folder) == wanted(grown)
+    downloads = [request.path for request in requests if request.origin == CDN]
+    assert [path.rpartition("/")[2] for path in downloads] == ["train-00003.parquet"]
+    assert contents(fetch_dataset(REPO, revision=old.revision).folder) == wanted(files)
+
+
+def test_a_branch_that_moves_during_the_download_does_not_mix_commits(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    other = {name: data.swapcase() for name, data in files.items() if "parquet" in name}
+    loopback_hub.fail(
+        path="manifest.json$", before=lambda: loopback_hub.commit(REPO, other, "dataset")
+    )
+    with loopback_hub.recording() as requests:
+        snapshot = fetch_dataset(REPO)
+    assert contents(snapshot.folder) == wanted(files)
+    assert snapshot.revision != loopback_hub.head(REPO, repo_type="dataset")
+    assert all(snapshot.revision in r.path for r in requests if "/resolve/" in r.path)
+
+
+def test_a_token_opens_what_is_private_and_never_reaches_the_other_origin(
+    loopback_hub: LoopbackHub,
+) -> None:
+    loopback_hub.create(REPO, "dataset", files=dataset_files(), private=True)
+    with pytest.raises(HubAccessError, match="log in"):
+        fetch_dataset(REPO)
+    with loopback_hub.recording() as requests:
+        fetch_dataset(REPO, token=loopback_hub.read_token)
+    assert {request.origin for request in requests} == {HUB, CDN}
+    assert all((r.token == loopback_hub.read_token) == (r.origin == HUB) for r in requests)
+
+
+# Damaged downloads
+
+DAMAGES: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "a flipped bit": lambda content: {"corrupt": 5},
+    "other bytes": lambda content: {"swap": content[::-1]},
+    "more bytes": lambda content: {"swap": content + b" "},
+    "a short body": lambda content: {"truncate": len(content) - 1, "declared": False},
+}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "job.json", "README.md", SHARDS[1]])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_download_is_refused_by_name_and_fetched_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], name: str, damage: str
+) -> None:
+    loopback_hub.fail(method="GET", path=f"{name}$", **DAMAGES[damage](files[name]))
+    with pytest.raises(UnreadableFileError, match=f"of {REPO} at commit .* refused") as caught:
+        fetch_dataset(REPO)
+    assert Path(name).name in str(caught.value)
+    assert contents(fetch_dataset(REPO).folder) == wanted(files)
+
+
+def test_a_shard_that_another_size_is_listed_for_is_refused(loopback_hub: LoopbackHub) -> None:
+    files = dataset_files()
+    shard = {"path": SHARDS[0], "bytes": 3, "sha256": "0" * 64}
+    loopback_hub.create(REPO, "dataset", files={**files, "manifest.json": listing(shard)})
+    with pytest.raises(UnreadableFileError, match=rf"'{SHARDS[0]}' of .* not what manifest\.json"):
+        fetch_dataset(REPO)
+
+
+def test_a_shard_that_was_cut_in_the_cache_is_fetched_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    folder = fetch_dataset(REPO).folder
+    (folder / SHARDS[2]).resolve().write_bytes(b"PAR1")
+    with pytest.raises(UnreadableFileError, match=SHARDS[2]):
+        fetch_dataset(REPO, local_files_only=True)
+    with loopback_hub.recording() as requests:
+        assert contents(fetch_dataset(REPO).folder) == wanted(files)
+    downloads = [request.path for request in requests if request.origin == CDN]
+    assert [path.rpartition("/")[2] for path in downloads] == [Path(SHARDS[2]).name]
+
+
+def test_shards_that_arrived_before_an_interruption_are_checked_after_it(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback_hub.fail(method="GET", path=f"{SHARDS[0]}$", corrupt=5)
+    loopback_hub.fail(path=f"{SHARDS[1]}$", times=None, status=403)
+    with pytest.raises(HubAccessError):
+        fetch_dataset(REPO)
+    cache = RepoCache.of(REPO, "dataset", None)
+    assert cache.find(loopback_hub.head(REPO, repo_type="dataset"), SHARDS[0]) is not None
+    monkeypatch.setattr(loopback_hub, "_faults", [])
+    with pytest.raises(UnreadableFileError, match=SHARDS[0]):
+        fetch_dataset(REPO)
+    assert contents(fetch_dataset(REPO).folder) == wanted(files)
+
+
+def test_shards_are_hashed_when_they_arrive_and_not_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def hash_noting(path: Path) -> str:
+        hashed.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr("imagetok.hub.snapshots.file_sha256", hash_noting)
+    folder = fetch_dataset(REPO).folder
+    assert sorted(hashed) == [Path(name).name for name in SHARDS]
+    fetch_dataset(REPO)
+    assert len(hashed) == len(SHARDS)
+    (folder / SHARDS[1]).resolve().unlink()
+    loopback_hub.fail(method="GET", path=f"{SHARDS[1]}$", corrupt=5)
+    with pytest.raises(UnreadableFileError, match=SHARDS[1]):
+        fetch_dataset(REPO)
+
+
+def test_an_interrupted_download_goes_on_with_what_is_missing(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RepoCache.of(REPO, "dataset", None).snapshot(
+        loopback_hub.head(REPO, repo_type="dataset")
+    )
+    loopback_hub.fail(path=f"{SHARDS[2]}$", times=None, status=403)
+    with pytest.raises(HubAccessError):
+        fetch_dataset(REPO)
+    arrived = [name for name in SHARDS if (folder / name).exists()]
+    assert SHARDS[2] not in arrived
+    monkeypatch.setattr(loopback_hub, "_faults", [])
+    with loopback_hub.recording() as requests:
+        assert contents(fetch_dataset(REPO).folder) == wanted(files)
+    downloads = {request.path.rpartition("/")[2] for request in requests if request.origin == CDN}
+    assert downloads == {Path(name).name for name in SHARDS if name not in arrived}
+
+
+# A bad network
+
+
+@pytest.mark.parametrize("place", ["/revision/", "manifest.json$", "/tree/", f"{SHARDS[1]}$"])
+@pytest.mark.parametrize("trouble", [{"status": 503}, {"drop": True}])
+def test_what_passes_is_tried_again(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], place: str, trouble: dict[str, Any]
+) -> None:
+    fault = loopback_hub.fail(path=place, **trouble)
+    assert contents(fetch_dataset(REPO).folder) == wanted(files)
+    assert fault.spent
+
+
+def test_without_a_listing_the_shards_are_fetched_one_by_one(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    loopback_hub.fail(path="/tree/", times=None, status=501)
+    assert contents(fetch_dataset(REPO).folder) == wanted(files)
+
+
+def test_shards_that_may_not_be_fetched_are_an_error_and_not_half_a_dataset(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    loopback_hub.fail(path="/tree/", times=None, status=501)
+    loopback_hub.fail(path=f"{SHARDS[1]}$", times=None, status=403)
+    with pytest.raises(HubAccessError, match=f"fetching '{SHARDS[1]}' of {REPO}"):
+        fetch_dataset(REPO)
+
+
+# What is no dataset of ours
+
+
+def test_a_repository_without_a_manifest_is_refused_in_words(loopback_hub: LoopbackHub) -> None:
+    files = dataset_files()
+    del files["manifest.json"]
+    loopback_hub.create(REPO, "dataset", files=files)
+    told = f"{REPO} at commit .* 'manifest.json': no tokenized dataset .* upload is not finished"
+    with pytest.raises(HubAccessError, match=told):
+        fetch_dataset(REPO)
+    assert not loopback_hub.seen(path="parquet$")
+
+
+@pytest.mark.parametrize("name", ["job.json", SHARDS[1]])
+def test_an_upload_that_lacks_a_file_is_refused_by_its_name(
+    loopback_hub: LoopbackHub, name: str
+) -> None:
+    files = dataset_files()
+    del files[name]
+    loopback_hub.create(REPO, "dataset", files=files)
+    with pytest.raises(HubAccessError, match=f"no '{name}': .* upload is not finished"):
+        fetch_dataset(REPO)
+
+
+def test_shards_that_the_cache_lacks_are_named_where_no_request_may_be_made(
+    loopback_hub: LoopbackHub, files: dict[str, bytes]
+) -> None:
+    folder = fetch_dataset(REPO).folder
+    (folder / SHARDS[1]).unlink()
+    with pytest.raises(HubAccessError, match=f"'{SHARDS[1]}' .* local_files_only is set"):
+        fetch_dataset(REPO, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        listing(1),
+        listing({"path": SHARDS[0]}),
+        listing({"path": SHARDS[0], "bytes": "9", "sha256": "0" * 64}),
+        listing({"path": "../../outside.parquet", "bytes": 9, "sha256": "0" * 64}),
+        listing({"path": "data/../../../outside", "bytes": 9, "sha256": "0" * 64}),
+        listing({"path": "/etc/hostname", "bytes": 9, "sha256": "0" * 64}),
+        listing({"path": "data\\..\\x.parquet", "bytes": 9, "sha256": "0" * 64}),
+        listing({"path": "manifest.json", "bytes": 9, "sha256": "0" * 64}),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_or_leads_elsewhere_is_refused(
+    loopback_hub: LoopbackHub, manifest: str
+) -> None:
+    loopback_hub.create(REPO, "dataset", files={**dataset_files(), "manifest.json": manifest})
+    with pytest.raises(UnreadableFileError, match=rf"'manifest\.json' of {REPO} .* no manifest"):
+        fetch_dataset(REPO)
+    assert not loopback_hub.seen(path="parquet$")

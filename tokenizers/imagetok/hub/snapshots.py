@@ -1,0 +1,186 @@
+"""A tokenized dataset on the Hub: its job, manifest, card and shards, all of one commit.
+
+    folder = fetch_dataset("user/name").folder
+
+The shards are compared with the manifest: their sizes every time, their hashes once after they have
+arrived. An empty file in the snapshot remembers that the hashes were right; it goes where the
+snapshot goes. Of the manifest only the list of shards is read here: `imagetok.shards` reads it all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imagetok.config import printable
+from imagetok.files import file_sha256, naming_os_errors
+from imagetok.hub.client import calling, hub_api
+from imagetok.hub.commits import RemoteFile, RepoCommit, first_line, is_cut_short
+from imagetok.hub.folder import CARD_FILE
+
+MANIFEST_FILE, JOB_FILE = "manifest.json", "job.json"
+CHECKED_FILE = ".imagetok-checked"
+NO_DATASET = "no tokenized dataset of imagetok, or its upload is not finished"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A tokenized dataset of the Hub.
+
+    Attributes:
+        folder: Where its files lie on this machine.
+        repo_id: `user/name`.
+        revision: The commit that all of them come from.
+    """
+
+    folder: Path
+    repo_id: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A shard as the manifest lists it."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+def fetch_dataset(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> Snapshot:
+    """Fetch a tokenized dataset; shards that are in the cache are not fetched again.
+
+    Args:
+        repo_id: `user/name`.
+        revision: Branch, tag, PR reference or commit; None is the main branch. It is resolved
+            once, by one request; none is made for a commit that is in the cache.
+        token: As for `hub_api`.
+        cache_dir: Of the Hub's files; None is huggingface_hub's own.
+        local_files_only: Take what is in the cache, and make no request.
+
+    Raises:
+        UnreadableFileError: The manifest is damaged, or a shard is not what it lists. It was taken
+            out of the cache.
+        HubAccessError: Repository or revision is not there, or not allowed; or there is no complete
+            tokenized dataset.
+        HubError: The Hub cannot be reached.
+    """
+    commit = RepoCommit.resolve(
+        repo_id,
+        repo_type="dataset",
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    manifest = _fetch_text(commit, MANIFEST_FILE)
+    if manifest is None:
+        raise commit.missing(MANIFEST_FILE, NO_DATASET)
+    shards = _read_shards(commit, manifest)
+    if _fetch_text(commit, JOB_FILE) is None:
+        raise commit.missing(JOB_FILE, NO_DATASET)
+    _fetch_text(commit, CARD_FILE)
+    _fetch_shards(commit, shards)
+    _check_shards(commit, shards)
+    return Snapshot(commit.folder, repo_id, commit.revision)
+
+
+def _fetch_text(commit: RepoCommit, name: str) -> RemoteFile | None:
+    file = commit.fetch(name)
+    if file is not None:
+        commit.check(file)
+    return file
+
+
+def _read_shards(commit: RepoCommit, manifest: RemoteFile) -> list[_Shard]:
+    """The shards that the manifest lists."""
+    try:
+        with naming_os_errors("read", manifest.path):
+            listed = json.loads(manifest.path.read_bytes())["shards"]
+        return [_read_shard(entry) for entry in listed]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        fault = f"{type(error).__name__}: {printable(first_line(error))}"
+        reason = f"it is no manifest of this version ({fault})"
+        raise commit.refusal(manifest, reason) from None
+
+
+def _read_shard(entry: dict[str, Any]) -> _Shard:
+    path, size, sha256 = entry["path"], entry["bytes"], entry["sha256"]
+    if (type(path), type(size), type(sha256)) != (str, int, str):
+        raise TypeError(f"a shard is listed as {entry!r}")
+    parts = path.split("/")
+    if parts[0] != "data" or "\\" in path or not {"", ".", ".."}.isdisjoint(parts):
+        raise ValueError(f"a shard lies at {path!r}, expected a place in 'data'")
+    return _Shard(path, size, sha256)
+
+
+def _fetch_shards(commit: RepoCommit, shards: Sequence[_Shard]) -> None:
+    """Fetch the shards that are not in the cache."""
+    while left := [s for s in shards if commit.cache.find(commit.revision, s.path) is None]:
+        _forget_checks(commit)
+        if not commit.offline:
+            calling(f"fetching {len(left)} shards of {commit.place}", lambda: _fetch_folder(commit))
+        # Where it does not reach the Hub, huggingface_hub returns a folder that lacks files. To
+        # ask for one of them tells why, or helps.
+        first = left[0].path
+        if commit.fetch(first) is None:
+            raise commit.missing(first, NO_DATASET)
+
+
+def _fetch_folder(commit: RepoCommit) -> None:
+    try:
+        hub_api(commit.token).snapshot_download(
+            commit.repo_id,
+            repo_type=commit.repo_type,
+            revision=commit.revision,
+            cache_dir=commit.cache.root,
+            allow_patterns="data/*.parquet",  # its `*` takes slashes as well
+        )
+    except OSError as error:
+        if is_cut_short(error):
+            raise commit.cut_short(error, "a shard") from None
+        raise
+
+
+def _check_shards(commit: RepoCommit, shards: Sequence[_Shard]) -> None:
+    """Compare the shards with the manifest, and take out of the cache those that differ."""
+    checked = commit.folder / CHECKED_FILE
+    whole = not checked.exists()
+    wrong = [
+        shard for shard in shards if not _is_as_listed(commit.folder / shard.path, shard, whole)
+    ]
+    reason = f"it is not what {MANIFEST_FILE} lists, as {len(wrong)} of {len(shards)} shards"
+    refusals = [
+        commit.refusal(RemoteFile(shard.path, commit.folder / shard.path, shard.sha256), reason)
+        for shard in wrong
+    ]
+    if refusals:
+        _forget_checks(commit)
+        raise refusals[0]
+    if whole:
+        with suppress(OSError):  # a cache that cannot be written is read again the next time
+            checked.touch()
+
+
+def _is_as_listed(path: Path, shard: _Shard, whole: bool) -> bool:
+    with naming_os_errors("read", path):
+        if path.stat().st_size != shard.bytes:
+            return False
+    return not whole or file_sha256(path) == shard.sha256
+
+
+def _forget_checks(commit: RepoCommit) -> None:
+    with naming_os_errors("remove", commit.folder / CHECKED_FILE):
+        (commit.folder / CHECKED_FILE).unlink(missing_ok=True)

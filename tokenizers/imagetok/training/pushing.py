@@ -1,0 +1,109 @@
+"""Pushing a run's tokenizer to the Hub, while it trains and when it is done."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagetok import distributed
+from imagetok.errors import HubError, ImagetokError
+from imagetok.hub import Pushed, prepare_repository
+from imagetok.tokenizer import ImageTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """Where a run's tokenizer is pushed to.
+
+    Attributes:
+        repo_id: `user/name` on the Hub.
+        every: Steps between pushes while it trains; 0 pushes at the end only.
+        private: Of a repository that is made; None is the account's default.
+    """
+
+    repo_id: str
+    every: int = 0
+    private: bool | None = None
+
+
+def prepare_push(plan: PushPlan | None) -> None:
+    """Make the repository where it is missing, so that a refusal comes before the first step.
+
+    Raises:
+        HubAccessError: There is no token that may write to it, or the name is none.
+        HubError: The Hub cannot be reached.
+    """
+    if plan is not None:
+        prepare_repository(plan.repo_id, private=plan.private)
+
+
+class Pusher:
+    """Pushes for a run, on its main process: one at a time, in a thread beside the training.
+
+    What fails while the run trains is told and does not end it.
+
+    Args:
+        plan: Where to; None pushes nothing.
+        steps: Of the whole run.
+    """
+
+    def __init__(self, plan: PushPlan | None, steps: int) -> None:
+        self._plan, self._steps = plan, steps
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="imagetok-push")
+        self._pending: Future[None] | None = None
+
+    def is_due(self, done: int) -> bool:
+        """Whether what is trained so far is to be pushed after this number of steps."""
+        every = 0 if self._plan is None else self._plan.every
+        return every > 0 and done % every == 0 and done < self._steps
+
+    def offer(self, tokenizer: ImageTokenizer, done: int) -> None:
+        """Push a tokenizer on the main process, unless the push before is still on its way."""
+        plan = self._plan
+        if plan is None or distributed.rank() > 0:
+            return
+        if self._pending is not None and not self._pending.done():
+            logger.warning(
+                "warning: step %d is not pushed to %s, as the push before goes on",
+                done,
+                plan.repo_id,
+            )
+            return
+        copied = copy.deepcopy(tokenizer).cpu()
+        self._pending = self._thread.submit(self._push_on_the_way, plan, copied, done)
+
+    def close(self) -> None:
+        """End the thread, after what it is pushing."""
+        self._thread.shutdown()
+
+    def _push_on_the_way(self, plan: PushPlan, tokenizer: ImageTokenizer, done: int) -> None:
+        message = f"Step {done:,} of {self._steps:,}"
+        try:
+            tokenizer.push_to_hub(plan.repo_id, private=plan.private, commit_message=message)
+        except Exception as error:  # whatever it is, the training is worth more
+            logger.warning("warning: step %d was not pushed, training goes on: %s", done, error)
+
+
+def push_finished(folder: Path, plan: PushPlan) -> Pushed:
+    """Push a finished run's tokenizer with its figures.
+
+    Args:
+        folder: The exported tokenizer.
+        plan: Where to.
+
+    Raises:
+        HubError: It could not be pushed, for whatever reason; the run itself is done.
+    """
+    try:
+        tokenizer = ImageTokenizer.from_pretrained(folder)
+        return tokenizer.push_to_hub(plan.repo_id, private=plan.private)
+    except ImagetokError as error:
+        raise HubError(
+            f"the run is done and not pushed: {error}; `imagetok push {folder} {plan.repo_id}` "
+            "tries again"
+        ) from error
