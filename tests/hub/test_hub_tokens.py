@@ -15,11 +15,15 @@ from datasets import List, Value, load_dataset
 
 from command_line import Ended, Run
 from imagetok import ImageTokenizer, hub
-from imagetok.errors import HubAccessError
+from imagetok.config import RunConfig
+from imagetok.data import PictureStream, open_stream
+from imagetok.data.streams import FileStreams
+from imagetok.errors import DataError, HubAccessError
 from imagetok.hub import rounds
 from imagetok.shards import TokenDataset
 from imagetok.tokenizing.encoding import Encoder
 from imagetok.training import train
+from imagetok.training.stepper import Stepper
 from loopback_hub import CDN, LoopbackHub
 from tiny_data import write_split
 from tiny_runs import contents, read_lines, tiny_run
@@ -308,7 +312,8 @@ def test_a_job_goes_on_with_the_commit_that_it_was_begun_with(
     meanwhile(1, break_off)
     assert tokenize(out, tokenizer=TOKENIZER).code == 1
     moved = make_tokenizer(seed=1).push_to_hub(TOKENIZER).revision
-    told(tokenize(out, tokenizer=TOKENIZER), 2, "tokenizer.revision", pushed, moved)
+    way = f"add --tokenizer-revision {pushed}, or"
+    told(tokenize(out, tokenizer=TOKENIZER), 2, "tokenizer.revision", moved, way)
     ended = tokenize(out, "--tokenizer-revision", pushed, tokenizer=TOKENIZER)
     assert ended.code == 0, ended.err
     assert shards_of(out) == shards_of(tmp_path / "whole")
@@ -333,7 +338,8 @@ def test_a_dataset_that_moves_between_two_runs_of_a_job_is_refused_and_its_old_c
     assert begun
     move_data(logged_in, tmp_path / "moved")
     new = logged_in.head(DATA, repo_type="dataset")
-    told(tokenize(out, *streaming, **options), 2, "input.revision", old, new)
+    way = f"add --revision {old}, or"
+    told(tokenize(out, *streaming, **options), 2, "input.revision", new, way)
     assert shards_of(out) == begun
     assert tokenize(out, *streaming, "--revision", old, **options).code == 0
     assert shards_of(out) == shards_of(tmp_path / "whole")
@@ -461,3 +467,50 @@ def test_training_reads_a_dataset_of_the_hub(
         left.append(read_lines(tmp_path / f"run-{len(left)}" / "losses.jsonl"))
     assert left[0] == left[1]
     assert len(left[0]) == 2
+
+
+def test_a_stream_is_of_one_commit_from_the_first_look_on(
+    logged_in: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_column = FileStreams.find_column
+
+    def move_and_find(self: FileStreams, *arguments: Any) -> str:
+        move_data(logged_in, tmp_path / "moved")
+        return find_column(self, *arguments)
+
+    def read(stream: PictureStream) -> list[Any]:
+        return [list(stream.read(unit)) for unit in range(len(stream.units))]
+
+    old = put_data(logged_in, tmp_path / "data")
+    pinned = open_stream(DATA, "train", revision=old)
+    monkeypatch.setattr(FileStreams, "find_column", move_and_find)
+    stream = open_stream(DATA, "train")
+    assert logged_in.head(DATA, repo_type="dataset") != old
+    assert stream.fingerprint == pinned.fingerprint
+    assert read(stream) == read(pinned)
+
+
+def test_a_streamed_run_goes_on_with_the_commit_that_it_was_begun_with(
+    logged_in: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_of(**data: Any) -> RunConfig:
+        data = {"name": DATA, "streaming": True, "evaluation_split": "train[:4]", **data}
+        return tiny_run("vqvae", steps=4, checkpoint_every=2, data={**data, "lanes": 2})
+
+    def break_off_at_three(self: Stepper, number: int, *rest: Any) -> Any:
+        if number == 3:
+            raise BrokenOffError
+        return step(self, number, *rest)
+
+    old, step, folder = put_data(logged_in, tmp_path / "data"), Stepper.step, tmp_path / "run"
+    train(run_of(), tmp_path / "whole", progress=False)
+    monkeypatch.setattr(Stepper, "step", break_off_at_three)
+    with pytest.raises(BrokenOffError):
+        train(run_of(), folder, progress=False)
+    monkeypatch.setattr(Stepper, "step", step)
+    move_data(logged_in, tmp_path / "moved")
+    with pytest.raises(DataError, match=r"name the commit of then by data\.revision"):
+        train(run_of(), folder, resume=True, progress=False)
+    train(run_of(revision=old), folder, resume=True, progress=False)
+    one, other = tmp_path / "whole" / "losses.jsonl", folder / "losses.jsonl"
+    assert one.read_bytes() == other.read_bytes()

@@ -235,10 +235,10 @@ def test_the_hub_client_reads_the_metadata(tmp_path: Path) -> None:
     assert data.dataset_info["dataset_size"] == manifest.totals.bytes
 
 
-@pytest.mark.parametrize(
-    "text", [text for text in TEXTS.values() if text], ids=filter(TEXTS.get, TEXTS)
-)
-def test_texts_of_users_stay_where_they_stand(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize("name", [name for name in TEXTS if name not in ("empty", "surrogate")])
+def test_texts_of_users_stay_where_they_stand(tmp_path: Path, name: str) -> None:
+    text = TEXTS[name]
+
     def job(name: str) -> Job:
         source = {f"input__{key}": name for key in ("name", "subset", "revision", "split")}
         return tiny_job(
@@ -252,11 +252,7 @@ def test_texts_of_users_stay_where_they_stand(tmp_path: Path, text: str) -> None
 
     manifest = read_manifest(finished(tmp_path, tiny_job()))
     calm = render_card(job("calm"), manifest, repo_id="calm")
-    try:
-        nasty = job(text)
-    except ValueError:  # half a surrogate pair is no text of JSON
-        pytest.skip("no job can hold this text")
-    card = render_card(nasty, manifest, repo_id=text)
+    card = render_card(job(text), manifest, repo_id=text)
     card.encode()
     kinds = [shape(one.split("\n---\n", 1)[1]) for one in (card, calm)]
     assert kinds[0] == kinds[1]

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from imagetok.bottlenecks import Bottleneck, Statistics
-from imagetok.config import TokenizerConfig
+from imagetok.config import TokenizerConfig, printable
 from imagetok.errors import InvalidValueError
 from imagetok.hub import tensors_digest
 from imagetok.ids import read_grid
@@ -214,8 +214,9 @@ class Codec(nn.Module):
         lookup: Callable[[Tensor], Tensor] = lambda z_q: z_q,
     ) -> Pictures | Tensor:
         """Decode a batch of latents, or of what `lookup` makes latents of, piece by piece."""
-        if output not in get_args(Output):
-            raise InvalidValueError(f"unknown output {output!r}; choose one of: pil, pt")
+        if not isinstance(output, str) or output not in get_args(Output):
+            found = printable(repr(output))
+            raise InvalidValueError(f"unknown output {found}; choose one of: pil, pt")
         self._check_weights()
         pieces, dtype = [], self._dtype_of(self.decoder)
         for part in torch.split(batch.to(self.device), BATCH_SIZE):

@@ -25,6 +25,7 @@ from imagetok.training.plan import plan_run
 
 UNITS = {"psnr": "dB", "bits_per_dim": "bits", "bits_per_pixel": "bits"}
 GIB = 2**30
+UNKNOWN = "not known without the weights"
 
 
 def show(text: str = "") -> None:
@@ -139,7 +140,7 @@ def _describe_remote(name: str, revision: str | None) -> _Description:
         figures = None
     facts = {
         "parameters": sum(math.prod(shape) for _, shape in found.tensors.values()),
-        "fingerprint": (figures or {}).get("tokenizer_fingerprint"),
+        "fingerprint": (figures or {}).get("tokenizer_fingerprint", UNKNOWN),
         "sha256": found.sha256,
         "revision": found.revision,
     }

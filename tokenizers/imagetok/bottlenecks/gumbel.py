@@ -103,7 +103,9 @@ class GumbelBottleneck(DiscreteBottleneck):
             return self.encode_ids(z)
         log_probs = self.log_probs(z)
         noise = random_keys.gumbel(keys, "gumbel", log_probs.shape, z.device, generator)
-        return (log_probs + temperature * noise).argmax(dim=-1)
+        scale = float(temperature)  # a large one times the noise would leave float32
+        scores = log_probs / scale + noise if scale > 1 else log_probs + scale * noise
+        return scores.argmax(dim=-1)
 
     def rate(self, z: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Codes drawn from the posterior, at the cost of its KL: the evidence lower bound."""

@@ -153,7 +153,8 @@ class TrainConfig(Config):
         keep_last: Checkpoints kept.
         evaluation_images: Most images of the validation split that are read while training.
         usage_warning: Codebook usage over the validation images under which a warning is given.
-        init_from: Folder of a saved tokenizer to start from, instead of from random weights.
+        init_from: Saved tokenizer to start from, instead of from random weights: its folder, or
+            its repository `user/name` on the Hub.
         freeze: Parts that keep their weights.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, about a third more time.

@@ -194,8 +194,8 @@ def _refuse_others(folder: Path, lock: int, found: Job, job: Job, allow_mixed: b
     plain = [line for line in differences(found, job) if not line.startswith("numerics.")]
     if plain:
         raise DataError(
-            f"'{folder}' is filled by another job{_at_work(lock)}: {'; '.join(plain)}. Repeat that "
-            "job's arguments to go on with it, or give a new folder"
+            f"'{folder}' is filled by another job{_at_work(lock)}: {'; '.join(plain)}. "
+            f"{_way_on(found, job)}, or give a new folder"
         )
     numeric = list(differences(found.numerics, job.numerics))
     if numeric and not allow_mixed:
@@ -204,6 +204,22 @@ def _refuse_others(folder: Path, lock: int, found: Job, job: Job, allow_mixed: b
             f"may differ by rounding: {'; '.join(numeric)}. Use the same, or go on with "
             "--allow-mixed-numerics, which records them for each shard"
         )
+
+
+def _way_on(found: Job, job: Job) -> str:
+    """How to go on with the job that is there; with equal arguments the Hub may have moved on."""
+    moved = [
+        f"{option} {old.revision}"
+        for option, old, new in (
+            ("--tokenizer-revision", found.tokenizer, job.tokenizer),
+            ("--revision", found.input, job.input),
+        )
+        if old.name == new.name and None not in (old.revision, new.revision)
+        if old.revision != new.revision
+    ]
+    if moved:
+        return f"To go on with what the Hub held then, add {' '.join(moved)}"
+    return "Repeat that job's arguments to go on with it"
 
 
 def _at_work(lock: int) -> str:

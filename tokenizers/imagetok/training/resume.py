@@ -18,7 +18,7 @@ from imagetok.training.folder import CHECKPOINTS, TOKENIZER, holds_run
 
 MAY_CHANGE = frozenset(
     {
-        *("data.name", "data.num_workers", "data.max_error_rate"),
+        *("data.name", "data.revision", "data.num_workers", "data.max_error_rate"),
         *("train.steps", "train.accumulation", "train.gradient_checkpointing", "train.init_from"),
         *("train.evaluate_every", "train.checkpoint_every", "train.samples_every"),
         *("train.keep_last", "train.evaluation_images", "train.usage_warning"),
@@ -26,7 +26,8 @@ MAY_CHANGE = frozenset(
     }
 )
 """Entries that a resumed run may have other values of; the data's content is compared instead of
-its name. With more steps, schedules that last to the run's end are those of the longer run."""
+its name and revision. With more steps, schedules that last to the run's end are those of the longer
+run."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def check_data(start: Start, fingerprint: str) -> None:
         raise DataError(
             f"'{start.checkpoint}' was trained on data with the fingerprint "
             f"{start.state['data_fingerprint']}, and data.name now names data with {fingerprint}; "
-            "restore the data, or start a new run"
+            "restore the data (on the Hub, name the commit of then by data.revision), or start a "
+            "new run"
         )
 
 
