@@ -252,6 +252,14 @@ def test_drawn_ids_follow_their_generator_and_their_keys() -> None:
     assert torch.equal(bottleneck.sample_ids(z[1:], keys=KEYS[1:]), keyed[1:])
 
 
+@pytest.mark.parametrize("temperature", [1e6, 1e30, 1e300])
+def test_a_huge_temperature_draws_evenly_instead_of_overflowing(temperature: float) -> None:
+    bottleneck, z = with_logits(torch.tensor([9.0, 0.0, -9.0, 3.0]))
+    z = z.expand(4000, -1, -1, -1)
+    ids = bottleneck.sample_ids(z, temperature, generator(0)).flatten()
+    assert torch.bincount(ids, minlength=4).min() > 900
+
+
 @pytest.mark.parametrize("temperature", [-0.1, math.nan, math.inf])
 def test_drawing_at_a_temperature_that_is_none_is_refused(temperature: float) -> None:
     bottleneck, z = build()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, configuration, settings
 
-configuration.set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "imagetok-hypothesis")
+configuration.set_hypothesis_home_dir(Path(os.environ["XDG_CACHE_HOME"]) / "hypothesis")
 
 _ALWAYS = settings(
     derandomize=True,
@@ -17,7 +17,7 @@ _ALWAYS = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("quick", _ALWAYS, max_examples=150)
-settings.register_profile("thorough", _ALWAYS, max_examples=2000)
+settings.register_profile("thorough", _ALWAYS, max_examples=600)
 settings.load_profile("quick")
 
 

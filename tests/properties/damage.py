@@ -18,10 +18,8 @@ def damages(draw: st.DrawFn, content: bytes, low: int = 0, high: int = 200) -> b
         match draw(st.sampled_from(KINDS)):
             case "flip" if damaged:
                 damaged[place] ^= 1 << draw(st.integers(0, 7))
-            case "digit" if digits := [
-                i for i, b in enumerate(damaged[:start]) if chr(b).isdigit()
-            ]:
-                damaged[draw(st.sampled_from(digits))] = ord(draw(st.sampled_from("0123456789")))
+            case "digit" if digits := _digits(damaged[:high]):
+                damaged[draw(st.sampled_from(digits))] = draw(st.integers(48, 57))
             case "set" if damaged:
                 damaged[place] = draw(st.sampled_from([0, 1, 32, 48, 57, 127, 128, 255]))
             case "cut":

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-often = settings(max_examples=6 * settings.default.max_examples)
+often = settings(max_examples=4 * settings.default.max_examples)
 """For properties that are quick to try."""

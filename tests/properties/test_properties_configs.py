@@ -127,7 +127,6 @@ def check(kind: type, read: Any) -> Any:
     return config
 
 
-@often
 @given(st.sampled_from(SYSTEMS).flatmap(mutations))
 def test_a_changed_config_means_what_is_written_or_is_refused(values: Any) -> None:
     config = check(TokenizerConfig, lambda: TokenizerConfig.from_dict(values))

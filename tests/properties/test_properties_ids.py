@@ -174,5 +174,6 @@ def test_a_grid_is_a_pair_of_positive_integers_or_refused(grid: Any) -> None:
         found = read_grid(grid)
     except (InvalidTypeError, InvalidValueError):
         return
+    assert isinstance(grid, list | tuple)  # what has an order
     assert list(found) == list(grid)
     assert all(type(side) is int and side > 0 for side in grid)

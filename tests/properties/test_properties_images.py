@@ -196,8 +196,7 @@ def test_pictures_survive_the_way_through_floats_and_pil(
 lengths = st.one_of(st.integers(0, 5), st.sampled_from([1, 3, 4, 8, 12]))
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8, torch.int8,
           torch.int32, torch.int64, torch.bool, torch.complex64]  # fmt: skip
-EDGES = [0.0, 1.0, -0.0, 0.5, 1e-45, -1e-45, 1.0000001, -1.0, 2.0, 255.0, 256.0, math.nan,
-         math.inf, -math.inf, 3e38]  # fmt: skip
+EDGES = [1.0000001, -1e-45, 1.0, -0.0, math.nan, math.inf, -math.inf, -1.0, 255.0]
 
 
 @st.composite

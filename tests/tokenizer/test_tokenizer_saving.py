@@ -366,3 +366,18 @@ def test_a_tokenizer_whose_source_is_gone_is_saved_without_figures(
     evaluated.rename(tmp_path / "moved")
     loaded.save_pretrained(tmp_path / "copy")
     assert names(tmp_path / "copy") == MODEL
+
+
+@pytest.mark.parametrize("subfolder", ["..", "/etc", "a\\b", 7])
+def test_a_subfolder_that_leads_elsewhere_is_refused(
+    make: Make, tmp_path: Path, subfolder: Any
+) -> None:
+    make("vqvae-loss").save_pretrained(tmp_path / "deep")
+    assert ImageTokenizer.from_pretrained(tmp_path, subfolder="deep").num_tokens > 0
+    with pytest.raises((InvalidValueError, InvalidTypeError), match="subfolder"):
+        ImageTokenizer.from_pretrained(tmp_path / "deep", subfolder=subfolder)
+
+
+def test_a_generator_that_is_none_is_refused(make: Make) -> None:
+    with pytest.raises(InvalidTypeError, match=r"torch\.Generator or None, got int"):
+        make("vae").sample(1, 7)  # type: ignore[arg-type]

@@ -220,7 +220,7 @@ def test_a_copy_has_weights_of_its_own(
 # Devices and dtypes
 
 
-def test_a_tokenizer_without_values_says_so(
+def test_a_tokenizer_on_the_meta_device_says_so(
     tokenizer: ImageTokenizer, floats: MakePictures
 ) -> None:
     x = floats(tokenizer, 1)

@@ -29,6 +29,7 @@ from imagetok.hub import (
     load_remote_model,
     push_model,
     read_evaluation,
+    read_subfolder,
     save_model,
 )
 
@@ -133,7 +134,7 @@ class PretrainedCodec(Codec):
                     f"revision={revision!r} is of a repository on the Hub, and {os.fspath(name)!r} "
                     "is none: name it user/name, or leave the revision out"
                 )
-            files = load_model(read_folder(name) / (subfolder or ""), expect=cls._expect)
+            files = load_model(read_folder(name) / read_subfolder(subfolder), expect=cls._expect)
             folder = files.path.parent.absolute()
             origin = Origin(os.fspath(name), None, folder, files.sha256)
         tokenizer = cls._from_files(files)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagetok.arguments import check_temperature, read_count, read_latents
+from imagetok.arguments import check_generator, check_temperature, read_count, read_latents
 from imagetok.bottlenecks import (
     DiscreteBottleneck,
     GaussianBottleneck,
@@ -184,7 +184,7 @@ class ImageTokenizer(PretrainedCodec):
 
         Raises:
             NoPosteriorError: The model is no dVAE.
-            InvalidTypeError: The temperature is no number.
+            InvalidTypeError: The temperature is no number, or the generator is none of torch's.
             InvalidValueError: It is negative or not finite.
         """
         bottleneck = self.bottleneck
@@ -193,8 +193,9 @@ class ImageTokenizer(PretrainedCodec):
                 f"a model with {type(bottleneck).__name__} has no distribution over ids; only a "
                 "dVAE (gumbel) has"
             )
-        check_temperature(temperature)
-        return self._map_latents(images, lambda z: bottleneck.sample_ids(z, temperature, generator))
+        scale = check_temperature(temperature)
+        check_generator(generator)
+        return self._map_latents(images, lambda z: bottleneck.sample_ids(z, scale, generator))
 
     def sample(
         self,
@@ -207,7 +208,8 @@ class ImageTokenizer(PretrainedCodec):
 
         Raises:
             NoPosteriorError: The model is no VAE.
-            InvalidTypeError, InvalidValueError: num_images is no integer, or negative.
+            InvalidTypeError, InvalidValueError: num_images is no integer, or negative; or the
+                generator is none of torch's.
         """
         if not isinstance(self.bottleneck, GaussianBottleneck):
             raise NoPosteriorError(
@@ -215,6 +217,7 @@ class ImageTokenizer(PretrainedCodec):
                 "(gaussian) has. For a VQ-VAE or dVAE train a transformer on its ids"
             )
         count = read_count("num_images", num_images, 0)
+        check_generator(generator)
         shape = (count, self.bottleneck.latent_dim, *self.grid_size)
         latents = torch.randn(shape, generator=generator, device=self.device, dtype=torch.float32)
         return self.decode_latents(latents, output=output)

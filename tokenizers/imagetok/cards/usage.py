@@ -55,7 +55,7 @@ def _continuous(config: TokenizerConfig, other: str) -> list[str]:
     lines = [
         f"latents = tok.encode_latents(picture)  # float ({width}, {h}, {w})",
         "decoded = tok.decode_latents(latents)  # a PIL image",
-        f"walk = tok.interpolate(picture, {other}, steps=8)  # a list of PIL images",
+        f"walk = tok.interpolate(picture, {other}, steps=8)  # PIL images",
     ]
     if config.bottleneck.type == "gaussian":
         lines += [

@@ -27,7 +27,7 @@ from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
 from imagetok.hub.tensorfile import load_tensors, read_header, save_tensors, tensors_digest
 
 if TYPE_CHECKING:
-    from imagetok.hub.fetching import RemoteModel, is_repo_id, load_remote_model
+    from imagetok.hub.fetching import RemoteModel, is_repo_id, load_remote_model, read_subfolder
     from imagetok.hub.info import RemoteInfo, read_remote_info
     from imagetok.hub.pushing import Pushed, prepare_repository, push_files, push_model
     from imagetok.hub.snapshots import Snapshot, fetch_dataset
@@ -44,6 +44,7 @@ _HOMES = {
     "push_files": "pushing",
     "push_model": "pushing",
     "read_remote_info": "info",
+    "read_subfolder": "fetching",
 }
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "read_evaluation",
     "read_header",
     "read_remote_info",
+    "read_subfolder",
     "save_model",
     "save_tensors",
     "tensors_digest",
