@@ -19,6 +19,11 @@ class Ended:
     err: str
 
     @property
+    def lines(self) -> list[str]:
+        """What stands on stderr, line by line."""
+        return self.err.splitlines()
+
+    @property
     def last_line(self) -> str:
         """The last line on stderr, which tells what went wrong."""
         return self.err.splitlines()[-1]

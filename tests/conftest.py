@@ -12,12 +12,17 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
 
 from loopback_hub import LoopbackHub
+
+if TYPE_CHECKING:
+    from command_line import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
@@ -98,3 +103,20 @@ def soak(root: Path) -> ModuleType:
     sys.modules["soak"] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in this process."""
+    from command_line import run_command  # imports imagetok, after the settings above
+
+    return partial(run_command, capfd)
+
+
+@pytest.fixture
+def logged_in(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+    """The Hub, where this machine is the user `user`, and nobody waits between tries."""
+    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
+    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    return loopback_hub

@@ -9,8 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,54 +17,26 @@ import yaml
 from PIL import Image
 
 import imagetok
-from imagetok import cli
+from command_line import Ended, Run
 from imagetok.config import load_recipe, recipe_names
 from imagetok.errors import ImagetokError, TrainingError, UnreadableFileError, UnwritableFileError
 from imagetok.training import model, train
 from imagetok.training.signals import Stopped
 from tiny_runs import DATA, contents, tiny_run, tiny_values
 
-COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info")
+COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info", "push", "push-dataset")
 OPTIONS = {
     "quickstart": {"--system", "--output-dir"},
-    "train": {"--output-dir", "--dry-run"},
+    "train": {"--output-dir", "--resume", "--dry-run", "--push-to", "--push-every", "--private"},
     "evaluate": {
         *("--tokenizer", "--dataset", "--split", "--subset", "--revision", "--image-column"),
         *("--batch-size", "--device", "--dtype", "--json"),
     },
     "reconstruct": {"--tokenizer", "--output", "--device", "--dtype"},
-    "info": {"--json"},
+    "info": {"--json", "--tokenizer-revision"},
+    "push": {"--private", "--revision", "--commit-message", "--create-pr"},
+    "push-dataset": {"--private", "--revision", "--commit-message", "--create-pr"},
 }
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def lines(self) -> list[str]:
-        """What stands on stderr, line by line."""
-        return self.err.splitlines()
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
-
-    def call(*arguments: object) -> Ended:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        code = stop.value.code
-        assert code is None or isinstance(code, int)
-        return Ended(code or 0, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

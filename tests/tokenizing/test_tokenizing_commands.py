@@ -4,43 +4,16 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from small_jobs import DATASET, ROWS, make_tokenizer, save_pictures, shards_of
 
-from imagetok import cli
+from command_line import Ended, Run
 from imagetok.tokenizing import run as running
 from imagetok.tokenizing.encoding import Encoder
 from tiny_data import BROKEN, png, write_split
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Ended]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
-
-    def call(*arguments: object) -> Ended:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        code = stop.value.code
-        assert code is None or isinstance(code, int)
-        return Ended(code or 0, *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture

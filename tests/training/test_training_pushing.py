@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from command_line import Run, run_command
+from command_line import Run
 from imagetok import ImageTokenizer, hub
 from imagetok.config import RunConfig
 from imagetok.hub import Pushed
@@ -28,19 +27,7 @@ MEASURED = {hub.EVALUATION_FILE, hub.PICTURES_FILE}
 FILES = {"README.md", hub.MODEL_FILE, hub.CONFIG_FILE} | MEASURED
 
 
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process."""
-    return partial(run_command, capfd)
-
-
-@pytest.fixture(autouse=True)
-def logged_in(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
-    """The Hub, where this machine is the user `user`, and nobody waits between tries."""
-    monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
-    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-    return loopback_hub
+pytestmark = pytest.mark.usefixtures("logged_in")
 
 
 @pytest.fixture
