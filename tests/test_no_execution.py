@@ -221,6 +221,7 @@ def test_loading_encoding_decoding_and_saving_execute_nothing(workplace: Path) -
     assert not (workplace / "sprung").exists()
 
 
+@pytest.mark.slow
 def test_the_watch_over_a_process_sees_what_is_executed(workplace: Path) -> None:
     path = workplace / "pickle" / hub.MODEL_FILE
     found = executed(workplace, f"import pickle; pickle.loads(open({str(path)!r}, 'rb').read())")

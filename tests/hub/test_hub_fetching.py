@@ -543,6 +543,7 @@ def test_a_token_opens_what_is_private_and_never_reaches_the_other_origin(
 # Offline
 
 
+@pytest.mark.slow
 def test_offline_the_cache_serves_or_is_told_to_lack_it_and_no_request_is_made(
     loopback_hub: LoopbackHub, files: dict[str, bytes]
 ) -> None:

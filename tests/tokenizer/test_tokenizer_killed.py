@@ -106,7 +106,13 @@ def evaluated(tokenizer: ImageTokenizer, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("replaced", [True, False], ids=["an old one", "nothing"])
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        pytest.param(True, id="an old one"),
+        pytest.param(False, id="nothing", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     ("steps", "fewest"), [("renames", 4), pytest.param("everything", 40, marks=pytest.mark.slow)]
 )

@@ -148,6 +148,7 @@ def test_ranks_in_processes_of_their_own_write_the_same_bytes(
     assert shards_of(tmp_path / "out") == shards_of(reference)
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_job_in_words_and_the_same_command_goes_on(
     root: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
