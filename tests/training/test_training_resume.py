@@ -19,6 +19,7 @@ from imagetok.errors import (
     TrainingError,
     UnwritableFileError,
 )
+from imagetok.files import TEMPORARY_PREFIX
 from imagetok.training import checkpoint, run, train
 from imagetok.training.checkpoint import list_checkpoints
 from imagetok.training.folder import FolderLock
@@ -102,6 +103,32 @@ def test_a_run_interrupted_twice_ends_in_the_same_bytes(
         halted(config, tmp_path / "parts", halt_at, step)
     train(config, tmp_path / "parts", resume=True, progress=False)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_kill_right_after_the_last_checkpoint_leaves_nothing_that_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = run_of("ae", keep_last=2)
+    train(config, tmp_path / "whole", progress=False)
+    real = checkpoint._remove_old
+
+    def remove_old(folder: Path, keep_last: int) -> None:
+        if (folder / "step-00000010").exists():
+            raise HaltedError
+        real(folder, keep_last)
+
+    monkeypatch.setattr(checkpoint, "_remove_old", remove_old)
+    with pytest.raises(HaltedError):
+        train(config, tmp_path / "parts", progress=False)
+    monkeypatch.undo()
+    folder = tmp_path / "parts" / "checkpoints"
+    assert len(list_checkpoints(folder)) == 3
+    (folder / f"{TEMPORARY_PREFIX}x" / "half").mkdir(parents=True)
+    train(config, tmp_path / "parts", resume=True, progress=False)
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if whole[name] != parts[name] and name not in TIMED] == []
+    assert not (folder / f"{TEMPORARY_PREFIX}x").exists()
 
 
 def write_photos(folder: Path) -> None:

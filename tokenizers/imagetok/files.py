@@ -134,7 +134,7 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
 @contextmanager
 def _private_folder(parent: Path) -> Iterator[tuple[Path, int]]:
     """A locked temporary folder in `parent`, and the permissions that new files get there."""
-    _remove_abandoned(parent)
+    remove_abandoned(parent)
     folder, lock = _claim_folder(parent)
     try:
         # The lock file was created as any program's files are: reading the umask itself would
@@ -156,7 +156,8 @@ def _claim_folder(parent: Path) -> tuple[Path, int]:
             return folder, open_lock(folder)  # no locks on this file system
 
 
-def _remove_abandoned(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
+    """Remove what processes that were killed left half written in a folder."""
     for folder in parent.glob(f"{TEMPORARY_PREFIX}*"):
         try:
             lock = take_lock(folder)

@@ -26,7 +26,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from imagetok.errors import ModelFileError, UnwritableFileError
-from imagetok.files import TEMPORARY_PREFIX, atomic_path, file_sha256, naming_os_errors
+from imagetok.files import (
+    TEMPORARY_PREFIX,
+    atomic_path,
+    file_sha256,
+    naming_os_errors,
+    remove_abandoned,
+)
 from imagetok.training.snapshot import MODEL, OPTIMIZER, Snapshot, Tensors
 
 NAME = re.compile(r"step-(\d+)")
@@ -64,9 +70,19 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
             for path in sorted(temporary.iterdir())
         }
         (temporary / META).write_text(json.dumps({"files": meta}, indent=2) + "\n")
-    for old in list_checkpoints(folder)[:-keep_last]:
-        _remove(old)
+    _remove_old(folder, keep_last)
     return target
+
+
+def tidy_checkpoints(folder: Path, keep_last: int) -> None:
+    """Finish what a killed process left: a checkpoint half written, an old one not yet deleted.
+
+    Args:
+        folder: Parent of the checkpoints.
+        keep_last: Checkpoints to keep.
+    """
+    remove_abandoned(folder)
+    _remove_old(folder, keep_last)
 
 
 def read_checkpoint(path: Path) -> Snapshot:
@@ -143,6 +159,11 @@ def _offer(damaged: Path, older: Sequence[Path]) -> str:
             continue
         return f"{path.name} before it is whole: move '{damaged}' away and resume from that"
     return f"no checkpoint before it is whole: move '{damaged.parent}' away and start anew"
+
+
+def _remove_old(folder: Path, keep_last: int) -> None:
+    for old in list_checkpoints(folder)[:-keep_last]:
+        _remove(old)
 
 
 def _remove(folder: Path) -> None:

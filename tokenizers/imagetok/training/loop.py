@@ -19,7 +19,7 @@ from imagetok.config import RunConfig
 from imagetok.data import Feed, ImageRows, TrainingBatch, TrainingData, check_error_share
 from imagetok.evaluate import Evaluation, reconstruction_grid
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.checkpoint import list_checkpoints, read_checkpoint
+from imagetok.training.checkpoint import list_checkpoints, read_checkpoint, tidy_checkpoints
 from imagetok.training.describing import describe_training
 from imagetok.training.folder import CHECKPOINTS, TOKENIZER, export_tokenizer
 from imagetok.training.initialization import initialize_bottleneck
@@ -62,6 +62,8 @@ class Run:
         self.stepper = Stepper(self.settings, accelerator, model)
         if start.checkpoint is not None:
             self._restore(start.checkpoint)
+            kept = folder / CHECKPOINTS, self.settings.keep_last
+            distributed.from_main(lambda: tidy_checkpoints(*kept))
         self.writer = CheckpointWriter(folder / CHECKPOINTS, self.settings.keep_last, reporter.sync)
 
     def train_all(self) -> None:
