@@ -276,7 +276,10 @@ def test_a_process_without_a_launcher_outlives_its_shell(monkeypatch: pytest.Mon
     assert signals.pending is None
 
 
-@pytest.mark.parametrize(("behaviour", "grace", "limit"), [("steps", 60, 10), ("hangs", 2, 15)])
+@pytest.mark.parametrize(
+    ("behaviour", "grace", "limit"),
+    [("steps", 60, 10), pytest.param("hangs", 2, 15, marks=pytest.mark.slow)],
+)
 def test_two_ranks_whose_launcher_was_killed_are_gone_soon(
     tmp_path: Path, behaviour: str, grace: float, limit: float
 ) -> None:

@@ -9,7 +9,10 @@ from types import ModuleType
 import pytest
 
 
-def test_a_killed_run_ends_in_the_same_bytes(soak: ModuleType, tmp_path: Path) -> None:
+def test_a_killed_run_ends_in_the_same_bytes(
+    soak: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "RECIPE", soak.RECIPE.replace("steps: 600", "steps: 300"))
     runs = soak.TrainingSoak(tmp_path, 1, random.Random(0))
     assert runs.run_chain("killed", [True]) == []
 
