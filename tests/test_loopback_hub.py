@@ -22,8 +22,6 @@ from huggingface_hub import (
     CommitOperationCopy,
     CommitOperationDelete,
     HfApi,
-    RepoFile,
-    RepoFolder,
     get_session,
     hf_hub_download,
     snapshot_download,
@@ -36,6 +34,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from loopback_hub import CDN, HUB, LoopbackHub, User
 
