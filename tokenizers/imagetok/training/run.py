@@ -84,13 +84,13 @@ def train(
     plan_run(config)  # whatever cannot be built is refused before anything is read or written
     accelerator = build_accelerator(config.train)
     distributed.from_main(lambda: check_trackers(config.train.trackers))
-    distributed.from_main(lambda: prepare_push(push))
     with closing(FolderLock(folder)) as lock:
         patience = PATIENCE if resume else 0.0
         distributed.from_main(lambda: lock.take(patience))
         start = distributed.from_main(lambda: find_start(folder, config, resume))
         if start.finished is not None:
             return _result(folder, start.finished, push, was_finished=True)
+        distributed.from_main(lambda: prepare_push(push))
 
         def begin(fingerprint: str) -> None:
             make_folder(folder)
