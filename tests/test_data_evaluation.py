@@ -9,7 +9,7 @@ import pytest
 
 from imagetok.data import ImageRows, open_evaluation
 from imagetok.data import evaluation as module
-from imagetok.errors import DataError, UnwritableFileError
+from imagetok.errors import DataError, ImageFileError, UnwritableFileError
 from imagetok.images import Preprocessor
 from tiny_data import KINDS, data_config, write_split
 
@@ -53,9 +53,16 @@ def test_streamed_rows_are_those_of_a_conversion(tmp_path: Path, cache: Path, ki
         assert streamed.fingerprint == converted.fingerprint
 
 
-def test_builtin_and_saved_datasets_are_opened_where_they_lie(tmp_path: Path, cache: Path) -> None:
-    saved = write_split(tmp_path / "saved", "saved", [range(5)])
-    assert levels_in(opened(saved, cache, "train[2:]")) == [2, 3, 4]
+@pytest.mark.parametrize("kind", ["saved", "pictures", "classes", "metadata"])
+def test_what_needs_no_conversion_is_opened_where_it_lies(
+    tmp_path: Path, cache: Path, kind: str
+) -> None:
+    folder = write_split(tmp_path / "set", kind, [range(5)])
+    assert levels_in(opened(folder, cache, "train[2:]")) == [2, 3, 4]
+    assert not (cache / "imagetok").exists()
+
+
+def test_builtin_datasets_are_opened_as_they_are(cache: Path) -> None:
     drawn = opened("builtin:shapes?size=8&count=4", cache)
     assert (
         drawn.fingerprint
@@ -118,17 +125,23 @@ def test_a_changed_split_is_read_anew(folder: Path, cache: Path) -> None:
 
 
 def test_kept_pictures_outlive_their_files(tmp_path: Path, cache: Path) -> None:
-    rows = opened(write_both(tmp_path / "set", "pictures"), cache)
-    for picture in (tmp_path / "set").rglob("*.png"):
-        picture.unlink()
+    rows = opened(write_both(tmp_path / "set", "zip"), cache)
+    for archive in (tmp_path / "set").iterdir():
+        archive.unlink()
     assert levels_in(rows) == list(range(10, 20))
 
 
-def test_an_unreadable_picture_is_met_when_it_is_read(tmp_path: Path, cache: Path) -> None:
-    folder = write_split(tmp_path / "set", "pictures", [range(3)], "test", broken=[1])
+@pytest.mark.parametrize("kind", ["pictures", "zip"])
+def test_an_unreadable_picture_is_met_when_it_is_read(
+    tmp_path: Path, cache: Path, kind: str
+) -> None:
+    folder = write_split(tmp_path / "set", kind, [range(3)], "test", broken=[1])
     rows = opened(folder, cache)
     assert len(rows) == 3
-    assert rows.picture(1)["bytes"] == b"no picture"
+    small = Preprocessor((8, 8))
+    assert [int(small(rows.picture(row))[0, 0, 0, 0]) for row in (0, 2)] == [0, 2]
+    with pytest.raises(ImageFileError):
+        small(rows.picture(1))
 
 
 @pytest.mark.parametrize("split", ["validation", "test[", "test[a:b]", "Test"])

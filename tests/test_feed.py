@@ -530,7 +530,7 @@ def test_workers_block_signals_from_the_first_on_and_end_with_a_killed_trainer(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize("kind", ["parquet", "webdataset", "pictures"])
 @pytest.mark.parametrize("streaming", MODES)
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, streaming: bool, kind: str) -> None:
     """The window of 512 pictures is full after the first of 200 steps of 8 pictures."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 from imagetok.config import RunConfig
 from tiny_runs import tiny_run
 
-KINDS = ("pictures", "classes", "metadata", "parquet", "arrow", "webdataset", "saved")
+KINDS = ("pictures", "classes", "metadata", "zip", "parquet", "arrow", "webdataset", "saved")
 """Forms of folders."""
 
 BROKEN = b"no picture"
@@ -94,6 +95,10 @@ def write_split(
                 samples[f"{level:03d}.png"] = content(level, broken)
                 samples[f"{level:03d}.cls"] = str(level).encode()
             write_tar(place / f"{name}.tar", samples)
+        elif kind == "zip":
+            with zipfile.ZipFile(place / f"{name}.zip", "w") as archive:
+                for level in levels:
+                    archive.writestr(f"{level:03d}.png", content(level, broken))
     if kind == "saved":
         whole = rows_of((level for levels in parts for level in levels), broken)
         whole.save_to_disk(folder)

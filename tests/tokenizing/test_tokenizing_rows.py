@@ -166,6 +166,46 @@ def test_a_missing_file_is_reported_by_its_name_in_the_dataset(job: RunJob, tmp_
     assert line["reason"] == "'sub/a.png' cannot be read: No such file or directory"
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_in_an_archive_are_told_by_archive_and_name(
+    job: RunJob, tmp_path: Path, streaming: bool
+) -> None:
+    folder = write_split(tmp_path / "in", "zip", [range(4)], broken=[1])
+    archive = folder / "train-00000.zip"
+    content = bytearray(archive.read_bytes())
+    content[content.index(b"002.png") + 20] ^= 255
+    archive.write_bytes(content)
+    same = write_split(tmp_path / "same", "pictures", [range(4)])
+    job(tmp_path / "out", dataset=str(folder), max_error_rate=0.5, streaming=streaming)
+    job(tmp_path / "plain", dataset=str(same))
+    expected = {row["row"]: row["ids"] for row in rows_in(tmp_path / "plain")}
+    found = {row["row"]: row["ids"] for row in rows_in(tmp_path / "out")}
+    assert found == {row: expected[row] for row in (0, 3)}
+    broken, damaged = errors_in(tmp_path / "out")
+    assert (broken["row"], broken["key"]) == (1, "train-00000.zip/001.png")
+    assert "of no format that is read" in broken["reason"]
+    assert (damaged["row"], damaged["key"]) == (2, "train-00000.zip/002.png")
+    assert damaged["reason"].startswith(
+        "the file 'train-00000.zip/002.png' cannot be read from its archive: "
+    )
+    assert str(tmp_path) not in str([broken, damaged])
+
+
+def test_an_address_in_a_row_is_refused_and_not_opened(
+    job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.utils.file_utils.xopen", None)
+    address = {"bytes": None, "path": "http://127.0.0.1:9/secret/1.png"}
+    schema = Features({"image": datasets.Image()}).arrow_schema
+    (tmp_path / "in").mkdir()
+    pictures = [{"bytes": png(0), "path": None}, address]
+    pq.write_table(pa.table({"image": pictures}, schema=schema), tmp_path / "in" / "a.parquet")
+    job(tmp_path / "out", dataset=str(tmp_path / "in"), max_error_rate=0.5)
+    (line,) = errors_in(tmp_path / "out")
+    assert (line["row"], line["key"]) == (1, "1.png")
+    assert "URLs are never opened" in line["reason"]
+
+
 def test_too_many_refused_rows_fail_with_how_many_and_where(job: RunJob, tmp_path: Path) -> None:
     source = save_pictures(tmp_path / "in", [png(0), BROKEN, png(2)])
     with pytest.raises(TokenizingError, match=r"1 of 3 rows were refused.*errors"):

@@ -198,16 +198,18 @@ def test_each_signal_ends_a_process_with_its_code_and_later_ones_break_nothing(
 ) -> None:
     script = tmp_path / "saves.py"
     script.write_text(SAVES_UNTIL_TOLD)
-    runs = [
-        subprocess.Popen(
-            [sys.executable, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in SIGNALS
-    ]
+    faults = tmp_path / "faults.txt"
+    with faults.open("w") as stderr:
+        runs = [
+            subprocess.Popen(
+                [sys.executable, str(script)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+            for _ in SIGNALS
+        ]
     try:
         for run, signum in zip(runs, SIGNALS, strict=True):
             assert run.stdin is not None
@@ -225,6 +227,7 @@ def test_each_signal_ends_a_process_with_its_code_and_later_ones_break_nothing(
             print(file=run.stdin, flush=True)
             assert run.wait(30) == 128 + signum
             assert run.stdout.read() == ""
+        assert "Traceback" not in faults.read_text()
     finally:
         for run in runs:
             run.kill()

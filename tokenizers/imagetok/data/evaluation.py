@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import datasets
 from datasets import Dataset, IterableDataset
@@ -19,9 +20,10 @@ from datasets.arrow_writer import ArrowWriter
 
 from imagetok.config import RunConfig
 from imagetok.data.builtins import PREFIX
+from imagetok.data.files import read_file
 from imagetok.data.rows import ImageRows, as_picture, open_images, undecoded
 from imagetok.data.sources import Source, find_place, reading, split_ranges, take_split
-from imagetok.data.streams import FileStreams, read_file
+from imagetok.data.streams import FileStreams
 from imagetok.files import atomic_path, naming_os_errors
 
 _LENGTHS = (2**50, 2**51)
@@ -44,7 +46,8 @@ def open_evaluation(config: RunConfig, cache_dir: str | Path | None = None) -> I
     place = None
     if data.streaming and not data.name.startswith(PREFIX):
         place = find_place(data.name, data.subset, data.revision)
-    if place is None or place.is_saved:
+    cache = None if cache_dir is None else str(cache_dir)
+    if place is None or place.is_ready(cache):
         return open_images(
             data.name,
             data.evaluation_split,
@@ -54,7 +57,7 @@ def open_evaluation(config: RunConfig, cache_dir: str | Path | None = None) -> I
             cache_dir=cache_dir,
         )
     folder = Path(datasets.config.HF_DATASETS_CACHE if cache_dir is None else cache_dir)
-    streams = FileStreams(data.name, place, None if cache_dir is None else str(cache_dir))
+    streams = FileStreams(data.name, place, cache)
     needed = _needed_rows(data.name, data.evaluation_split, streams.splits)
     column = streams.find_column(next(iter(needed)), data.image_column)
     kept = {
@@ -114,5 +117,5 @@ def _whole(value: Any) -> Any:
         return value
     try:
         return {"bytes": read_file(picture["path"]), "path": picture["path"]}
-    except (OSError, ValueError):
+    except (OSError, ValueError, BadZipFile):
         return picture

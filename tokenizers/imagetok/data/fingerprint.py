@@ -21,11 +21,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
+from imagetok.data.files import file_size, read_file
 from imagetok.data.order import fixed_rows
 
 NUM_SAMPLES = 64
@@ -139,8 +141,8 @@ def _file_sizes(values: pa.ChunkedArray) -> list[int | None]:
 
 def _file_size(path: str | None) -> int | None:
     try:
-        return None if path is None else os.stat(path).st_size
-    except OSError:
+        return None if path is None else file_size(path)
+    except (OSError, BadZipFile):
         return None
 
 
@@ -151,7 +153,6 @@ def _file_bytes(value: Any) -> bytes | None:
         content: bytes | None = value["bytes"]
         return content
     try:
-        with open(value["path"], "rb") as file:
-            return file.read()
-    except OSError:
+        return read_file(value["path"])
+    except (OSError, BadZipFile):
         return None

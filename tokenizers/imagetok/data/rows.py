@@ -16,8 +16,9 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from datasets.features.features import FeatureType
 
 from imagetok.data.builtins import PREFIX, builtin_source
+from imagetok.data.files import lies_apart, read_file
 from imagetok.data.fingerprint import content_fingerprint
-from imagetok.data.sources import file_or_hub_source, take_split
+from imagetok.data.sources import file_or_hub_source, reading, take_split
 from imagetok.errors import DataError
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
@@ -26,6 +27,23 @@ Rows = TypeVar("Rows", Dataset, IterableDataset)
 def as_picture(value: Any) -> dict[str, Any] | None:
     """A value of an image column as `{"bytes": ..., "path": ...}`; None where it is null."""
     return value if value is None or isinstance(value, dict) else {"bytes": value, "path": None}
+
+
+def with_bytes(picture: dict[str, Any], name: str) -> dict[str, Any]:
+    """A picture with its bytes, where its file is in an archive or on the Hub.
+
+    Args:
+        picture: `{"bytes": ..., "path": ...}`.
+        name: What messages call its row.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    path = picture["path"]
+    if picture["bytes"] is not None or path is None or not lies_apart(path):
+        return picture
+    with reading(f"{name}, file '{path}' cannot be read"):
+        return {"bytes": read_file(path), "path": path}
 
 
 @dataclass(frozen=True)
@@ -64,12 +82,12 @@ class ImageRows:
         """The picture of a row as `{"bytes": ..., "path": ...}`, for `read_picture`.
 
         Raises:
-            DataError: There is no such row, or it has no picture.
+            DataError: There is no such row, it has no picture, or its archive cannot be read.
         """
         picture = as_picture(self._pictures[self._check(row)][self.image_column])
         if picture is None:
             raise DataError(f"{self.describe(row)} has no picture: its value is null")
-        return picture
+        return with_bytes(picture, self.describe(row))
 
     def row(self, index: int) -> dict[str, Any]:
         """All columns of a row, nothing decoded; errors as in `picture`."""
@@ -103,9 +121,9 @@ def open_images(
     Args:
         name: `builtin:shapes` or `builtin:digits`, with options as in
             `builtin:shapes?size=128&count=500`; a folder of pictures, with or without folders for
-            classes and splits; a parquet, arrow or tar (WebDataset) file or a folder of such; a
-            folder written by `save_to_disk`; or a dataset on the Hub. Where a folder has no splits,
-            all of it is `train`.
+            classes and splits, or of zip archives of them; a parquet, arrow or tar (WebDataset)
+            file or a folder of such; a folder written by `save_to_disk`; or a dataset on the Hub.
+            Where a folder has no splits, all of it is `train`.
         split: A split, a slice (`train[:100]`, `train[90%:]`), or a sum of these with `+`.
         subset: Configuration name of a dataset that has several.
         revision: Commit, branch or tag of a dataset on the Hub.

@@ -25,12 +25,14 @@ from datasets import (
     load_from_disk,
 )
 
+from imagetok.data.apart import has_many_files, kind_apart, kind_of, load_apart
 from imagetok.errors import DataError, ImagetokError
 from imagetok.hub.cache import is_commit
 
 FORMS = (
-    "a folder of pictures or of parquet, arrow or tar (WebDataset) files, one such file, a folder "
-    "written by save_to_disk, the name of a dataset on the Hub, builtin:shapes or builtin:digits"
+    "a folder of pictures, of zip archives of pictures, or of parquet, arrow or tar (WebDataset) "
+    "files, one such file, a folder written by save_to_disk, the name of a dataset on the Hub, "
+    "builtin:shapes or builtin:digits"
 )
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 """What `datasets` calls the kinds of files that hold rows, by the ends of their names."""
@@ -107,12 +109,35 @@ class Place:
             DataError: They cannot be read.
         """
         with reading(self.failure):
+            if self._has_many_files:
+                return load_apart(self.arguments, cache_dir)
             if not self.is_saved:
                 return load_dataset(**self.arguments, cache_dir=cache_dir)
             saved = load_from_disk(str(self.root))
             if isinstance(saved, DatasetDict):
                 return saved
             return DatasetDict({_split_of(saved): saved})
+
+    def kind(self, cache_dir: str | None) -> str:
+        """How the pictures lie: `saved`, in `files`, in `archives` of files, or in files of `rows`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        if self.is_saved:
+            return "saved"
+        if self._has_many_files:
+            with reading(self.failure):
+                return kind_apart(self.arguments, cache_dir)
+        return kind_of(self.builder(cache_dir))
+
+    def is_ready(self, cache_dir: str | None) -> bool:
+        """Whether its rows are read one by one with no picture copied: saved, or in files here.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return self.root is not None and self.kind(cache_dir) in ("saved", "files")
 
     def builder(self, cache_dir: str | None, **options: object) -> DatasetBuilder:
         """What streams the splits of a dataset that was not written by `save_to_disk`.
@@ -122,6 +147,10 @@ class Place:
         """
         with reading(self.failure):
             return load_dataset_builder(**self.arguments, **options, cache_dir=cache_dir)
+
+    @property
+    def _has_many_files(self) -> bool:
+        return self.root is not None and not self.is_saved and has_many_files(self.root)
 
 
 def take_split(source: Source, name: str, split: str) -> tuple[Dataset, str | None]:

@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Features, IterableDataset
-from datasets.utils.file_utils import xopen
 
 from imagetok.data.builtins import PREFIX
 from imagetok.data.fingerprint import files_fingerprint
-from imagetok.data.rows import find_column, open_images, undecoded
+from imagetok.data.rows import find_column, open_images, undecoded, with_bytes
 from imagetok.data.sources import Place, find_place, reading
 from imagetok.data.units import Picture, ReadyRows, Units, stream_units
 from imagetok.errors import DataError
@@ -28,13 +27,6 @@ UNIT_SIZE = 2**32
 def locate_row(identity: int) -> tuple[int, int]:
     """The unit and the row in it of an identity."""
     return divmod(identity, UNIT_SIZE)
-
-
-def read_file(path: str) -> bytes:
-    """The content of a file here, in an archive or on the Hub, tried again where a server fails."""
-    with xopen(path, "rb") as file:
-        content: bytes = file.read()
-    return content
 
 
 @dataclass(frozen=True)
@@ -83,11 +75,7 @@ class PictureStream:
         """
         if picture is None:
             raise DataError(f"{name} has no picture: its value is null")
-        path = picture["path"]
-        if picture["bytes"] is not None or path is None or "://" not in path:
-            return picture
-        with reading(f"{name}, file '{path}' cannot be read"):
-            return {"bytes": read_file(path), "path": path}
+        return with_bytes(picture, name)
 
     def describe(self, unit: int, row: int) -> str:
         """What messages call a row: its number, file, split and dataset."""
@@ -107,8 +95,9 @@ def open_stream(
 
     Args:
         name: As in `open_images`.
-        split: A split. Of a built-in dataset and of one written by `save_to_disk`, which are not
-            converted anyway, slices and sums are taken too.
+        split: A split. Of what is not converted anyway, which are built-in datasets, those written
+            by `save_to_disk` and pictures that lie here in files of their own, slices and sums are
+            taken too.
         subset: Configuration name of a dataset that has several.
         revision: Commit, branch or tag of a dataset on the Hub.
         image_column: Column of the pictures; None finds the only one with an Image feature.
@@ -119,7 +108,8 @@ def open_stream(
             that can.
     """
     place = None if name.startswith(PREFIX) else find_place(name, subset, revision)
-    if place is None or place.is_saved:
+    cache = None if cache_dir is None else str(cache_dir)
+    if place is None or place.is_ready(cache):
         rows = open_images(
             name,
             split,
@@ -130,7 +120,7 @@ def open_stream(
         )
         ready = ReadyRows(rows.dataset.select_columns([rows.image_column]), rows.image_column)
         return PictureStream(name, split, ready, rows.fingerprint)
-    files = FileStreams(name, place, None if cache_dir is None else str(cache_dir))
+    files = FileStreams(name, place, cache)
     if split not in files.splits:
         raise DataError(
             f"'{name}' has no split '{split}' that could be streamed; its splits are: "

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
-
 from imagetok.data import open_images
 from imagetok.data.builtins import PREFIX
 from imagetok.data.sources import find_place
@@ -66,18 +64,16 @@ def open_input(choice: InputChoice, cache_dir: str | None = None) -> Input:
     place = None
     if not choice.name.startswith(PREFIX):
         place = find_place(choice.name, choice.subset, choice.revision).pin(cache_dir)
-    if choice.streaming and place is not None and not place.is_saved:
-        builder = place.builder(cache_dir)
-        if not isinstance(builder, ImageFolder):
-            return open_files(
-                choice.name,
-                place,
-                choice.split,
-                image_column=choice.image_column,
-                keep=choice.keep,
-                limit=choice.limit,
-                cache_dir=cache_dir,
-            )
+    if choice.streaming and place is not None and place.kind(cache_dir) == "rows":
+        return open_files(
+            choice.name,
+            place,
+            choice.split,
+            image_column=choice.image_column,
+            keep=choice.keep,
+            limit=choice.limit,
+            cache_dir=cache_dir,
+        )
     revision = choice.revision if place is None else place.revision
     rows = open_images(
         choice.name,

@@ -14,12 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imagetok.errors import ImagetokError, ImageValueError
+from imagetok.errors import ImageFileError, ImagetokError, ImageValueError
 from imagetok.images import Preprocessor, center_box, read_picture, resize
 from imagetok.tokenizing.ending import TokenizingError
 
@@ -84,13 +85,13 @@ class Preparation:
             return Refused(None, "there is no picture: the value is null")
         path = picture["path"]
         key = relative_name(path, self.root) if path else None
-        if picture["bytes"] is None and "://" in path:
-            picture = {"bytes": _fetch(path), "path": path}
-            if picture["bytes"] is None:
-                return Refused(key, f"the file '{key}' is missing")
         try:
+            if picture["bytes"] is None and "://" in path:
+                picture = {"bytes": _fetch(path, f"the file '{key}'"), "path": path}
             pixels = read_picture(picture, self.preprocessor.channels, self.preprocessor.background)
             return Prepared(self._fit(pixels).numpy(), (pixels.shape[1], pixels.shape[2]))
+        except TokenizingError:
+            raise
         except ImagetokError as error:
             text = str(error).replace(path, str(key)) if path else str(error)
             fault = error.__context__
@@ -107,7 +108,13 @@ class Preparation:
 
 
 def relative_name(path: str, root: Path | None) -> str:
-    """A path as it is told: below the dataset's folder or repository, or its last part."""
+    """A path as it is told: below the dataset's folder or repository, or its last part.
+
+    A file in an archive is told as if that were a folder: `data/train.zip/a/1.png`.
+    """
+    if "::" in path and "://" in path:
+        file, _, archive = path.partition("::")
+        return f"{relative_name(archive, root)}/{file.partition('://')[2]}"
     if "://" in path:
         inside = _REPOSITORY.sub("", path)
         return path.rpartition("/")[2] if inside == path else inside
@@ -129,19 +136,24 @@ def _trim(pixels: Tensor, factors: tuple[int, int]) -> Tensor:
     return pixels[:, top : top + rows * factors[0], left : left + columns * factors[1]].contiguous()
 
 
-def _fetch(address: str) -> bytes | None:
-    """The content of a file on the Hub; None where there is none.
+def _fetch(address: str, name: str) -> bytes | None:
+    """The content of a file in an archive or on the Hub; None leaves other addresses to refusal.
 
     Raises:
-        TokenizingError: It cannot be fetched.
+        ImageFileError: It is missing or damaged; `name` is what the message calls it.
+        TokenizingError: It cannot be fetched for now.
     """
     # Here, because a loading process imports this module, and few need `datasets`.
-    from imagetok.data.streams import read_file
+    from imagetok.data.files import lies_apart, read_file
 
+    if not lies_apart(address):
+        return None
     try:
         return read_file(address)
     except FileNotFoundError:
-        return None
+        raise ImageFileError(f"{name} is missing") from None
+    except BadZipFile as error:
+        raise ImageFileError(f"{name} cannot be read from its archive: {error}") from None
     except Exception as error:  # fsspec, httpx and the Hub's client all raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise TokenizingError(f"'{address}' cannot be fetched: {reason}") from None

@@ -1,0 +1,101 @@
+"""Picture files that are no plain files on this machine: in archives, and on the Hub.
+
+`datasets` names a file in an archive by a chain: `zip://a/1.png::/data/train.zip`. Chains that end
+here or on the Hub are followed, and no other address that a row may hold is ever opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+_ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")
+_ZIP = "zip://"
+_HUB = "hf://"
+_OPEN_ARCHIVES = 8
+
+MAX_UNPACKED = 2**30
+"""Bytes of a file in an archive: a picture has fewer, and a few bytes can be packed to unpack to
+any number.
+"""
+
+
+def lies_apart(path: str) -> bool:
+    """Whether a path leads into an archive, here or on the Hub, or to a file on the Hub."""
+    *hops, last = path.split("::")
+    if not all(hop.startswith(_ARCHIVES) for hop in hops):
+        return False
+    return last.startswith(_HUB) or (bool(hops) and "://" not in last)
+
+
+def read_file(path: str) -> bytes:
+    """The content of a file here, in an archive or on the Hub, tried again where a server fails.
+
+    Raises:
+        BadZipFile: The zip archive here that it is in does not have it, or not whole.
+        OSError: It is missing or cannot be read; the Hub's client raises errors of its own too.
+    """
+    member, archive = _split_zip(path)
+    if member is not None:
+        with _opened(archive) as opened:
+            size = opened.getinfo(member).file_size
+            if size > MAX_UNPACKED:
+                raise zipfile.BadZipFile(f"unpacked it has {size} bytes, more than {MAX_UNPACKED}")
+            return opened.read(member)
+    if "://" in path and not lies_apart(path):
+        raise OSError(errno.EINVAL, "only archives and the Hub are followed", path)
+    from datasets.utils.file_utils import xopen
+
+    with xopen(path, "rb") as file:
+        content: bytes = file.read()
+    return content
+
+
+def file_size(path: str) -> int:
+    """Bytes of a file here or in a zip archive here, which is not read.
+
+    Raises:
+        BadZipFile: As in `read_file`.
+        OSError: It is missing.
+    """
+    member, archive = _split_zip(path)
+    if member is None:
+        return os.stat(path).st_size
+    with _opened(archive) as opened:
+        return opened.getinfo(member).file_size
+
+
+def _split_zip(path: str) -> tuple[str | None, str]:
+    """The member and the archive, of a path into a zip archive on this machine."""
+    member, _, archive = path.partition("::")
+    if member.startswith(_ZIP) and archive and "://" not in archive:
+        return member.removeprefix(_ZIP), archive
+    return None, path
+
+
+@contextmanager
+def _opened(archive: str) -> Iterator[zipfile.ZipFile]:
+    """An archive, of whose faults each is a `BadZipFile`."""
+    status = os.stat(archive)
+    try:
+        yield _open_archive(archive, os.getpid(), status.st_mtime_ns, status.st_size)
+    except KeyError:
+        raise zipfile.BadZipFile("there is no such file in it") from None
+    except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        # RuntimeError is an encrypted file, NotImplementedError an unknown kind of compression.
+        raise zipfile.BadZipFile(str(error) or type(error).__name__) from None
+
+
+@lru_cache(_OPEN_ARCHIVES)
+def _open_archive(path: str, _process: int, _changed: int, _size: int) -> zipfile.ZipFile:
+    """An archive that stays open: its list of files is read once, not for every picture.
+
+    One that has changed is opened anew, and so it is in another process, which would share its
+    position in the file.
+    """
+    return zipfile.ZipFile(path)
