@@ -23,7 +23,7 @@ from imagetok.errors import (
     ModelFileError,
     UnwritableFileError,
 )
-from imagetok.hub import load_tensors, read_header, save_tensors, tensors_digest
+from imagetok.hub import content_digest, load_tensors, read_header, save_tensors, tensors_digest
 
 TENSORS = {
     "weight": torch.arange(12.0).reshape(3, 4) / 7,
@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def load(path: Path) -> dict[str, Tensor]:
-    return load_tensors(path, read_header(path)["sha256"])
+    return load_tensors(path, read_header(path))
 
 
 def raw_bytes(tensor: Tensor) -> list[int]:
@@ -107,7 +107,8 @@ def test_equal_tensors_give_equal_bytes_in_any_order(path: Path) -> None:
 
 def test_the_metadata_is_one_key_of_canonical_json(path: Path) -> None:
     save_tensors(path, TENSORS, {"b": 1, "a": [2]})
-    header = {"a": [2], "b": 1, "sha256": tensors_digest(TENSORS)}
+    said = {"a": [2], "b": 1}
+    header = {**said, "sha256": content_digest(TENSORS, said)}
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {
             "imagetok": json.dumps(header, sort_keys=True, separators=(",", ":"))
@@ -219,7 +220,8 @@ def test_every_flipped_byte_of_the_tensors_is_caught(path: Path) -> None:
 def test_a_flipped_byte_of_the_header_is_caught_and_no_foreign_error_leaks(
     path: Path, mask: int
 ) -> None:
-    save_tensors(path, TENSORS, {})
+    said = {"config": {"sides": [64, 64], "scale": 0.25, "name": "conv"}}
+    save_tensors(path, TENSORS, said)
     good = path.read_bytes()
     for place in range(len(good) - sum(tensor.nbytes for tensor in TENSORS.values())):
         path.write_bytes(good[:place] + bytes([good[place] ^ mask]) + good[place + 1 :])
@@ -229,6 +231,7 @@ def test_a_flipped_byte_of_the_header_is_caught_and_no_foreign_error_leaks(
             continue
         # White space and upper case of \u escapes may change and mean the same.
         assert tensors_digest(found) == tensors_digest(TENSORS)
+        assert read_header(path)["config"] == said["config"]
 
 
 def test_a_safetensors_file_of_another_program_is_refused(path: Path) -> None:
@@ -247,14 +250,14 @@ def test_a_header_without_a_digest_is_refused(path: Path, text: str) -> None:
 def test_another_digest_than_the_tensors_is_refused(path: Path) -> None:
     save_tensors(path, TENSORS, {})
     with pytest.raises(ModelFileError, match="not those that were saved"):
-        load_tensors(path, "0" * 64)
+        load_tensors(path, {"sha256": "0" * 64})
 
 
 @pytest.mark.parametrize("tensor", [torch.tensor([1.0, float("nan")]), torch.zeros(2).double()])
 def test_tensors_that_no_save_writes_are_refused_by_name_even_with_a_right_digest(
     path: Path, tensor: Tensor
 ) -> None:
-    text = json.dumps({"sha256": tensors_digest({"odd": tensor})})
+    text = json.dumps({"sha256": content_digest({"odd": tensor}, {})})
     save_file({"odd": tensor}, path, metadata={"imagetok": text})
     with pytest.raises(ModelFileError, match=r"file\.safetensors': tensor 'odd' has"):
         load(path)

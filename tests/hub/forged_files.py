@@ -52,7 +52,7 @@ class Forgery:
         """The file with its tensors changed in place, and the digest of those."""
         tensors = load(bytes(self))
         change(tensors)
-        header = {**self.header, "sha256": hub.tensors_digest(tensors)}
+        header = {**self.header, "sha256": hub.content_digest(tensors, self.header)}
         return save(tensors, {KEY: json.dumps(header)})
 
     def with_text(self, text: str) -> bytes:

@@ -131,6 +131,19 @@ def test_wrong_tensors_are_named_even_with_a_right_digest(
     assert re.search(message, refusal(write(tmp_path, content)))
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [("preprocessing", "resize", "bilinear"), ("preprocessing", "background", [255, 255, 254])],
+)
+def test_another_config_than_was_saved_is_refused_though_it_is_valid(
+    good: Forgery, tmp_path: Path, part: str, key: str, value: object
+) -> None:
+    """The ids of every picture could be others, and nothing else would show it."""
+    forged = good.changed(lambda header: header["config"][part].update({key: value}))
+    assert forged.header != good.header
+    assert "sha256 differs" in refusal(write(tmp_path, forged))
+
+
 def test_other_values_than_were_saved_are_refused(good: Forgery, tmp_path: Path) -> None:
     for place in range(0, len(good.data), 97):
         data = bytearray(good.data)

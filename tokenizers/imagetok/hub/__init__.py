@@ -24,7 +24,13 @@ from imagetok.hub.folder import (
     save_model,
 )
 from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
-from imagetok.hub.tensorfile import load_tensors, read_header, save_tensors, tensors_digest
+from imagetok.hub.tensorfile import (
+    content_digest,
+    load_tensors,
+    read_header,
+    save_tensors,
+    tensors_digest,
+)
 
 if TYPE_CHECKING:
     from imagetok.hub.fetching import RemoteModel, is_repo_id, load_remote_model, read_subfolder
@@ -63,6 +69,7 @@ __all__ = [
     "RemoteModel",
     "Snapshot",
     "carry_evaluation",
+    "content_digest",
     "fetch_dataset",
     "is_repo_id",
     "load_model",

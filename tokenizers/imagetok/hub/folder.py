@@ -1,7 +1,7 @@
 """A tokenizer's folder: config and tensors to files, and back.
 
     model.safetensors      the whole tokenizer: tensors, and a header with config, format version
-                           and digest of the tensors
+                           and a digest of all three
     config.json            copy of the config, for people and for the Hub
     evaluation.json        figures; names the sha256 of the model.safetensors they were measured on
     reconstructions.png    pictures by the same weights
@@ -111,9 +111,9 @@ def load_model(
     folder = Path(folder)
     path = folder / MODEL_FILE
     state = _file_state(path)
-    config, digest = read_config(path)
+    config, header = read_config(path)
     _check_copy(folder / CONFIG_FILE, config, exact_copy)
-    tensors = load_tensors(path, digest, None if expect is None else expect(config))
+    tensors = load_tensors(path, header, None if expect is None else expect(config))
     sha256 = file_sha256(path)
     if _file_state(path) != state:
         raise ModelFileError(f"'{path}' was replaced while it was read; load it again")
@@ -187,8 +187,8 @@ def _file_state(path: Path) -> tuple[int, int, int]:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def read_config(path: Path) -> tuple[TokenizerConfig, str]:
-    """The config and the tensors' digest from the header of a model.safetensors.
+def read_config(path: Path) -> tuple[TokenizerConfig, dict[str, Any]]:
+    """The config in the header of a model.safetensors, and the whole header.
 
     Raises:
         ModelFileError: The header is damaged, of another program or of a newer version.
@@ -208,7 +208,7 @@ def read_config(path: Path) -> tuple[TokenizerConfig, str]:
             f"{FORMAT_VERSION}"
         )
     try:
-        return TokenizerConfig.from_dict(header["config"]), header["sha256"]
+        return TokenizerConfig.from_dict(header["config"]), header
     except ConfigError as error:
         raise ModelFileError(f"'{path}': {error}") from None
 

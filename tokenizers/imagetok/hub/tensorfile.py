@@ -2,7 +2,7 @@
 
 The header's only metadata key is `imagetok` (safetensors writes several keys in random order, so
 that equal files would differ): canonical JSON of what the caller records and of `sha256`, a digest
-over the tensors. Floating tensors are kept in float32, all values finite.
+over that and the tensors. Floating tensors are kept in float32, all values finite.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from imagetok.errors import (
 )
 from imagetok.files import atomic_path, naming_os_errors
 
-_METADATA_KEY = "imagetok"
+_METADATA_KEY, _DIGEST_KEY = "imagetok", "sha256"
 _FOREIGN = {  # first bytes of what is found under the name of a safetensors file
     b"PK": "it is a zip archive such as torch.save writes, and pickles are never loaded",
     b"\x80": "it is a pickle, and pickles are never loaded",
@@ -62,6 +62,16 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def content_digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """A sha256 in hexadecimal over a header's JSON-like values, but its own, and the tensors."""
+    values = {key: value for key, value in header.items() if key != _DIGEST_KEY}
+    return hashlib.sha256(f"{_canonical(values)}\n{tensors_digest(tensors)}".encode()).hexdigest()
+
+
+def _canonical(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], header: Mapping[str, Any]
 ) -> None:
@@ -80,8 +90,7 @@ def save_tensors(
     """
     path = Path(path)
     saved = _prepare(tensors)
-    values = {**header, "sha256": tensors_digest(saved)}
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = _canonical({**header, _DIGEST_KEY: content_digest(saved, header)})
     with naming_os_errors("create", path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
@@ -133,7 +142,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         header = _parse(path, metadata[_METADATA_KEY])
     except (ValueError, RecursionError):
         header = None
-    if not isinstance(header, dict) or not isinstance(header.get("sha256"), str):
+    if not isinstance(header, dict) or not isinstance(header.get(_DIGEST_KEY), str):
         raise ModelFileError(
             f"'{os.fspath(path)}': the metadata '{_METADATA_KEY}' is no JSON object with a sha256"
         )
@@ -171,14 +180,14 @@ def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int,
 
 def load_tensors(
     path: str | os.PathLike[str],
-    sha256: str,
+    header: Mapping[str, Any],
     expected: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Read and check the tensors.
 
     Args:
         path: A file of `save_tensors`.
-        sha256: The digest in its header.
+        header: What `read_header` gives.
         expected: Tensors of the names, shapes and dtypes that must be there, and no others; they
             need no values. Compared before anything is allocated.
 
@@ -186,8 +195,8 @@ def load_tensors(
         Tensors on the CPU, in memory of their own: overwriting the file does not change them.
 
     Raises:
-        ModelFileError: The file is missing or damaged, its tensors are not those expected, or a
-            tensor holds NaN or infinity.
+        ModelFileError: The file is missing or damaged, its tensors are not those expected, a tensor
+            holds NaN or infinity, or header and tensors were not saved together.
     """
     # safetensors maps the file after it has checked that the header covers it exactly.
     with _naming_faults(path), safe_open(path, framework="pt") as file:
@@ -198,10 +207,10 @@ def load_tensors(
     for name, tensor in tensors.items():
         if fault := _fault(tensor):
             raise ModelFileError(f"'{os.fspath(path)}': tensor '{printable(name)}' {fault}")
-    if tensors_digest(tensors) != sha256:
+    if content_digest(tensors, header) != header[_DIGEST_KEY]:
         raise ModelFileError(
-            f"'{os.fspath(path)}': the tensors are not those that were saved (their sha256 differs "
-            "from the header's); the file is damaged, fetch or save it again"
+            f"'{os.fspath(path)}': the config or the tensors are not those that were saved (the "
+            "sha256 differs from the header's); the file is damaged, fetch or save it again"
         )
     return tensors
 
