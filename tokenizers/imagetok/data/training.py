@@ -36,8 +36,8 @@ class TrainingData(ABC):
 
     name: str
     fingerprint: str
+    _config: RunConfig
 
-    @abstractmethod
     def feed(
         self,
         start_step: int,
@@ -70,6 +70,16 @@ class TrainingData(ABC):
             ConfigError: The batch or the lanes do not divide over the ranks.
             InvalidValueError: `position` is missing or does not fit, or a number is out of range.
         """
+        train = self._config.train
+        batches = SampleBatches(
+            start_step, steps, train.batch_size, rank, world_size, train.accumulation
+        )
+        loading, num_workers = self._loading(batches, position)
+        return Feed(loading, num_workers, pin_memory)
+
+    @abstractmethod
+    def _loading(self, batches: SampleBatches, position: Tensor | None) -> tuple[Loading, int]:
+        """What loads the batches, and in how many processes."""
 
 
 class MappedData(TrainingData):
@@ -88,20 +98,10 @@ class MappedData(TrainingData):
         transform = TrainTransform(preprocessor, config.data.crop_scale, config.data.flip)
         self._images = TrainingImages(rows, transform, EpochOrder(len(rows), seed), seed)
 
-    def feed(
-        self,
-        start_step: int,
-        steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        position: Tensor | None = None,
-        *,
-        pin_memory: bool = False,
-    ) -> Feed:
-        """See `TrainingData.feed`; `position` is not used."""
-        batches = _sample_batches(self._config, start_step, steps, rank, world_size)
-        loading = Loading(partial(MicroBatches, self._images), batches, batches.accumulation, list)
-        return Feed(loading, self._config.data.num_workers, pin_memory)
+    def _loading(self, batches: SampleBatches, position: Tensor | None) -> tuple[Loading, int]:
+        del position  # the step says it all
+        parts = partial(MicroBatches, self._images)
+        return Loading(parts, batches, batches.accumulation, list), self._config.data.num_workers
 
 
 class StreamedData(TrainingData):
@@ -126,31 +126,21 @@ class StreamedData(TrainingData):
             max(1, config.data.window // config.num_lanes),
         )
 
-    def feed(
-        self,
-        start_step: int,
-        steps: int,
-        rank: int = 0,
-        world_size: int = 1,
-        position: Tensor | None = None,
-        *,
-        pin_memory: bool = False,
-    ) -> Feed:
-        """See `TrainingData.feed`."""
-        batches = _sample_batches(self._config, start_step, steps, rank, world_size)
-        count = self._plan.num_lanes
+    def _loading(self, batches: SampleBatches, position: Tensor | None) -> tuple[Loading, int]:
+        count, rank, world_size = self._plan.num_lanes, batches.rank, batches.world_size
         if count % world_size:
             raise ConfigError(
                 f"{count} lanes do not divide over {world_size} ranks; set data.lanes to a "
                 "multiple of the ranks that divides train.batch_size"
             )
         lanes = range(rank * count // world_size, (rank + 1) * count // world_size)
-        if position is not None or start_step:
-            position = self._check(position, start_step)[lanes.start : lanes.stop]
-        parts = partial(LaneParts, self._plan, lanes, batches.batch_size // count, steps, position)
+        if position is not None or batches.start_step:
+            position = self._check(position, batches.start_step)[lanes.start : lanes.stop]
+        size = batches.batch_size // count
+        parts = partial(LaneParts, self._plan, lanes, size, batches.steps, position)
         num_workers = min(self._config.data.num_workers, len(lanes))
-        loading = Loading(parts, None, max(1, num_workers), partial(_divide, batches.accumulation))
-        return Feed(loading, num_workers, pin_memory)
+        divide = partial(_divide, batches.accumulation)
+        return Loading(parts, None, max(1, num_workers), divide), num_workers
 
     def _check(self, position: Tensor | None, start_step: int) -> Tensor:
         expected = (self._plan.num_lanes, HEADER + self._plan.window)
@@ -188,13 +178,6 @@ def open_training(
         return StreamedData(config, stream, preprocessor)
     rows = open_images(data.name, data.split, cache_dir=cache_dir, **options)
     return MappedData(config, rows, preprocessor)
-
-
-def _sample_batches(
-    config: RunConfig, start_step: int, steps: int, rank: int, world_size: int
-) -> SampleBatches:
-    train = config.train
-    return SampleBatches(start_step, steps, train.batch_size, rank, world_size, train.accumulation)
 
 
 def _divide(accumulation: int, parts: list[TrainingBatch]) -> list[TrainingBatch]:
