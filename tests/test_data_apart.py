@@ -61,13 +61,16 @@ def test_rows_and_features_are_those_of_a_listing_here(
 
 
 def test_a_process_of_its_own_gives_the_same_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = two_splits(tmp_path / "set", "classes")
     here = opened(folder)
     monkeypatch.setattr(apart, "FEW_FILES", 0)
     monkeypatch.setattr("imagetok.data.sources.load_dataset", None)
     check_rows(here, opened(folder))
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert "Warning" not in told.err
 
 
 def test_streams_and_evaluation_ask_too(tmp_path: Path, all_apart: list[str]) -> None:

@@ -33,6 +33,8 @@ FEW_FILES = 2000
 """Files of a folder that are listed here: 5 MiB, where another process takes seconds to start."""
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
 
+_PROGRAM = f"import sys; from {__name__} import main; main(sys.argv[1])"
+
 
 def has_many_files(root: Path) -> bool:
     """Whether a folder, with all that it contains, has more than `FEW_FILES` files."""
@@ -94,7 +96,7 @@ def _run(request: str) -> str:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     # Its input stays open and empty until it ends; that it closes tells it that we are gone.
     with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", __name__, request],
+        [sys.executable, "-c", _PROGRAM, request],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -140,7 +142,3 @@ def main(request: str) -> None:
     with redirect_stdout(sys.stderr):
         answer = _answer(json.loads(request))
     sys.stdout.write(json.dumps(answer))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

@@ -32,18 +32,20 @@ HELD_CHUNKS = 512
 """Most chunks that a picture waits for others of its shape."""
 
 
-@dataclass(frozen=True)
 class Encoder:
     """A discrete tokenizer's encoder with a fixed number of pictures for each shape.
 
-    Attributes:
+    For one thread, as it uses the memory of a batch again for the next one.
+
+    Args:
         tokenizer: The tokenizer.
         batch_size: Pictures of a batch of the tokenizer's own size, and of smaller ones. Of larger
             ones fewer make a batch, so that it is no larger.
     """
 
-    tokenizer: ImageTokenizer
-    batch_size: int
+    def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
+        self.tokenizer, self.batch_size = tokenizer, batch_size
+        self._pixels = torch.empty(0, device=tokenizer.device)
 
     def batch_size_of(self, shape: Shape) -> int:
         """Pictures of a batch of this shape."""
@@ -64,9 +66,11 @@ class Encoder:
         count = self.batch_size_of((pictures[0].shape[1], pictures[0].shape[2]))
         filled = [*pictures, *[pictures[-1]] * (count - len(pictures))]
         device, dtype = self.tokenizer.device, self.tokenizer.dtype
-        pixels = torch.from_numpy(np.stack(filled)).to(device).to(torch.float32)
+        pixels = torch.from_numpy(np.stack(filled)).to(device)
+        if self._pixels.shape != pixels.shape:
+            self._pixels = torch.empty(pixels.shape, device=device)
         # Divided by a tensor: some devices multiply by the reciprocal of a plain number instead.
-        x = pixels / torch.tensor(255.0, device=device)
+        x = self._pixels.copy_(pixels).div_(torch.tensor(255.0, device=device))
         with torch.autocast(device.type, enabled=False):
             z: Tensor = self.tokenizer.encoder(x.to(dtype))
         if not torch.isfinite(z).all():

@@ -129,7 +129,7 @@ class Emitter:
         Raises:
             ImagetokError: Rows before could not be written.
         """
-        for (number, place), grid in zip(batch.places, ids, strict=True):
+        for (number, place), grid in zip(batch.places, _set_apart(ids), strict=True):
             entry = self._entries[number - self._first]
             entry.ids[place] = grid
             entry.missing -= 1
@@ -181,3 +181,13 @@ class Emitter:
             np.array([entry.sizes[place] for entry, place in pairs]),
             pa.concat_tables(kept, promote_options="default"),
         )
+
+
+def _set_apart(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A copy in Arrow's memory, for what stays while batches come and go.
+
+    Left among the encoder's buffers, it breaks the heap into pieces too small for the next ones.
+    """
+    copy = np.frombuffer(pa.allocate_buffer(ids.nbytes), dtype=np.int64).reshape(ids.shape)
+    copy[...] = ids
+    return copy
