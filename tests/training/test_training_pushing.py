@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from threading import Event
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -101,8 +102,8 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def offer_and_wait(self: Pusher, tokenizer: ImageTokenizer, done: int) -> None:
         offer(self, tokenizer, done)
-        assert self._pending is not None
-        self._pending.result()
+        assert self._thread is not None
+        self._thread.join()
 
     monkeypatch.setattr(Pusher, "offer", offer_and_wait)
 
@@ -169,6 +170,31 @@ def test_what_fails_on_the_way_is_told_and_the_training_goes_on(
     for step in (1, 2):
         assert f"step {step} was not pushed, training goes on" in caplog.text
     assert result.pushed is not None
+
+
+def test_a_push_that_never_ends_is_left_behind_and_the_run_ends(
+    logged_in: LoopbackHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("imagetok.training.pushing.PATIENCE", 0.1)
+    push, over = ImageTokenizer.push_to_hub, Event()
+
+    def hang_at_one(self: ImageTokenizer, repo_id: str, **options: Any) -> Pushed:
+        if options.get("commit_message") == "Step 1 of 4":
+            over.wait(60)
+        return push(self, repo_id, **options)
+
+    monkeypatch.setattr(ImageTokenizer, "push_to_hub", hang_at_one)
+    result = train(config(), tmp_path / "run", push=PushPlan(REPO, every=1), progress=False)
+    pending = [thread for thread in enumerate_threads() if thread.name == "imagetok-push"]
+    assert titles(logged_in) == ["Push tokenizer with imagetok"]
+    assert result.pushed is not None
+    assert "a push did not end in 0 s and is left behind" in caplog.text
+    assert [thread.daemon for thread in pending] == [True]
+    over.set()
+    pending[0].join()
 
 
 # Refusals

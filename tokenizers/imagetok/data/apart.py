@@ -23,6 +23,7 @@ from datasets import (
     Dataset,
     DatasetBuilder,
     DatasetDict,
+    are_progress_bars_disabled,
     concatenate_datasets,
     load_dataset,
     load_dataset_builder,
@@ -94,6 +95,8 @@ def _run(request: str) -> str:
     """What `main` writes in a process of its own."""
     # Modules are found there as they are here, whatever changed the path since Python started.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if are_progress_bars_disabled():
+        environment["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     # Its input stays open and empty until it ends; that it closes tells it that we are gone.
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-c", _PROGRAM, request],

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 from imagetok import distributed
 from imagetok.errors import HubError, ImagetokError
@@ -14,6 +14,11 @@ from imagetok.hub import Pushed, prepare_repository
 from imagetok.tokenizer import ImageTokenizer
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 300.0
+"""Seconds that the last push on the way has at the end of a run: a server that took a request and
+never answers would keep the run from ending.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,7 @@ class Pusher:
 
     def __init__(self, plan: PushPlan | None, steps: int) -> None:
         self._plan, self._steps = plan, steps
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="imagetok-push")
-        self._pending: Future[None] | None = None
+        self._thread: Thread | None = None
 
     def is_due(self, done: int) -> bool:
         """Whether what is trained so far is to be pushed after this number of steps."""
@@ -67,7 +71,7 @@ class Pusher:
         plan = self._plan
         if plan is None or distributed.rank() > 0:
             return
-        if self._pending is not None and not self._pending.done():
+        if self._thread is not None and self._thread.is_alive():
             logger.warning(
                 "warning: step %d is not pushed to %s, as the push before goes on",
                 done,
@@ -75,11 +79,20 @@ class Pusher:
             )
             return
         copied = copy.deepcopy(tokenizer).cpu()
-        self._pending = self._thread.submit(self._push_on_the_way, plan, copied, done)
+        arguments = (plan, copied, done)
+        # A daemon, so that one that never ends is left behind when the process does.
+        self._thread = Thread(
+            target=self._push_on_the_way, args=arguments, name="imagetok-push", daemon=True
+        )
+        self._thread.start()
 
     def close(self) -> None:
-        """End the thread, after what it is pushing."""
-        self._thread.shutdown()
+        """Wait for the push under way, for as long as one may take."""
+        if self._thread is None:
+            return
+        self._thread.join(PATIENCE)
+        if self._thread.is_alive():
+            logger.warning("warning: a push did not end in %.0f s and is left behind", PATIENCE)
 
     def _push_on_the_way(self, plan: PushPlan, tokenizer: ImageTokenizer, done: int) -> None:
         message = f"Step {done:,} of {self._steps:,}"
