@@ -146,7 +146,11 @@ class Place:
             DataError: It cannot be read.
         """
         with reading(self.failure):
-            return load_dataset_builder(**self.arguments, **options, cache_dir=cache_dir)
+            builder = load_dataset_builder(**self.arguments, **options, cache_dir=cache_dir)
+        if hasattr(builder.config, "decode_num_threads"):
+            # Of folders on the Hub it would decode pictures ahead, also where that is switched off.
+            builder.config.decode_num_threads = 0
+        return builder
 
     @property
     def _has_many_files(self) -> bool:

@@ -1,0 +1,43 @@
+"""Datasets of pictures on the Hub, in files of their own and in archives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+from loopback_hub import LoopbackHub
+
+from imagetok.data import open_evaluation, open_images, open_stream
+from imagetok.images import Preprocessor
+from tiny_data import data_config, write_split
+
+datasets.disable_progress_bars()
+
+DATA = "user/pictures"
+
+
+@pytest.mark.parametrize("kind", ["pictures", "zip"])
+def test_pictures_on_the_hub_are_those_that_lie_there(
+    logged_in: LoopbackHub, tmp_path: Path, kind: str
+) -> None:
+    folder = write_split(tmp_path / "set", kind, [range(3), range(3, 5)])
+    files = {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    logged_in.create(DATA, "dataset", files=files)
+    small, cache = Preprocessor((8, 8)), str(tmp_path / "cache")
+    rows = open_images(DATA, "train", cache_dir=cache)
+    assert [int(small(rows.picture(row))[0, 0, 0, 0]) for row in range(5)] == list(range(5))
+    stream = open_stream(DATA, "train", cache_dir=cache)
+    found = [
+        stream.fetch(picture, stream.describe(unit, row))
+        for unit in range(len(stream.units))
+        for row, picture in stream.read(unit)
+    ]
+    assert [int(small(picture)[0, 0, 0, 0]) for picture in found] == list(range(5))
+    config = data_config(DATA, streaming=True, evaluation_split="train[1:4]")
+    kept = open_evaluation(config, cache)
+    assert [int(small(kept.picture(row))[0, 0, 0, 0]) for row in range(3)] == [1, 2, 3]
