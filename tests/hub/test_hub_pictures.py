@@ -1,4 +1,4 @@
-"""Datasets of pictures on the Hub, in files of their own and in archives."""
+"""Datasets of pictures on the Hub, in every form that is read."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 import datasets
 import pytest
-from loopback_hub import LoopbackHub
 
 from imagetok.data import open_evaluation, open_images, open_stream
 from imagetok.images import Preprocessor
-from tiny_data import data_config, write_split
+from loopback_hub import LoopbackHub
+from tiny_data import KINDS, data_config, write_split
 
 datasets.disable_progress_bars()
 
 DATA = "user/pictures"
 
 
-@pytest.mark.parametrize("kind", ["pictures", "zip"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "saved"])
 def test_pictures_on_the_hub_are_those_that_lie_there(
     logged_in: LoopbackHub, tmp_path: Path, kind: str
 ) -> None:
