@@ -39,6 +39,8 @@ def _isolate() -> LoopbackHub:
     `datasets-server.<Hub>` about a dataset, and no variable turns that off.
     """
     assert "huggingface_hub" not in sys.modules, "imported before its settings stand"
+    if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: they share the cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     hub = LoopbackHub()
     folder = tempfile.mkdtemp(prefix="imagetok-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -183,7 +183,7 @@ def test_no_block_escapes_the_tests(readme: str) -> None:
 
 def test_ci_finds_the_two_commands_of_the_readme(readme: str) -> None:
     assert commands(marked(readme, "main").text)[-1] == ["imagetok", "quickstart"]
-    assert commands(marked(readme, "test").text)[-1] == ["python", "-m", "pytest"]
+    assert commands(marked(readme, "test").text)[-1] == ["python", "-m", "pytest", "-n", "2"]
 
 
 def test_the_readme_is_shorter_than_200_lines(readme: str) -> None:
