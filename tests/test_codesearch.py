@@ -70,7 +70,7 @@ def test_blocks_change_no_id(scores: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(2)
     vectors, codebook, bias = torch.randn(101, 5), torch.randn(9, 5), torch.randn(9)
     nearest, largest = nearest_code(vectors, codebook), argmax_linear(vectors, codebook, bias)
-    monkeypatch.setitem(codesearch.BLOCK_SCORES, "cpu", scores)
+    monkeypatch.setattr(codesearch, "CPU_SCORES", scores)
     assert torch.equal(nearest_code(vectors, codebook), nearest)
     assert torch.equal(argmax_linear(vectors, codebook, bias), largest)
 
@@ -82,7 +82,7 @@ def test_no_more_scores_are_held_at_once_than_the_limit(monkeypatch: pytest.Monk
         held.append(out.numel())
         return torch.add(bias, rows @ table, alpha=alpha, out=out)
 
-    monkeypatch.setitem(codesearch.BLOCK_SCORES, "cpu", 100)
+    monkeypatch.setattr(codesearch, "CPU_SCORES", 100)
     monkeypatch.setattr(torch, "addmm", addmm)
     nearest_code(torch.randn(95, 4), torch.randn(10, 4))
     assert held == [100] * 9 + [50]

@@ -76,6 +76,18 @@ def test_a_process_of_its_own_gives_the_same_rows(
     assert (told.out, told.err) == ("", "")
 
 
+def test_nothing_that_lies_in_the_current_folder_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = two_splits(tmp_path / "set", "pictures")
+    for module in ("json", "threading", "datasets"):
+        (tmp_path / f"{module}.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(apart, "FEW_FILES", 0)
+    assert len(open_images(str(folder), "train")) == 7
+
+
 def test_streams_and_evaluation_ask_too(tmp_path: Path, all_apart: list[str]) -> None:
     folder = two_splits(tmp_path / "set", "pictures")
     stream = open_stream(str(folder), "train")

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from imagetok.exact import no_autocast
 
-BLOCK_SCORES = {"cpu": 2**20}
-"""Scores held at once, by device. 4 MiB in float32 stay in a CPU's cache, which makes the search
-three times as fast as 64 MiB do; other devices want few large steps.
+CPU_SCORES = 2**20
+"""Scores held at once on a CPU: 4 MiB in float32 stay in its cache, which makes the search three
+times as fast as 64 MiB do.
 """
-_BLOCK_SCORES = 2**24
+DEVICE_SCORES = 2**24
+"""Scores held at once on other devices, which want few large steps."""
 
 
 def _search_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -37,12 +38,12 @@ def _best(
     rows: Tensor, table: Tensor, offsets: Tensor, alpha: float, choose: Callable[..., Tensor]
 ) -> Tensor:
     """What `choose` (argmin or argmax) takes of `offsets + alpha * rows @ table.T`, (N,)."""
-    most = BLOCK_SCORES.get(rows.device.type, _BLOCK_SCORES)
-    block = min(len(rows), max(1, most // len(table)))
+    most = CPU_SCORES if rows.device.type == "cpu" else DEVICE_SCORES
+    block = max(1, min(len(rows), most // len(table)))
     # One buffer for all blocks: a new one for each would leave the heap in pieces.
     scores = rows.new_empty(block, len(table))
     best = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    for start in range(0, len(rows), max(1, block)):
+    for start in range(0, len(rows), block):
         part = rows[start : start + block]
         held = scores[: len(part)]
         torch.addmm(offsets, part, table.T, alpha=alpha, out=held)

@@ -93,13 +93,14 @@ def _ask(what: str, arguments: Mapping[str, str | None], cache_dir: str | None) 
 
 def _run(request: str) -> str:
     """What `main` writes in a process of its own."""
-    # Modules are found there as they are here, whatever changed the path since Python started.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    # Modules are found there as they are here, and not (-P) in the current folder on top of that.
+    paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    environment = os.environ | {"PYTHONPATH": paths}
     if are_progress_bars_disabled():
         environment["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     # Its input stays open and empty until it ends; that it closes tells it that we are gone.
     with subprocess.Popen(  # noqa: S603
-        [sys.executable, "-c", _PROGRAM, request],
+        [sys.executable, "-P", "-c", _PROGRAM, request],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
