@@ -31,7 +31,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("build",),
     ("codec", "pretrained", "tokenizer"),
     ("evaluate", "training", "tokenizing"),
-    ("reports", "options", "commands_tokens", "commands_hub", "quickstart", "cli"),
+    (
+        "reports",
+        "options",
+        "quickstart",
+        "commands_models",
+        "commands_tokens",
+        "commands_hub",
+        "cli",
+    ),
 )
 """Modules and packages from the lowest floor up, each floor from its top to its bottom line."""
 

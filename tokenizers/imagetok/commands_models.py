@@ -1,0 +1,222 @@
+"""The commands about tokenizers: `quickstart`, `train`, `evaluate`, `reconstruct` and `info`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imagetok.config.recipes import recipe_names
+from imagetok.options import (
+    DATASET_HELP,
+    TOKENIZER_HELP,
+    BatchSizeOption,
+    DeviceOption,
+    DtypeOption,
+    ImageColumnOption,
+    PrivateOption,
+    RevisionOption,
+    SplitOption,
+    SubsetOption,
+    TokenizerOption,
+    TokenizerRevisionOption,
+    check_parent,
+    given,
+    load_alone,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def quickstart(
+    system: Annotated[
+        str, typer.Option(help="What to train: `vqvae`, `dvae`, `vae` or `ae`.")
+    ] = "vqvae",
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder to write; it must not hold a run yet.")
+    ] = Path("imagetok-quickstart"),
+) -> None:
+    """Train, evaluate, save, load and use a small tokenizer on drawn shapes, offline.
+
+    Takes some minutes on two CPU cores and ends with what to type next.
+    """
+    from imagetok.quickstart import run_quickstart
+
+    run_quickstart(system, output_dir)
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help=f"A recipe's name ({', '.join(recipe_names())}) or the path of a .yaml file.",
+            show_default=False,
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY.PATH=VALUE]...",
+            help="Entries of the recipe to change, such as `train.steps=2000`, "
+            "`data.name=./photos` or `train.optimizer.lr=1e-4`.",
+            show_default=False,
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder to write; it must not hold a run yet, but with --resume.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on after the newest checkpoint in the folder; start anew where there is none, "
+            "and leave a finished run as it is.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show the config, sizes and a memory estimate; do not train.",
+        ),
+    ] = False,
+    push_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Repository on the Hub, `user/name`, that the trained tokenizer is pushed to; "
+            "made before the first step where it is missing.",
+            show_default=False,
+        ),
+    ] = None,
+    push_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --push-to: steps between pushes while it trains.",
+            show_default=False,
+        ),
+    ] = None,
+    private: PrivateOption = None,
+) -> None:
+    """Train a tokenizer.
+
+    Leaves `tokenizer/` (the trained tokenizer with its figures and a picture), `samples/`,
+    `checkpoints/`, `config.yaml`, `losses.jsonl` and `metrics.jsonl` in the output folder.
+
+    SIGTERM, SIGINT and SIGUSR1 save and stop (exit codes 143, 130, 138); the same command with
+    `--resume` goes on from there, and may be queued again after any end.
+
+    On several GPUs: `accelerate launch scripts/train.py RECIPE ... --output-dir DIR`.
+    """
+    from imagetok.training.model import load_run
+
+    config = load_run(recipe, overrides or [])
+    if dry_run:
+        from imagetok.reports import show_plan
+
+        show_plan(config)
+        return
+    if output_dir is None:
+        raise typer.BadParameter("say where to write", param_hint="--output-dir")
+    if push_every is not None:
+        given(push_to, "--push-to")
+    from imagetok import distributed
+    from imagetok.reports import show, show_evaluation
+    from imagetok.training import PushPlan
+    from imagetok.training import train as run_training
+
+    push = None if push_to is None else PushPlan(push_to, push_every or 0, private)
+    result = run_training(config, output_dir, resume=resume, push=push)
+    if distributed.rank() == 0:
+        if result.was_finished:
+            show(f"the run in {output_dir} is finished; nothing was done")
+        show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
+        if result.pushed is not None:
+            show(f"pushed: {result.pushed.url}")
+
+
+@app.command()
+def evaluate(
+    tokenizer: TokenizerOption,
+    dataset: Annotated[str, typer.Option(help=DATASET_HELP, show_default=False)],
+    tokenizer_revision: TokenizerRevisionOption = None,
+    split: SplitOption = "test",
+    subset: SubsetOption = None,
+    revision: RevisionOption = None,
+    image_column: ImageColumnOption = None,
+    batch_size: BatchSizeOption = 32,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="File to write the figures to.")
+    ] = None,
+) -> None:
+    """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity.
+
+    On several GPUs: `accelerate launch scripts/evaluate.py --tokenizer DIR --dataset NAME`.
+    """
+    from imagetok import distributed
+    from imagetok.data import open_images
+    from imagetok.evaluate import evaluate as measure
+    from imagetok.evaluate import join_processes
+    from imagetok.files import write_atomic
+    from imagetok.hub import EVALUATED_KEY
+    from imagetok.reports import show_evaluation
+    from imagetok.tokenizer import ImageTokenizer
+
+    check_parent(json_path, "--json")
+    loaded = ImageTokenizer.from_pretrained(
+        tokenizer, revision=tokenizer_revision, device=join_processes(device), dtype=dtype
+    )
+    assert loaded.origin is not None
+    rows = open_images(dataset, split, subset=subset, revision=revision, image_column=image_column)
+    figures = {EVALUATED_KEY: loaded.origin.sha256, **measure(loaded, rows, batch_size=batch_size)}
+    if distributed.rank() > 0:
+        return
+    show_evaluation(figures, tokenizer)
+    if json_path is not None:
+        write_atomic(json_path, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+@app.command()
+def reconstruct(
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
+    tokenizer: TokenizerOption,
+    output: Annotated[
+        Path, typer.Option(help="PNG to write: originals above, reconstructions below.")
+    ] = Path("reconstructions.png"),
+    tokenizer_revision: TokenizerRevisionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+) -> None:
+    """Encode and decode pictures, and show both side by side."""
+    from imagetok.reports import write_reconstructions
+
+    check_parent(output, "--output")
+    model = load_alone(tokenizer, tokenizer_revision, device, dtype)
+    write_reconstructions(model, pictures, output)
+
+
+@app.command()
+def info(
+    tokenizer: Annotated[str, typer.Argument(help=TOKENIZER_HELP, show_default=False)],
+    tokenizer_revision: TokenizerRevisionOption = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, the whole config included.")
+    ] = False,
+) -> None:
+    """Show what a tokenizer is: bottleneck, token grid, sizes, fingerprint, measured figures.
+
+    Of one on the Hub only the beginning of the file is fetched, not the weights.
+    """
+    from imagetok.reports import show_info
+
+    show_info(tokenizer, tokenizer_revision, as_json=as_json)
