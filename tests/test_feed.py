@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import subprocess
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from imagetok.config import RunConfig
 from imagetok.data import TrainingData, check_error_share, open_training
+from imagetok.data.batches import TrainingBatch
+from imagetok.data.feed import Feed, Loading
 from imagetok.errors import ConfigError, DataError, InvalidValueError
 from imagetok.images import Preprocessor
 from tiny_data import data_config, levels_of, write_split
@@ -458,6 +461,30 @@ def test_a_worker_that_is_killed_is_an_error(folder: Path, streaming: bool) -> N
         with pytest.raises((DataError, RuntimeError), match=r"ended from outside|is killed"):
             list(feed)
     assert multiprocessing.active_children() == []
+
+
+class EndsSlowly(torch.utils.data.Dataset[TrainingBatch]):
+    """Batches by a process that closes all its files at the fifth, and dies half a second later."""
+
+    def __getitem__(self, index: int) -> TrainingBatch:
+        if index == 4:
+            time.sleep(0.5)  # the fourth is on its way now
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+        pixels = torch.zeros((1, 3, 8, 8), dtype=torch.uint8)
+        return TrainingBatch(pixels, rows=torch.tensor([index]), epochs=torch.tensor([0]))
+
+
+def test_a_worker_whose_connections_end_before_itself_is_told_as_killed() -> None:
+    before = set(multiprocessing.active_children())
+    loading = Loading(lambda stop: EndsSlowly(), range(9), 1, list)
+    with Feed(loading, num_workers=1) as feed:
+        (worker,) = set(multiprocessing.active_children()) - before
+        # Three steps are read, two of them lie ready: the rest is asked of what is gone.
+        assert multiprocessing.connection.wait([worker.sentinel], 60)
+        with pytest.raises((DataError, RuntimeError), match=r"ended from outside|is killed"):
+            list(feed)
 
 
 FEEDER = """

@@ -180,7 +180,11 @@ class Feed(Iterator[list[TrainingBatch]]):
         if worded_error(error) is not error:
             return True
         if isinstance(error, OSError | EOFError):  # a connection that broke, as it were
-            multiprocessing.connection.wait([p.sentinel for p in self._processes], _PATIENCE)
+            sentinels = [process.sentinel for process in self._processes]
+            closed = multiprocessing.connection.wait(sentinels, _PATIENCE)
+            for process in self._processes:
+                if process.sentinel in closed:
+                    process.join(_PATIENCE)  # its connections close a moment before it is gone
         return any(process.exitcode for process in self._processes)
 
     def _steps(self) -> Iterator[list[TrainingBatch]]:
