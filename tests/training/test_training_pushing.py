@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from threading import enumerate as enumerate_threads
@@ -193,6 +194,29 @@ def test_a_push_that_never_ends_is_left_behind_and_the_run_ends(
     assert result.pushed is not None
     assert "a push did not end in 0 s and is left behind" in caplog.text
     assert [thread.daemon for thread in pending] == [True]
+    over.set()
+    pending[0].join()
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_a_push(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagetok.training.pushing.PATIENCE", 60.0)
+    over, hanging = Event(), Event()
+
+    def hang(self: ImageTokenizer, repo_id: str, **options: Any) -> None:
+        hanging.set()
+        over.wait(10)
+
+    monkeypatch.setattr(ImageTokenizer, "push_to_hub", hang)
+    tokenizer = ImageTokenizer.from_config(config().tokenizer)
+    with suppress(KeyboardInterrupt), Pusher(PushPlan(REPO, every=1), 4) as pusher:
+        pusher.offer(tokenizer, 1)
+        assert hanging.wait(30)
+        raise KeyboardInterrupt
+    assert not over.is_set()
+    pending = [thread for thread in enumerate_threads() if thread.name == "imagetok-push"]
+    assert [thread.is_alive() for thread in pending] == [True]
     over.set()
     pending[0].join()
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
+from typing import Self
 
 from imagetok import distributed
 from imagetok.errors import HubError, ImagetokError
@@ -50,7 +51,8 @@ def prepare_push(plan: PushPlan | None) -> None:
 class Pusher:
     """Pushes for a run, on its main process: one at a time, in a thread beside the training.
 
-    What fails while the run trains is told and does not end it.
+    What fails while the run trains is told and does not end it. A context manager: the end of the
+    run waits for the push under way, unless an error or a signal ended it.
 
     Args:
         plan: Where to; None pushes nothing.
@@ -86,9 +88,12 @@ class Pusher:
         )
         self._thread.start()
 
-    def close(self) -> None:
-        """Wait for the push under way, for as long as one may take."""
-        if self._thread is None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        # A run that was stopped has little time, and what is half pushed leaves nothing behind.
+        if self._thread is None or kind is not None:
             return
         self._thread.join(PATIENCE)
         if self._thread.is_alive():

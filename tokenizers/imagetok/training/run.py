@@ -137,7 +137,7 @@ def _train(
         with signals, closing(reporter):
             pusher = Pusher(push, config.train.steps)
             run = Run(config, accelerator, model, data, folder, start, signals, reporter, pusher)
-            with closing(pusher), closing(run):
+            with pusher, closing(run):
                 try:
                     run.train_all()
                 except TrainingError as error:
