@@ -71,21 +71,26 @@ def test_blocks_change_no_id(scores: int, monkeypatch: pytest.MonkeyPatch) -> No
     vectors, codebook, bias = torch.randn(101, 5), torch.randn(9, 5), torch.randn(9)
     nearest, largest = nearest_code(vectors, codebook), argmax_linear(vectors, codebook, bias)
     monkeypatch.setattr(codesearch, "CPU_SCORES", scores)
+    monkeypatch.setattr(codesearch, "MIN_ROWS", 1)
     assert torch.equal(nearest_code(vectors, codebook), nearest)
     assert torch.equal(argmax_linear(vectors, codebook, bias), largest)
 
 
-def test_no_more_scores_are_held_at_once_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("min_rows", "rows"), [(1, [10] * 9 + [5]), (40, [40, 40, 15])])
+def test_scores_are_held_up_to_the_limit_or_of_a_few_rows(
+    min_rows: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = []
 
     def addmm(bias: Tensor, rows: Tensor, table: Tensor, *, alpha: float, out: Tensor) -> Tensor:
-        held.append(out.numel())
+        held.append(len(out))
         return torch.add(bias, rows @ table, alpha=alpha, out=out)
 
     monkeypatch.setattr(codesearch, "CPU_SCORES", 100)
+    monkeypatch.setattr(codesearch, "MIN_ROWS", min_rows)
     monkeypatch.setattr(torch, "addmm", addmm)
     nearest_code(torch.randn(95, 4), torch.randn(10, 4))
-    assert held == [100] * 9 + [50]
+    assert held == rows
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -21,6 +21,9 @@ times as fast as 64 MiB do.
 """
 DEVICE_SCORES = 2**24
 """Scores held at once on other devices, which want few large steps."""
+MIN_ROWS = 32
+"""Rows searched at once at least: with fewer, reading a large table takes longer than the products.
+"""
 
 
 def _search_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -39,7 +42,7 @@ def _best(
 ) -> Tensor:
     """What `choose` (argmin or argmax) takes of `offsets + alpha * rows @ table.T`, (N,)."""
     most = CPU_SCORES if rows.device.type == "cpu" else DEVICE_SCORES
-    block = max(1, min(len(rows), most // len(table)))
+    block = max(1, min(len(rows), max(MIN_ROWS, most // len(table))))
     # One buffer for all blocks: a new one for each would leave the heap in pieces.
     scores = rows.new_empty(block, len(table))
     best = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
