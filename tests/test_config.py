@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -170,8 +171,10 @@ def test_values_that_json_cannot_express_are_refused_in_words() -> None:
     deep: dict[str, Any] = {}
     for _ in range(5000):
         deep = {"a": deep}
-    for values in (circular, deep, {"a": object()}, {("a",): 1}, {"channels": 10**5000}):
+    for values in (circular, {"a": object()}, {("a",): 1}, {"channels": 10**5000}):
         assert "not expressible as JSON" in refusal(TokenizerConfig, values)
+    # How deep Python writes depends on its version; what it writes is not read as deep.
+    assert re.search("not (expressible as|valid) JSON", refusal(TokenizerConfig, deep))
 
 
 def test_canonical_json_is_stable_and_reads_back_as_the_same_config() -> None:
