@@ -26,9 +26,17 @@ def loaded(tokenizer: Path) -> ImageTokenizer:
 def test_the_ids_of_a_sound_dataset_come_out_again(reference: Path, loaded: ImageTokenizer) -> None:
     found = compare_rows(open_folder(reference), loaded)
     assert found.faults == ()
-    assert found.rows == 28  # every row of chunks of eight in four shards, the last one of four
+    assert found.rows == ROWS
     assert found.ids == 16 * found.rows
     assert found.near_ties == 0
+
+
+def test_about_as_many_rows_are_compared_as_asked_however_many_shards_there_are(
+    job: RunJob, tmp_path: Path, reference: Path, loaded: ImageTokenizer
+) -> None:
+    assert compare_rows(open_folder(reference), loaded, num_rows=24).rows in range(16, 25)
+    job(tmp_path / "one", rows_per_shard=ROWS)
+    assert compare_rows(open_folder(tmp_path / "one"), loaded, num_rows=24).rows == 24
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -44,7 +52,7 @@ def test_every_kind_of_job_can_be_compared(
         compare_rows(opened, loaded)
     found = compare_rows(opened, loaded, folder)
     assert found.faults == ()
-    assert found.rows >= 8
+    assert found.rows == 13
 
 
 def test_ids_of_another_picture_are_faults(

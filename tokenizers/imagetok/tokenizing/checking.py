@@ -59,7 +59,7 @@ def compare_rows(
     dataset: str | os.PathLike[str] | None = None,
     num_rows: int = 64,
 ) -> Comparison:
-    """Tokenize rows that are spread over the units again.
+    """Tokenize rows that are spread over the whole again.
 
     Args:
         folder: The tokenized dataset.
@@ -128,16 +128,15 @@ def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> Input:
 
 
 def _sample(folder: TokenFolder, rows: Input, num_rows: int) -> Iterator[tuple[int, Chunk]]:
-    """Chunks that lie evenly over the units and in them."""
+    """Chunks that lie evenly over the rows."""
     lengths = np.zeros(folder.job.num_units, dtype=np.int64)
     for shard in folder.manifest.shards:
         lengths[shard.unit] += shard.rows + shard.refused
-    units = np.flatnonzero(lengths).tolist()
-    chosen = fixed_rows(len(units), max(1, num_rows // CHUNK))
-    for number, place in enumerate(chosen):
-        unit = units[place]
-        room = max(0, int(lengths[unit]) - CHUNK)
-        start = room * (number + 1) // (len(chosen) + 1)
+    chunks = -(-lengths // CHUNK)
+    ends = np.cumsum(chunks)
+    for number in fixed_rows(int(ends[-1]), max(1, num_rows // CHUNK)):
+        unit = int(np.searchsorted(ends, number, side="right"))
+        start = (number - int(ends[unit] - chunks[unit])) * CHUNK
         yield unit, next(iter(rows.read(unit, start)))
 
 
