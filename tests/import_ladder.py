@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bottlenecks", "metrics", "hub", "cards", "builtin", "data", "shards"),
     ("build",),
     ("codec", "pretrained", "tokenizer"),
-    ("evaluate", "training", "tokenizing"),
+    ("evaluation", "training", "tokenizing"),
     (
         "reports",
         "options",

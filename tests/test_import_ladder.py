@@ -34,7 +34,7 @@ def test_downward_imports_are_allowed_in_every_form(tmp_path: Path) -> None:
         "bottlenecks/vq.py": "import torch\nfrom . import base\nfrom ..errors import IdsError\n",
         "bottlenecks/base.py": "import imagetok.config.tokenizer\n",
         "metrics.py": "def f():\n    from imagetok.bottlenecks.vq import Vq\n",
-        "training/loop.py": "import accelerate.utils\nfrom imagetok.evaluate import evaluate\n",
+        "training/loop.py": "import accelerate.utils\nfrom imagetok.evaluation import evaluate\n",
         "hub.py": "from huggingface_hub import HfApi\n",
         "images.py": "import PIL.Image\nPIL.Image.open('x')\n",
         "data.py": "import datasets\npath.open()\nopen('x')\n",

@@ -21,7 +21,7 @@ from imagetok import ImageTokenizer
 from imagetok.config import RunConfig, load_recipe
 from imagetok.data import open_images
 from imagetok.errors import ConfigError, DataError, TrainingError
-from imagetok.evaluate import evaluate
+from imagetok.evaluation import evaluate
 from imagetok.training import TrainResult, loop, saver, train
 from imagetok.training.snapshot import Snapshot
 from imagetok.training.stepper import Stepper

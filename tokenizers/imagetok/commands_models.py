@@ -165,8 +165,8 @@ def evaluate(
     """
     from imagetok import distributed
     from imagetok.data import open_images
-    from imagetok.evaluate import evaluate as measure
-    from imagetok.evaluate import join_processes
+    from imagetok.evaluation import evaluate as measure
+    from imagetok.evaluation import join_processes
     from imagetok.files import write_atomic
     from imagetok.hub import EVALUATED_KEY
     from imagetok.reports import show_evaluation

@@ -15,7 +15,7 @@ from torch import Tensor
 from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.config import RunConfig
 from imagetok.config.recipes import dump_recipe
-from imagetok.evaluate import Evaluation
+from imagetok.evaluation import Evaluation
 from imagetok.hub import EVALUATED_KEY, is_repo_id, read_evaluation, read_remote_info
 from imagetok.images import grid_image
 from imagetok.metrics import psnr

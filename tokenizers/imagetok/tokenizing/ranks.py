@@ -14,7 +14,7 @@ import torch
 
 from imagetok.arguments import read_count, read_device
 from imagetok.errors import InvalidValueError
-from imagetok.evaluate import has_only_cpu
+from imagetok.evaluation import has_only_cpu
 
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),

@@ -16,7 +16,7 @@ from imagetok.cards import write_model_card
 from imagetok.config import RunConfig
 from imagetok.config.recipes import dump_recipe
 from imagetok.errors import ConfigError
-from imagetok.evaluate import Evaluation
+from imagetok.evaluation import Evaluation
 from imagetok.files import atomic_path, file_sha256, naming_os_errors, write_atomic
 from imagetok.hub import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.tokenizer import ImageTokenizer

@@ -17,7 +17,7 @@ from torch import Tensor
 from imagetok import distributed
 from imagetok.config import RunConfig
 from imagetok.data import Feed, ImageRows, TrainingBatch, TrainingData, check_error_share
-from imagetok.evaluate import Evaluation, reconstruction_grid
+from imagetok.evaluation import Evaluation, reconstruction_grid
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.checkpoint import list_checkpoints, read_checkpoint, tidy_checkpoints
 from imagetok.training.describing import describe_training

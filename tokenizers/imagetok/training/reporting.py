@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from imagetok.config import RunConfig
 from imagetok.data import ImageRows
-from imagetok.evaluate import Evaluation, evaluate, reconstruction_grid
+from imagetok.evaluation import Evaluation, evaluate, reconstruction_grid
 from imagetok.metrics import perplexity, usage
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.folder import SAMPLES, save_picture
@@ -101,7 +101,7 @@ class Reporter:
             tokenizer: What is measured.
             done: Steps done.
             limit: Most images; None takes all.
-            poll: As of `imagetok.evaluate.evaluate`.
+            poll: As of `imagetok.evaluation.evaluate`.
         """
         figures = evaluate(
             tokenizer,

@@ -14,7 +14,7 @@ from imagetok import distributed
 from imagetok.config import RunConfig
 from imagetok.data import open_evaluation, open_training, worded_error
 from imagetok.errors import TrainingError
-from imagetok.evaluate import Evaluation
+from imagetok.evaluation import Evaluation
 from imagetok.hub import Pushed
 from imagetok.training.folder import PATIENCE, TOKENIZER, FolderLock, make_folder, start_folder
 from imagetok.training.loop import Run

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from imagetok import distributed
 from imagetok.config import TrainConfig
 from imagetok.errors import ConfigError
-from imagetok.evaluate import has_only_cpu, prepare_to_join
+from imagetok.evaluation import has_only_cpu, prepare_to_join
 
 PATIENCE = timedelta(hours=6)
 """How long a rank waits for another: the first one may be preparing a large dataset."""

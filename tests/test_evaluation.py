@@ -19,7 +19,7 @@ from imagetok.bottlenecks import DiscreteBottleneck, GaussianBottleneck, GumbelB
 from imagetok.config import TokenizerConfig
 from imagetok.data import ImageRows, open_images
 from imagetok.errors import DataError, InvalidValueError
-from imagetok.evaluate import evaluate, join_processes, reconstruction_grid
+from imagetok.evaluation import evaluate, join_processes, reconstruction_grid
 from imagetok.keys import make_keys
 from tiny_runs import CODEBOOK_SIZE, DATA, SYSTEMS, run_two_ranks, tiny_run
 
@@ -326,7 +326,7 @@ from pathlib import Path
 import torch
 
 from imagetok import ImageTokenizer, distributed
-from imagetok.evaluate import _leave_processes, join_processes
+from imagetok.evaluation import _leave_processes, join_processes
 
 def gloo_threads():
     names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
