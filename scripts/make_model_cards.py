@@ -18,7 +18,7 @@ from pathlib import Path
 from imagetok.cards import render_model_card
 from imagetok.config import TokenizerConfig
 from imagetok.files import file_sha256, write_atomic
-from imagetok.hub import (
+from imagetok.modelfile import (
     CARD_FILE,
     CONFIG_FILE,
     EVALUATED_KEY,

@@ -27,7 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "distributed",
     ),
     ("images", "ids", "arguments", "codesearch", "networks", "likelihoods"),
-    ("bottlenecks", "metrics", "hub", "cards", "builtin", "data", "shards"),
+    ("bottlenecks", "metrics", "modelfile", "hub", "cards", "builtin", "data", "shards"),
     ("build",),
     ("codec", "pretrained", "tokenizer"),
     ("evaluation", "training", "tokenizing"),

@@ -26,6 +26,7 @@ from forged_files import KEY, Forgery, allocations, pack, write
 from imagetok import ImageTokenizer, hub
 from imagetok.config import TokenizerConfig
 from imagetok.errors import InvalidTypeError, ModelFileError
+from imagetok.modelfile import model_folder
 
 CONFIG = {
     "image_size": [8, 8],
@@ -422,8 +423,11 @@ COPIES: dict[str, tuple[bytes, str]] = {
     "nested": (b'{"encoder": ' * 10**4, "recursion limit"),
     "a pickle": (pickle.dumps({"a": 1}), "not valid JSON|unicode"),
     "a web page": (b"<html></html>", "not valid JSON"),
-    "too long": (b'{"image_size": [' + b"8," * hub.folder.MAX_TEXT_SIZE, "has over 1048576 bytes"),
-    "too long by blanks": (b" " * hub.folder.MAX_TEXT_SIZE + b"{}", "has over 1048576 bytes"),
+    "too long": (
+        b'{"image_size": [' + b"8," * model_folder.MAX_TEXT_SIZE,
+        "has over 1048576 bytes",
+    ),
+    "too long by blanks": (b" " * model_folder.MAX_TEXT_SIZE + b"{}", "has over 1048576 bytes"),
 }
 
 

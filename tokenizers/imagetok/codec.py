@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from imagetok.bottlenecks import Bottleneck, Statistics
 from imagetok.config import TokenizerConfig, printable
 from imagetok.errors import InvalidValueError
-from imagetok.hub import tensors_digest
 from imagetok.ids import read_grid
 from imagetok.images import Preprocessor, to_pil
 from imagetok.likelihoods import Likelihood
+from imagetok.modelfile import tensors_digest
 from imagetok.networks import MlpEncoder
 
 BATCH_SIZE = 32

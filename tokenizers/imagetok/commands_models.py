@@ -168,7 +168,7 @@ def evaluate(
     from imagetok.evaluation import evaluate as measure
     from imagetok.evaluation import join_processes
     from imagetok.files import write_atomic
-    from imagetok.hub import EVALUATED_KEY
+    from imagetok.modelfile import EVALUATED_KEY
     from imagetok.reports import show_evaluation
     from imagetok.tokenizer import ImageTokenizer
 

@@ -18,18 +18,14 @@ from imagetok.codec import Codec
 from imagetok.config import TokenizerConfig
 from imagetok.errors import InvalidValueError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
-from imagetok.hub import (
+from imagetok.hub import Pushed, is_repo_id, load_remote_model, push_model, read_subfolder
+from imagetok.modelfile import (
     CARD_FILE,
     MODEL_FILE,
     ModelFiles,
-    Pushed,
     carry_evaluation,
-    is_repo_id,
     load_model,
-    load_remote_model,
-    push_model,
     read_evaluation,
-    read_subfolder,
     save_model,
 )
 

@@ -15,8 +15,8 @@ from imagetok.cards.systems import System, system_of
 from imagetok.cards.training import training_section
 from imagetok.cards.usage import usage_code
 from imagetok.config import TokenizerConfig
-from imagetok.hub import EVALUATED_KEY, PICTURES_FILE
 from imagetok.markdown import code, table
+from imagetok.modelfile import EVALUATED_KEY, PICTURES_FILE
 
 _CHANNELS = {1: "gray", 3: "red, green, blue", 4: "red, green, blue, alpha"}
 _PROTOCOL = {

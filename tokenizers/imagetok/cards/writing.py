@@ -9,7 +9,8 @@ from typing import Any
 from imagetok.cards.model import render_model_card
 from imagetok.config import TokenizerConfig
 from imagetok.files import naming_os_errors, write_atomic
-from imagetok.hub import CARD_FILE, merge_card
+from imagetok.hub import merge_card
+from imagetok.modelfile import CARD_FILE
 
 
 def write_model_card(

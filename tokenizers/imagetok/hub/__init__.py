@@ -1,7 +1,7 @@
-"""Where saved tokenizers live: folders, and repositories on the Hugging Face Hub.
+"""The Hugging Face Hub: fetching and pushing tokenizers and tokenized datasets, merging cards.
 
-Knows configs and tensors, but no model class. The one place that speaks with the Hub; it does so
-when it is asked to, and what is needed for that is imported then.
+The one place that speaks with the Hub. It does so only when asked to, and imports huggingface_hub
+only then. The names of `imagetok.modelfile` can be imported from here as well.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imagetok.hub.folder import (
+from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
+from imagetok.modelfile import (
     CARD_FILE,
     CONFIG_FILE,
     EVALUATED_KEY,
@@ -19,15 +20,12 @@ from imagetok.hub.folder import (
     PICTURES_FILE,
     ModelFiles,
     carry_evaluation,
-    load_model,
-    read_evaluation,
-    save_model,
-)
-from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
-from imagetok.hub.tensorfile import (
     content_digest,
+    load_model,
     load_tensors,
+    read_evaluation,
     read_header,
+    save_model,
     save_tensors,
     tensors_digest,
 )

@@ -19,7 +19,8 @@ from imagetok.config import TokenizerConfig
 from imagetok.errors import HubAccessError, InvalidTypeError, InvalidValueError, ModelFileError
 from imagetok.hub.cache import has_etag
 from imagetok.hub.commits import RemoteFile, RepoCommit
-from imagetok.hub.folder import (
+from imagetok.hub.revisions import check_repo_id
+from imagetok.modelfile.model_folder import (
     CONFIG_FILE,
     EVALUATION_FILE,
     MODEL_FILE,
@@ -27,7 +28,6 @@ from imagetok.hub.folder import (
     ModelFiles,
     load_model,
 )
-from imagetok.hub.revisions import check_repo_id
 
 NO_TOKENIZER = "no tokenizer of imagetok lies there"
 

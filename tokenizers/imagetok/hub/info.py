@@ -28,8 +28,8 @@ from imagetok.hub.cache import is_sha256
 from imagetok.hub.client import calling, hub_api
 from imagetok.hub.commits import RepoCommit
 from imagetok.hub.fetching import NO_TOKENIZER, read_subfolder
-from imagetok.hub.folder import EVALUATION_FILE, MODEL_FILE, read_config, read_text
-from imagetok.hub.tensorfile import read_shapes
+from imagetok.modelfile.model_folder import EVALUATION_FILE, MODEL_FILE, read_config, read_text
+from imagetok.modelfile.tensorfile import read_shapes
 
 FIRST_BYTES = 64 * 1024
 """Fetched at once: more than the header of any model that imagetok makes."""

@@ -13,7 +13,10 @@ from tqdm.auto import tqdm
 from imagetok.errors import HubAccessError
 from imagetok.hub.client import hub_api
 from imagetok.hub.committing import Branch, Head, client_bars_off
-from imagetok.hub.folder import (
+from imagetok.hub.revisions import check_revision
+from imagetok.hub.rounds import Push
+from imagetok.hub.uploads import Upload
+from imagetok.modelfile.model_folder import (
     CARD_FILE,
     CONFIG_FILE,
     EVALUATION_FILE,
@@ -23,9 +26,6 @@ from imagetok.hub.folder import (
     load_model,
     parse_evaluation,
 )
-from imagetok.hub.revisions import check_revision
-from imagetok.hub.rounds import Push
-from imagetok.hub.uploads import Upload
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 
 from imagetok.errors import HubAccessError, HubError
 from imagetok.hub.committing import Branch, Head
-from imagetok.hub.folder import CARD_FILE
 from imagetok.hub.merging import merge_card
 from imagetok.hub.uploads import Upload
+from imagetok.modelfile.model_folder import CARD_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from imagetok.config import printable
 from imagetok.files import file_sha256, naming_os_errors
 from imagetok.hub.client import calling, hub_api
 from imagetok.hub.commits import RemoteFile, RepoCommit, first_line, is_cut_short
-from imagetok.hub.folder import CARD_FILE
+from imagetok.modelfile.model_folder import CARD_FILE
 
 MANIFEST_FILE, JOB_FILE = "manifest.json", "job.json"
 CHECKED_FILE = ".imagetok-checked"

@@ -18,7 +18,7 @@ from imagetok.config.recipes import dump_recipe
 from imagetok.errors import ConfigError
 from imagetok.evaluation import Evaluation
 from imagetok.files import atomic_path, file_sha256, naming_os_errors, write_atomic
-from imagetok.hub import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
+from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.tokenizer import ImageTokenizer
 
 CONFIG_FILE = "config.yaml"

@@ -14,7 +14,8 @@ import torch
 
 from imagetok.config import RunConfig, TokenizerConfig, load_recipe
 from imagetok.errors import ConfigError
-from imagetok.hub import is_repo_id, load_model, load_remote_model
+from imagetok.hub import is_repo_id, load_remote_model
+from imagetok.modelfile import load_model
 from imagetok.networks import checkpoint_activations
 from imagetok.tokenizer import ImageTokenizer
 

@@ -12,7 +12,7 @@ from imagetok.config import RunConfig
 from imagetok.errors import ConfigError, DataError, ImagetokError
 from imagetok.evaluation import Evaluation
 from imagetok.files import file_sha256
-from imagetok.hub import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
+from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.training.checkpoint import check_files, newest_checkpoint
 from imagetok.training.folder import CHECKPOINTS, TOKENIZER, holds_run
 

@@ -23,7 +23,13 @@ from imagetok.errors import (
     ModelFileError,
     UnwritableFileError,
 )
-from imagetok.hub import content_digest, load_tensors, read_header, save_tensors, tensors_digest
+from imagetok.modelfile import (
+    content_digest,
+    load_tensors,
+    read_header,
+    save_tensors,
+    tensors_digest,
+)
 
 TENSORS = {
     "weight": torch.arange(12.0).reshape(3, 4) / 7,
@@ -162,7 +168,7 @@ def test_a_failed_write_keeps_the_old_file(path: Path, monkeypatch: pytest.Monke
     def fail(*arguments: object, **options: object) -> None:
         raise SafetensorError("No space left on device")
 
-    monkeypatch.setattr("imagetok.hub.tensorfile.save_file", fail)
+    monkeypatch.setattr("imagetok.modelfile.tensorfile.save_file", fail)
     with pytest.raises(UnwritableFileError, match=r"file\.safetensors': No space left"):
         save_tensors(path, {"weight": torch.zeros(2)}, {})
     assert path.read_bytes() == old

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from imagetok import hub
+from imagetok import modelfile
 from imagetok.config import TokenizerConfig
 from imagetok.errors import (
     InvalidValueError,
@@ -54,8 +54,8 @@ def make_tensors(seed: int = 0) -> dict[str, Tensor]:
 
 
 def save(folder: Path, latent_dim: int = 2, seed: int = 0) -> Path:
-    hub.save_model(folder, make_config(latent_dim), make_tensors(seed))
-    return folder / hub.MODEL_FILE
+    modelfile.save_model(folder, make_config(latent_dim), make_tensors(seed))
+    return folder / modelfile.MODEL_FILE
 
 
 def rewrite_header(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -72,7 +72,7 @@ def rewrite_header(path: Path, change: Callable[[dict[str, Any]], object]) -> No
 
 def test_config_and_tensors_come_back_exactly(tmp_path: Path) -> None:
     path = save(tmp_path / "new" / "folder")
-    files = hub.load_model(path.parent)
+    files = modelfile.load_model(path.parent)
     assert files.config == make_config()
     assert files.path == path
     assert files.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -83,17 +83,17 @@ def test_config_and_tensors_come_back_exactly(tmp_path: Path) -> None:
 
 def test_equal_saves_give_equal_bytes_in_any_order_of_the_tensors(tmp_path: Path) -> None:
     tensors = make_tensors()
-    hub.save_model(tmp_path / "a", make_config(), tensors)
-    hub.save_model(tmp_path / "b", make_config(), dict(reversed(tensors.items())))
-    for name in (hub.MODEL_FILE, hub.CONFIG_FILE):
+    modelfile.save_model(tmp_path / "a", make_config(), tensors)
+    modelfile.save_model(tmp_path / "b", make_config(), dict(reversed(tensors.items())))
+    for name in (modelfile.MODEL_FILE, modelfile.CONFIG_FILE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_what_was_loaded_saves_to_the_same_bytes(tmp_path: Path) -> None:
     first = save(tmp_path / "a")
-    files = hub.load_model(tmp_path / "a")
-    hub.save_model(tmp_path / "b", files.config, files.tensors)
-    assert (tmp_path / "b" / hub.MODEL_FILE).read_bytes() == first.read_bytes()
+    files = modelfile.load_model(tmp_path / "a")
+    modelfile.save_model(tmp_path / "b", files.config, files.tensors)
+    assert (tmp_path / "b" / modelfile.MODEL_FILE).read_bytes() == first.read_bytes()
 
 
 def test_the_header_has_one_key_of_canonical_json(tmp_path: Path) -> None:
@@ -102,25 +102,25 @@ def test_the_header_has_one_key_of_canonical_json(tmp_path: Path) -> None:
     assert list(metadata) == ["imagetok"]
     header = json.loads(metadata["imagetok"])
     said = {"config": make_config().to_dict(), "format_version": 1}
-    assert header == {**said, "sha256": hub.content_digest(make_tensors(), said)}
+    assert header == {**said, "sha256": modelfile.content_digest(make_tensors(), said)}
     assert metadata["imagetok"] == json.dumps(header, sort_keys=True, separators=(",", ":"))
 
 
 def test_the_model_file_alone_is_a_complete_tokenizer(tmp_path: Path) -> None:
     path = save(tmp_path / "a")
     (tmp_path / "b").mkdir()
-    path.rename(tmp_path / "b" / hub.MODEL_FILE)
+    path.rename(tmp_path / "b" / modelfile.MODEL_FILE)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert hub.load_model(tmp_path / "b").config == make_config()
+        assert modelfile.load_model(tmp_path / "b").config == make_config()
 
 
 def test_files_behind_symbolic_links_are_read(tmp_path: Path) -> None:
     save(tmp_path / "blobs")
     (tmp_path / "snapshot").mkdir()
-    for name in (hub.MODEL_FILE, hub.CONFIG_FILE):
+    for name in (modelfile.MODEL_FILE, modelfile.CONFIG_FILE):
         (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
-    assert hub.load_model(tmp_path / "snapshot").config == make_config()
+    assert modelfile.load_model(tmp_path / "snapshot").config == make_config()
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
@@ -130,7 +130,7 @@ def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int, mod
         save(tmp_path)
     finally:
         os.umask(before)
-    for name in (hub.MODEL_FILE, hub.CONFIG_FILE):
+    for name in (modelfile.MODEL_FILE, modelfile.CONFIG_FILE):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
 
 
@@ -141,9 +141,9 @@ def test_a_value_that_is_not_finite_is_refused_and_keeps_the_old_tokenizer(tmp_p
     old = save(tmp_path).read_bytes()
     tensors = make_tensors() | {"bad": torch.tensor(float("nan"))}
     with pytest.raises(InvalidValueError, match="tensor 'bad'"):
-        hub.save_model(tmp_path, make_config(3), tensors)
-    assert (tmp_path / hub.MODEL_FILE).read_bytes() == old
-    assert hub.load_model(tmp_path).config == make_config()
+        modelfile.save_model(tmp_path, make_config(3), tensors)
+    assert (tmp_path / modelfile.MODEL_FILE).read_bytes() == old
+    assert modelfile.load_model(tmp_path).config == make_config()
 
 
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
@@ -157,14 +157,14 @@ def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
 KILLED_AT_A_RENAME = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import test_hub
+import test_model_folder as model
 real, left = os.replace, int(sys.argv[3])
 def replace(*paths):
     global left
     left -= 1
     real(*paths) if left else os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace
-test_hub.save(test_hub.Path(sys.argv[2]), latent_dim=3, seed=1)
+model.save(model.Path(sys.argv[2]), latent_dim=3, seed=1)
 """
 
 
@@ -179,13 +179,15 @@ def test_a_killed_save_leaves_the_old_tokenizer_or_the_new_one_and_no_lasting_li
     assert list(tmp_path.glob(f"{TEMPORARY_PREFIX}*"))
     if committed:
         with pytest.warns(UserWarning, match=r"config\.json' differs"):
-            files = hub.load_model(tmp_path)
+            files = modelfile.load_model(tmp_path)
     else:
-        files = hub.load_model(tmp_path)
+        files = modelfile.load_model(tmp_path)
     assert files.config == make_config(3 if committed else 2)
-    assert hub.tensors_digest(files.tensors) == hub.tensors_digest(make_tensors(int(committed)))
+    assert modelfile.tensors_digest(files.tensors) == modelfile.tensors_digest(
+        make_tensors(int(committed))
+    )
     save(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == [hub.CONFIG_FILE, hub.MODEL_FILE]
+    assert sorted(os.listdir(tmp_path)) == [modelfile.CONFIG_FILE, modelfile.MODEL_FILE]
 
 
 # Refusals on loading
@@ -193,47 +195,47 @@ def test_a_killed_save_leaves_the_old_tokenizer_or_the_new_one_and_no_lasting_li
 
 def test_a_missing_folder_and_a_folder_without_a_model_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="nowhere' does not exist"):
-        hub.load_model(tmp_path / "nowhere")
+        modelfile.load_model(tmp_path / "nowhere")
     with pytest.raises(ModelFileError, match=r"holds no model\.safetensors"):
-        hub.load_model(tmp_path)
+        modelfile.load_model(tmp_path)
 
 
 def test_a_folder_or_a_pipe_under_the_name_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a" / hub.MODEL_FILE).mkdir(parents=True)
+    (tmp_path / "a" / modelfile.MODEL_FILE).mkdir(parents=True)
     (tmp_path / "b").mkdir()
-    os.mkfifo(tmp_path / "b" / hub.MODEL_FILE)
+    os.mkfifo(tmp_path / "b" / modelfile.MODEL_FILE)
     for folder in ("a", "b"):
         with pytest.raises(ModelFileError, match=r"model\.safetensors' is a folder or a device"):
-            hub.load_model(tmp_path / folder)
+            modelfile.load_model(tmp_path / folder)
 
 
 def test_a_truncated_model_is_refused_by_name(tmp_path: Path) -> None:
     path = save(tmp_path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ModelFileError, match=r"model\.safetensors' is damaged"):
-        hub.load_model(tmp_path)
+        modelfile.load_model(tmp_path)
 
 
 def test_a_flipped_byte_anywhere_is_refused_or_harmless_and_never_leaks(tmp_path: Path) -> None:
     path = save(tmp_path)
-    (tmp_path / hub.CONFIG_FILE).unlink()
-    good, expected = path.read_bytes(), hub.load_model(tmp_path)
+    (tmp_path / modelfile.CONFIG_FILE).unlink()
+    good, expected = path.read_bytes(), modelfile.load_model(tmp_path)
     header_end = 8 + struct.unpack("<Q", good[:8])[0]
     for place in range(header_end):
         path.write_bytes(good[:place] + bytes([good[place] ^ 0x01]) + good[place + 1 :])
         try:
-            files = hub.load_model(tmp_path)
+            files = modelfile.load_model(tmp_path)
         except ModelFileError:
             continue
         # The digest is the tensors'; a changed but valid value of the config shows in config.json.
-        assert hub.tensors_digest(files.tensors) == hub.tensors_digest(expected.tensors)
+        assert modelfile.tensors_digest(files.tensors) == modelfile.tensors_digest(expected.tensors)
 
 
 def test_a_file_of_the_future_asks_for_an_upgrade(tmp_path: Path) -> None:
     path = save(tmp_path)
     rewrite_header(path, lambda header: header.update(format_version=2, new="entry", sha256="0"))
     with pytest.raises(ModelFileError, match=r"format version 2, .* up to 1: upgrade imagetok"):
-        hub.load_model(tmp_path)
+        modelfile.load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +253,7 @@ def test_a_header_with_other_entries_is_refused(
 ) -> None:
     rewrite_header(save(tmp_path), change)
     with pytest.raises(ModelFileError, match=r"model\.safetensors': the header holds"):
-        hub.load_model(tmp_path)
+        modelfile.load_model(tmp_path)
 
 
 def test_a_config_in_the_header_that_does_not_validate_is_named_with_its_field(
@@ -259,23 +261,23 @@ def test_a_config_in_the_header_that_does_not_validate_is_named_with_its_field(
 ) -> None:
     rewrite_header(save(tmp_path), lambda header: header["config"].update(channels=2))
     with pytest.raises(ModelFileError, match=r"model\.safetensors'.*channels: found 2"):
-        hub.load_model(tmp_path)
+        modelfile.load_model(tmp_path)
 
 
 def test_a_file_that_is_replaced_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path)
-    real = hub.load_tensors
+    real = modelfile.load_tensors
 
     def load_slowly(path: Path, digest: str, expected: None) -> dict[str, Tensor]:
         tensors = real(path, digest, expected)
         save(tmp_path, seed=1)
         return tensors
 
-    monkeypatch.setattr("imagetok.hub.folder.load_tensors", load_slowly)
+    monkeypatch.setattr("imagetok.modelfile.model_folder.load_tensors", load_slowly)
     with pytest.raises(ModelFileError, match="was replaced while it was read"):
-        hub.load_model(tmp_path)
+        modelfile.load_model(tmp_path)
 
 
 # config.json
@@ -283,7 +285,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(
 
 def test_config_json_is_a_readable_copy(tmp_path: Path) -> None:
     save(tmp_path)
-    text = (tmp_path / hub.CONFIG_FILE).read_text()
+    text = (tmp_path / modelfile.CONFIG_FILE).read_text()
     assert TokenizerConfig.from_json(text) == make_config()
     assert text.count("\n") > 10
 
@@ -296,62 +298,64 @@ def test_a_config_json_that_does_not_validate_is_refused(
     tmp_path: Path, text: str, fault: str
 ) -> None:
     save(tmp_path)
-    (tmp_path / hub.CONFIG_FILE).write_text(text)
+    (tmp_path / modelfile.CONFIG_FILE).write_text(text)
     with pytest.raises(ModelFileError, match=rf"config\.json'.*{fault}"):
-        hub.load_model(tmp_path)
+        modelfile.load_model(tmp_path)
 
 
 def test_a_config_json_that_differs_gives_way_to_the_header_with_a_warning(tmp_path: Path) -> None:
     save(tmp_path)
-    (tmp_path / hub.CONFIG_FILE).write_text(make_config(7).to_json())
+    (tmp_path / modelfile.CONFIG_FILE).write_text(make_config(7).to_json())
     with pytest.warns(UserWarning, match=r"config\.json' differs"):
-        assert hub.load_model(tmp_path).config == make_config()
+        assert modelfile.load_model(tmp_path).config == make_config()
 
 
 # Evaluation and pictures
 
 
 def add_evaluation(folder: Path, sha256: str) -> None:
-    (folder / hub.EVALUATION_FILE).write_text(json.dumps({hub.EVALUATED_KEY: sha256, "psnr": 20.0}))
-    (folder / hub.PICTURES_FILE).write_bytes(b"pictures")
+    (folder / modelfile.EVALUATION_FILE).write_text(
+        json.dumps({modelfile.EVALUATED_KEY: sha256, "psnr": 20.0})
+    )
+    (folder / modelfile.PICTURES_FILE).write_bytes(b"pictures")
 
 
 def test_an_equal_save_keeps_the_evaluation_and_another_removes_it(tmp_path: Path) -> None:
     save(tmp_path)
-    add_evaluation(tmp_path, hub.load_model(tmp_path).sha256)
+    add_evaluation(tmp_path, modelfile.load_model(tmp_path).sha256)
     save(tmp_path)
-    assert (tmp_path / hub.EVALUATION_FILE).exists()
-    assert (tmp_path / hub.PICTURES_FILE).exists()
+    assert (tmp_path / modelfile.EVALUATION_FILE).exists()
+    assert (tmp_path / modelfile.PICTURES_FILE).exists()
     save(tmp_path, seed=1)
-    assert sorted(os.listdir(tmp_path)) == [hub.CONFIG_FILE, hub.MODEL_FILE]
+    assert sorted(os.listdir(tmp_path)) == [modelfile.CONFIG_FILE, modelfile.MODEL_FILE]
 
 
 def test_an_evaluation_that_does_not_parse_vouches_for_nothing(tmp_path: Path) -> None:
     save(tmp_path)
-    (tmp_path / hub.EVALUATION_FILE).write_text("{")
-    assert not hub.carry_evaluation(tmp_path, tmp_path)
+    (tmp_path / modelfile.EVALUATION_FILE).write_text("{")
+    assert not modelfile.carry_evaluation(tmp_path, tmp_path)
     save(tmp_path)
-    assert not (tmp_path / hub.EVALUATION_FILE).exists()
+    assert not (tmp_path / modelfile.EVALUATION_FILE).exists()
 
 
 def test_evaluation_and_pictures_are_carried_along_to_equal_weights_only(tmp_path: Path) -> None:
     save(tmp_path / "a")
-    sha256 = hub.load_model(tmp_path / "a").sha256
+    sha256 = modelfile.load_model(tmp_path / "a").sha256
     add_evaluation(tmp_path / "a", sha256)
     save(tmp_path / "equal")
-    assert hub.carry_evaluation(tmp_path / "a", tmp_path / "equal")
-    for name in (hub.EVALUATION_FILE, hub.PICTURES_FILE):
+    assert modelfile.carry_evaluation(tmp_path / "a", tmp_path / "equal")
+    for name in (modelfile.EVALUATION_FILE, modelfile.PICTURES_FILE):
         carried = (tmp_path / "equal" / name).read_bytes()
         assert carried == (tmp_path / "a" / name).read_bytes()
     save(tmp_path / "other", seed=1)
-    assert not hub.carry_evaluation(tmp_path / "a", tmp_path / "other")
-    assert sorted(os.listdir(tmp_path / "other")) == [hub.CONFIG_FILE, hub.MODEL_FILE]
-    assert hub.carry_evaluation(tmp_path / "a", tmp_path / "a")
+    assert not modelfile.carry_evaluation(tmp_path / "a", tmp_path / "other")
+    assert sorted(os.listdir(tmp_path / "other")) == [modelfile.CONFIG_FILE, modelfile.MODEL_FILE]
+    assert modelfile.carry_evaluation(tmp_path / "a", tmp_path / "a")
 
 
 def test_a_folder_without_evaluation_has_nothing_to_carry(tmp_path: Path) -> None:
     save(tmp_path / "a")
     save(tmp_path / "b")
-    assert not hub.carry_evaluation(tmp_path / "a", tmp_path / "b")
+    assert not modelfile.carry_evaluation(tmp_path / "a", tmp_path / "b")
     with pytest.raises(UnreadableFileError, match="nowhere"):
-        hub.carry_evaluation(tmp_path / "a", tmp_path / "nowhere")
+        modelfile.carry_evaluation(tmp_path / "a", tmp_path / "nowhere")

@@ -27,7 +27,7 @@ from torch import Tensor
 from imagetok.config import TokenizerConfig, printable
 from imagetok.errors import ConfigError, ModelFileError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
-from imagetok.hub.tensorfile import load_tensors, read_header, save_tensors
+from imagetok.modelfile.tensorfile import load_tensors, read_header, save_tensors
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
