@@ -37,8 +37,8 @@ from PIL import Image
 
 from imagetok import ImageTokenizer, TokenizerConfig
 from imagetok.tokenizing import tokenize_dataset
-from imagetok.tokenizing.encoding import Encoder
-from imagetok.tokenizing.preparing import Preparation, Prepared
+from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.image_preparation import Preparation, Prepared
 from imagetok.tokenizing.ranks import find_device, find_share
 
 SIDE = 512

@@ -21,7 +21,7 @@ from imagetok.data.streams import FileStreams
 from imagetok.errors import DataError, HubAccessError
 from imagetok.hub import rounds
 from imagetok.shards import TokenDataset
-from imagetok.tokenizing.encoding import Encoder
+from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.training import train
 from imagetok.training.stepper import Stepper
 from loopback_hub import CDN, LoopbackHub

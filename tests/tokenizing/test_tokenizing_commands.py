@@ -11,8 +11,8 @@ from PIL import Image
 from small_jobs import DATASET, ROWS, make_tokenizer, save_pictures, shards_of
 
 from command_line import Ended, Run
-from imagetok.tokenizing import run as running
-from imagetok.tokenizing.encoding import Encoder
+from imagetok.tokenizing import job_run
+from imagetok.tokenizing.batch_encoder import Encoder
 from tiny_data import BROKEN, png, write_split
 
 
@@ -165,4 +165,4 @@ def test_help_teaches_how_to_share_the_work(run: Run, monkeypatch: pytest.Monkey
     text = run("tokenize", "--help").out
     for words in ("accelerate launch", "--world-size", "the same command goes on", "--finalize"):
         assert words in text
-    assert running.MAX_THREADS
+    assert job_run.MAX_THREADS

@@ -27,7 +27,7 @@ from tiny_data import png
 SCRIPT = """
 import json, os, signal, sys, time
 from imagetok.tokenizing import tokenize_dataset
-from imagetok.tokenizing.encoding import Encoder
+from imagetok.tokenizing.batch_encoder import Encoder
 
 settings, slowness, fatal = json.loads(sys.argv[1])
 encode, replace = Encoder.__call__, os.replace

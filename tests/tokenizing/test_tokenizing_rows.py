@@ -331,8 +331,8 @@ def test_native_pictures_of_many_shapes_do_not_pile_up(
     sizes = [(4 * (n % 9 + 1), 4 * (n // 9 + 1)) for n in range(40)]
     source = save_pictures(tmp_path / "in", [png(n, size) for n, size in enumerate(sizes)])
     job(tmp_path / "a", dataset=str(source), resize="native", rows_per_shard=100)
-    monkeypatch.setattr("imagetok.tokenizing.encoding.HELD_BYTES", 2000)
-    monkeypatch.setattr("imagetok.tokenizing.encoding.HELD_CHUNKS", 1)
+    monkeypatch.setattr("imagetok.tokenizing.batch_encoder.HELD_BYTES", 2000)
+    monkeypatch.setattr("imagetok.tokenizing.batch_encoder.HELD_CHUNKS", 1)
     job(tmp_path / "b", dataset=str(source), resize="native", rows_per_shard=100)
     assert len(rows_in(tmp_path / "a")) == 40
     assert shards_of(tmp_path / "a") == shards_of(tmp_path / "b")

@@ -21,9 +21,9 @@ from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_pictures, sha
 
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
 from imagetok.shards import UnitWriter
-from imagetok.tokenizing import JobStopped, TokenizingError, run, workers
-from imagetok.tokenizing.encoding import Encoder
-from imagetok.tokenizing.preparing import Preparation
+from imagetok.tokenizing import JobStopped, TokenizingError, job_run, workers
+from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.image_preparation import Preparation
 from tiny_data import png, write_split
 from tiny_runs import contents
 
@@ -253,7 +253,7 @@ def test_a_rank_waits_for_a_unit_in_work_and_takes_it_over_when_it_is_dropped(
             job(tmp_path / "out")
 
     monkeypatch.setattr(Encoder, "__call__", slow)
-    monkeypatch.setattr(run, "_PATIENCE", 0.05)
+    monkeypatch.setattr(job_run, "_PATIENCE", 0.05)
     with ThreadPoolExecutor(2) as pool:
         dropping = pool.submit(first)
         assert entered.wait(60)

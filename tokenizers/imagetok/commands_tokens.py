@@ -133,7 +133,7 @@ def tokenize(
     from imagetok.reports import show_table
     from imagetok.shards import finalize as write_manifest
     from imagetok.tokenizing import tokenize_dataset
-    from imagetok.tokenizing.run import check_totals
+    from imagetok.tokenizing.job_run import check_totals
 
     if finalize is not None:
         place, manifest = finalize, write_manifest(finalize)
@@ -196,11 +196,11 @@ def verify(
 
     Exit code 0 if it is sound, 1 with a line for each fault if it is not.
     """
+    from imagetok.errors import TokenizingError
     from imagetok.reports import show
     from imagetok.shards.opening import open_folder
     from imagetok.shards.verifying import verify as check
-    from imagetok.tokenizing.checking import compare_rows
-    from imagetok.tokenizing.ending import TokenizingError
+    from imagetok.tokenizing.deep_check import compare_rows
 
     report = check(folder)
     show(str(report))
@@ -242,7 +242,7 @@ def decode(
     """Show what the shards hold: pictures decoded from their ids, with their captions."""
     from imagetok.reports import show
     from imagetok.shards.opening import open_folder
-    from imagetok.tokenizing.showing import decode_rows, draw_grid, read_range
+    from imagetok.tokenizing.row_preview import decode_rows, draw_grid, read_range
     from imagetok.training.folder import save_picture
 
     check_parent(output, "--output")

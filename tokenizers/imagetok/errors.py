@@ -7,6 +7,8 @@ that cannot be read. Messages name the value found, what was expected and the wa
 
 from __future__ import annotations
 
+import signal
+
 
 class ImagetokError(Exception):
     """Base class of everything that imagetok raises on purpose."""
@@ -86,3 +88,28 @@ class MissingExtraError(InvalidValueError):
 
 class TrainingError(ImagetokError, ArithmeticError):
     """Training cannot go on: the loss or the gradients are not finite."""
+
+
+class TokenizingError(ImagetokError, RuntimeError):
+    """A tokenizing job cannot go on, or its result is unsound; what is written stays."""
+
+
+class JobStopped(ImagetokError):  # noqa: N818 - being stopped is not a failure
+    """A signal stopped a tokenizing job; the same call goes on with it.
+
+    A command line exits with 128 + `signum`.
+
+    Args:
+        signum: The signal.
+        shards: Units of work that this process finished.
+    """
+
+    def __init__(self, signum: int, shards: int) -> None:
+        super().__init__(signum, shards)
+        self.signum, self.shards = signum, shards
+
+    def __str__(self) -> str:
+        return (
+            f"{signal.Signals(self.signum).name} stopped this process after {self.shards} finished "
+            "shards; the same command goes on with the others"
+        )

@@ -29,7 +29,7 @@ from imagetok.shards.opening import open_folder
 from imagetok.shards.verifying import verify
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing import tokenize_dataset
-from imagetok.tokenizing.showing import decode_rows, draw_grid
+from imagetok.tokenizing.row_preview import decode_rows, draw_grid
 from imagetok.training import train
 from imagetok.training.folder import save_picture
 

@@ -1,25 +1,26 @@
-"""From pictures to shards of token ids, each row exactly once.
+"""From images to shards of token ids, each row exactly once.
 
-    dataset --Input--> units --Loader--> pixels --Encoder--> ids --UnitWriter--> shards
+    dataset --JobInput--> units --Loader--> pixels --Encoder--> ids --UnitWriter--> shards
 
-Names are imported when they are first used, so that a loading process imports what it needs.
+`job_run` is where to begin reading. Names are imported when they are first used, so that a loading
+process imports only what it needs.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from imagetok.tokenizing.ending import JobStopped, TokenizingError
-    from imagetok.tokenizing.run import tokenize_dataset
+from imagetok.errors import JobStopped, TokenizingError
 
-_PLACES = {"JobStopped": "ending", "TokenizingError": "ending", "tokenize_dataset": "run"}
+if TYPE_CHECKING:
+    from imagetok.tokenizing.job_run import tokenize_dataset
 
 __all__ = ["JobStopped", "TokenizingError", "tokenize_dataset"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name != "tokenize_dataset":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    from imagetok.tokenizing.job_run import tokenize_dataset
+
+    return tokenize_dataset

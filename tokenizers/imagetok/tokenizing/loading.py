@@ -15,8 +15,8 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from typing import Self, TypeVar
 
-from imagetok.tokenizing.inputs import CHUNK, Chunk
-from imagetok.tokenizing.preparing import Outcome, Preparation
+from imagetok.tokenizing.image_preparation import Outcome, Preparation
+from imagetok.tokenizing.job_input import CHUNK, Chunk
 from imagetok.tokenizing.workers import LoadingPool
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ class Loader:
             for chunk in chunks:
                 if stop.is_set():
                     break
-                ready.put((chunk, self._pool.submit(chunk.pictures)))
+                ready.put((chunk, self._pool.submit(chunk.images)))
         except Exception as error:  # whatever it is, it belongs to who waits for the data
             ready.put(error)
         ready.put(None)

@@ -21,9 +21,8 @@ from multiprocessing.context import SpawnProcess
 
 import torch
 
-from imagetok.errors import ImagetokError
-from imagetok.tokenizing.ending import TokenizingError
-from imagetok.tokenizing.preparing import Outcome, Picture, Preparation
+from imagetok.errors import ImagetokError, TokenizingError
+from imagetok.tokenizing.image_preparation import ImageCell, Outcome, Preparation
 
 _ATTEMPTS = 2
 
@@ -49,7 +48,7 @@ class LoadingPool:
             workers or threads, "imagetok-load", initializer=_block_signals
         )
 
-    def submit(self, pictures: Sequence[Picture | None]) -> Future[list[Outcome]]:
+    def submit(self, pictures: Sequence[ImageCell | None]) -> Future[list[Outcome]]:
         """Begin to prepare pictures; errors as of `Preparation`, and where processes die."""
         return self._pool.submit(self._run, pictures)
 
@@ -63,7 +62,7 @@ class LoadingPool:
         for worker in self._workers:
             worker.end()
 
-    def _run(self, pictures: Sequence[Picture | None]) -> list[Outcome]:
+    def _run(self, pictures: Sequence[ImageCell | None]) -> list[Outcome]:
         if not self._in_processes:
             return _prepare(self._preparation, pictures)
         for _ in range(_ATTEMPTS):
@@ -97,7 +96,7 @@ class _Worker:
         self._process.start()
         far_end.close()
 
-    def run(self, pictures: Sequence[Picture | None]) -> list[Outcome]:
+    def run(self, pictures: Sequence[ImageCell | None]) -> list[Outcome]:
         """Prepare pictures.
 
         Raises:
@@ -132,7 +131,7 @@ def _serve(pipe: Connection, preparation: Preparation) -> None:
                 pipe.send(type(error)(str(error)))
 
 
-def _prepare(preparation: Preparation, pictures: Sequence[Picture | None]) -> list[Outcome]:
+def _prepare(preparation: Preparation, pictures: Sequence[ImageCell | None]) -> list[Outcome]:
     try:
         return preparation(pictures)
     except MemoryError:

@@ -1,8 +1,10 @@
-"""From a row's picture to the pixels that the encoder gets, or to why there are none.
+"""From the image of a row to the pixels that the encoder gets, or to why there are none.
 
-It runs in loading threads or processes and depends on the picture alone. A reason names no path
-of the machine and no address, and is the same in every run: what may go away by itself, such as a
-server that does not answer, is an error of the job and no reason to leave a row out.
+    ImageCell --read_picture--> pixels --crop and resize, or trim--> Prepared | Refused
+
+This runs in loading threads or processes and depends on the image alone. The reason for a refusal
+names no path of the machine and no address, and is the same in every run. A fault that may pass,
+such as a server that does not answer, ends the job instead of leaving the row out.
 """
 
 from __future__ import annotations
@@ -20,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imagetok.errors import ImageFileError, ImagetokError, ImageValueError
+from imagetok.errors import ImageFileError, ImagetokError, ImageValueError, TokenizingError
 from imagetok.images import Preprocessor, center_box, read_picture, resize
-from imagetok.tokenizing.ending import TokenizingError
 
-Picture = dict[str, Any]
-"""`{"bytes": ..., "path": ...}`, as `imagetok.images.read_picture` takes it."""
+ImageCell = dict[str, Any]
+"""What an image column holds for a row: `{"bytes": ..., "path": ...}`."""
 
 _REPOSITORY = re.compile(r"^hf://datasets/[^@]*@[^/]*/")
 
@@ -33,14 +34,20 @@ _LASTING = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 }
-"""Faults of a file that are there again when it is read again."""
+"""Faults of a file that do not pass: reading it again fails again."""
 
 MAX_GRID_SIDE = 2**16 - 1
+"""Most positions along a side, because shards store the sides of a grid as uint16."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture's pixels, uint8 (C, H, W), and its own (height, width) after EXIF."""
+    """An image ready for the encoder.
+
+    Attributes:
+        pixels: uint8 (C, H, W).
+        size: (height, width) in pixels of the image itself, upright.
+    """
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
@@ -48,7 +55,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a row has no ids; `key` names its picture, as far as the row does."""
+    """Why a row has no ids.
+
+    Attributes:
+        key: Name of the image within the dataset; None where the row has no name for it.
+        reason: What is wrong with it.
+    """
 
     key: str | None
     reason: str
@@ -59,36 +71,36 @@ Outcome = Prepared | Refused
 
 @dataclass(frozen=True)
 class Preparation:
-    """Reads pictures and brings them to the encoder.
+    """Reads images and brings them to a size that the encoder takes.
 
     Attributes:
         preprocessor: The tokenizer's own.
-        factors: (height, width) that sides are rounded down to a multiple of, by a centre crop;
+        factors: (height, width) in pixels; a centre crop rounds sides down to multiples of them.
             None crops and resizes to the tokenizer's size.
-        root: Folder that pictures are named relative to.
+        root: Folder that the names of images are relative to.
     """
 
     preprocessor: Preprocessor
     factors: tuple[int, int] | None
     root: Path | None
 
-    def __call__(self, pictures: Sequence[Picture | None]) -> list[Outcome]:
-        """The outcome of each picture.
+    def __call__(self, images: Sequence[ImageCell | None]) -> list[Outcome]:
+        """The outcome for each image.
 
         Raises:
             TokenizingError: A file cannot be read for now.
         """
-        return [self._prepare(picture) for picture in pictures]
+        return [self._prepare(image) for image in images]
 
-    def _prepare(self, picture: Picture | None) -> Outcome:
-        if picture is None or (picture["bytes"] is None and picture["path"] is None):
+    def _prepare(self, image: ImageCell | None) -> Outcome:
+        if image is None or (image["bytes"] is None and image["path"] is None):
             return Refused(None, "there is no picture: the value is null")
-        path = picture["path"]
+        path = image["path"]
         key = relative_name(path, self.root) if path else None
         try:
-            if picture["bytes"] is None and "://" in path:
-                picture = {"bytes": _fetch(path, f"the file '{key}'"), "path": path}
-            pixels = read_picture(picture, self.preprocessor.channels, self.preprocessor.background)
+            if image["bytes"] is None and "://" in path:
+                image = {"bytes": _fetch(path, f"the file '{key}'"), "path": path}
+            pixels = read_picture(image, self.preprocessor.channels, self.preprocessor.background)
             return Prepared(self._fit(pixels).numpy(), (pixels.shape[1], pixels.shape[2]))
         except TokenizingError:
             raise
@@ -108,9 +120,9 @@ class Preparation:
 
 
 def relative_name(path: str, root: Path | None) -> str:
-    """A path as it is told: below the dataset's folder or repository, or its last part.
+    """A path as it is shown: relative to the dataset's folder or repository, or its last part.
 
-    A file in an archive is told as if that were a folder: `data/train.zip/a/1.png`.
+    A file in an archive is shown as if the archive were a folder: `data/train.zip/a/1.png`.
     """
     if "::" in path and "://" in path:
         file, _, archive = path.partition("::")
@@ -124,7 +136,7 @@ def relative_name(path: str, root: Path | None) -> str:
 
 
 def _trim(pixels: Tensor, factors: tuple[int, int]) -> Tensor:
-    """The middle of a picture whose sides are the largest multiples of the factors."""
+    """The middle of an image, with sides that are the largest multiples of the factors."""
     _, height, width = pixels.shape
     rows, columns = height // factors[0], width // factors[1]
     if min(rows, columns) < 1 or max(rows, columns) > MAX_GRID_SIDE:
@@ -137,13 +149,20 @@ def _trim(pixels: Tensor, factors: tuple[int, int]) -> Tensor:
 
 
 def _fetch(address: str, name: str) -> bytes | None:
-    """The content of a file in an archive or on the Hub; None leaves other addresses to refusal.
+    """The content of a file in an archive or on the Hub.
+
+    Args:
+        address: Where it lies.
+        name: What messages call it.
+
+    Returns:
+        The content; None for any other address, which the reader then refuses.
 
     Raises:
-        ImageFileError: It is missing or damaged; `name` is what the message calls it.
+        ImageFileError: The file is missing or damaged.
         TokenizingError: It cannot be fetched for now.
     """
-    # Here, because a loading process imports this module, and few need `datasets`.
+    # Imported here because loading processes import this module, and few of them need `datasets`.
     from imagetok.data.files import lies_apart, read_file
 
     if not lies_apart(address):

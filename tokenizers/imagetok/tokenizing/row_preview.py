@@ -1,4 +1,4 @@
-"""A picture of what shards hold: ids decoded, with captions."""
+"""A preview of what shards hold: ids decoded to images, with captions, in one grid."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from imagetok.shards.rows import ShardRows
 from imagetok.tokenizer import ImageTokenizer
 
 CELL = 160
-"""Least side in pixels of a picture in the grid; smaller ones are enlarged by whole factors."""
+"""Least length of an image's longer side in pixels; smaller ones are enlarged by whole factors."""
 
 MAX_ROWS = 256
-"""Most pictures of a grid."""
+"""Most images of a grid."""
 
 _CAPTIONS = ("caption", "text", "prompt", "description", "label")
 _PADDING, _LINES, _LINE_HEIGHT = 6, 3, 13
 
 
 def read_range(text: str) -> range:
-    """Rows `first:end` of a dataset, as in `0:16`; a single number is one row.
+    """A range of rows from text: `first:end`, as in `0:16`, or a single row, as in `7`.
 
     Raises:
-        InvalidValueError: This is no range, or an empty or too long one.
+        InvalidValueError: The text is not a range, or the range is empty or longer than `MAX_ROWS`.
     """
     found = re.fullmatch(r"(\d{1,15})(?::(\d{1,15}))?", text.strip())
     rows = range(0)
@@ -51,10 +51,18 @@ def read_range(text: str) -> range:
 def decode_rows(
     folder: TokenFolder, tokenizer: ImageTokenizer, rows: range
 ) -> tuple[list[Image.Image], list[str]]:
-    """Pictures of the rows of a tokenized dataset, in the order of its shards, and their captions.
+    """Decode rows of a tokenized dataset.
+
+    Args:
+        folder: The tokenized dataset.
+        tokenizer: The one that made the ids.
+        rows: Rows to decode, counted over the shards in their order.
+
+    Returns:
+        The images and their captions.
 
     Raises:
-        DataError: The ids are of another tokenizer, or there are no such rows.
+        DataError: The ids were made by another tokenizer, or there are no such rows.
         UnreadableFileError: A shard is missing or damaged.
     """
     folder.check_tokenizer(tokenizer)
@@ -66,32 +74,32 @@ def decode_rows(
         )
     wanted = np.arange(rows.start, rows.stop)
     numbers = np.searchsorted(ends, wanted, side="right")
-    places = wanted - (ends[numbers] - np.array([shard.rows for shard in shards])[numbers])
+    starts = ends - [shard.rows for shard in shards]
     schema = folder.job.schema
     column = _caption_column(schema.kept)
     columns = [] if column is None else [column]
     reader = ShardRows(folder.path, shards, folder.manifest.job, schema, columns)
-    batch = reader.gather(numbers, places).batch(0, len(wanted))
+    batch = reader.gather(numbers, wanted - starts[numbers]).batch(0, len(wanted))
     return _decode(tokenizer, batch, schema.grid), _captions(batch, column, schema.kept)
 
 
-def draw_grid(pictures: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """Pictures with captions below, in a grid that is about square."""
-    scaled = [_enlarged(picture) for picture in pictures]
-    width = max(picture.width for picture in scaled) + _PADDING
-    height = max(picture.height for picture in scaled) + _LINES * _LINE_HEIGHT + 2 * _PADDING
+def draw_grid(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
+    """Draw images with their captions below them, in a grid that is about square."""
+    scaled = [_enlarged(image) for image in images]
+    width = max(image.width for image in scaled) + _PADDING
+    height = max(image.height for image in scaled) + _LINES * _LINE_HEIGHT + 2 * _PADDING
     across = math.ceil(math.sqrt(len(scaled)))
     down = math.ceil(len(scaled) / across)
     canvas = Image.new("RGB", (across * width + _PADDING, down * height + _PADDING), "white")
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default()
-    for number, (picture, caption) in enumerate(zip(scaled, captions, strict=True)):
+    for number, (image, caption) in enumerate(zip(scaled, captions, strict=True)):
         left = _PADDING + number % across * width
         top = _PADDING + number // across * height
-        canvas.paste(picture, (left, top))
+        canvas.paste(image, (left, top))
         letters = max(8, (width - _PADDING) // 7)
         lines = textwrap.wrap(caption, letters, max_lines=_LINES, placeholder=" …")
         for line, text in enumerate(lines):
-            place = (left, top + picture.height + 2 + line * _LINE_HEIGHT)
+            place = (left, top + image.height + 2 + line * _LINE_HEIGHT)
             draw.text(place, text, fill="black", font=font)
     return canvas
 
@@ -101,31 +109,31 @@ def _decode(
 ) -> list[Image.Image]:
     ids = batch["ids"]
     if isinstance(ids, Tensor):
-        pictures = tokenizer.decode(ids, grid=grid, output="pt")
-        assert isinstance(pictures, Tensor)
-        return [_render(picture) for picture in pictures]
+        images = tokenizer.decode(ids, grid=grid, output="pt")
+        assert isinstance(images, Tensor)
+        return [_render(image) for image in images]
     found = []
     for one, own in zip(ids, batch["grid"], strict=True):
-        picture = tokenizer.decode(one, grid=own, output="pt")
-        assert isinstance(picture, Tensor)
-        found.append(_render(picture))
+        image = tokenizer.decode(one, grid=own, output="pt")
+        assert isinstance(image, Tensor)
+        found.append(_render(image))
     return found
 
 
 def _render(x_hat: Tensor) -> Image.Image:
-    picture = to_pil(x_hat.to(torch.float32))
-    assert isinstance(picture, Image.Image)
-    return picture.convert("RGB")
+    image = to_pil(x_hat.to(torch.float32))
+    assert isinstance(image, Image.Image)
+    return image.convert("RGB")
 
 
-def _enlarged(picture: Image.Image) -> Image.Image:
-    factor = math.ceil(CELL / max(picture.size))
-    size = (picture.width * factor, picture.height * factor)
-    return picture.resize(size, Image.Resampling.NEAREST)
+def _enlarged(image: Image.Image) -> Image.Image:
+    factor = math.ceil(CELL / max(image.size))
+    size = (image.width * factor, image.height * factor)
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 def _caption_column(kept: Features) -> str | None:
-    """The kept column that says most of a picture: one of a usual name, or the first text."""
+    """The kept column to caption images with: one of a usual name, or else the first text."""
     texts = [
         name
         for name, feature in kept.items()

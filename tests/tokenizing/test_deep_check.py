@@ -12,9 +12,9 @@ from small_jobs import ROWS, RunJob, make_tokenizer, save_pictures
 from imagetok import ImageTokenizer
 from imagetok.errors import DataError
 from imagetok.shards.opening import open_folder
-from imagetok.tokenizing import checking
-from imagetok.tokenizing.checking import compare_rows
-from imagetok.tokenizing.encoding import Encoder
+from imagetok.tokenizing import deep_check
+from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.deep_check import compare_rows
 from tiny_data import png, write_split
 
 
@@ -80,13 +80,13 @@ def test_ids_that_rounding_may_change_are_counted_and_no_faults() -> None:
         model.bottleneck.codebook[1] = place - offset * (1 + 1e-6)
         model.bottleneck.codebook[2] = place - offset * 1.1
     (ids,) = encoder([pixels])
-    assert checking._compare(encoder, pixels, ids) == (0, 0)
+    assert deep_check._compare(encoder, pixels, ids) == (0, 0)
     assert ids[1, 2] in (0, 1)
     expected = {1 - ids[1, 2]: (1, 0), 2: (0, 1), 3: (0, 1)}
     for number, counts in expected.items():
         other = ids.copy()
         other[1, 2] = number
-        assert checking._compare(encoder, pixels, other) == counts
+        assert deep_check._compare(encoder, pixels, other) == counts
 
 
 def test_a_row_that_should_have_been_refused_is_a_fault(

@@ -1,4 +1,4 @@
-"""How a job gets on: the bar that is shown, and the figures that go into the manifest."""
+"""Progress of a job: the bar that is shown, and the figures that go into the manifest."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from imagetok.tokenizing.loading import Loader
 class JobProgress:
     """Counts rows and shows a bar; a context manager that closes it.
 
-    Of a streamed dataset the rows are estimated from the bytes of its files, once one is done.
+    The rows of a streamed dataset are estimated from the bytes of its files, once one is done.
 
     Args:
-        job: What is done.
-        units: Units that this process has before it.
-        loader: Knows how long the encoder has waited.
-        show: Whether there is a bar.
+        job: The job.
+        units: Units that this process is going to do.
+        loader: Knows how long the encoder has waited for data.
+        show: Whether to show a bar.
     """
 
     def __init__(self, job: Job, units: list[int], loader: Loader, show: bool) -> None:
@@ -38,13 +38,13 @@ class JobProgress:
         )
 
     def begin(self, unit: int) -> None:
-        """A unit is begun, which may be one of another rank."""
+        """Note that a unit is begun, which may be one of another rank."""
         if unit not in self._ahead and self._bar.total is not None:
             self._bar.total += self._rows_of(unit)
         self._ahead.add(unit)
 
     def advance(self, rows: int, refused: int) -> None:
-        """Rows were tokenized, and refused."""
+        """Add to the numbers of rows that were tokenized and refused."""
         self.rows, self.refused = self.rows + rows, self.refused + refused
         text = f"waiting for data {self._waiting_share():.0%}"
         if self.refused:
@@ -53,7 +53,7 @@ class JobProgress:
         self._bar.update(rows + refused)
 
     def end(self, unit: int) -> None:
-        """A unit is done."""
+        """Note that a unit is done."""
         self.units += 1
         self._ahead.discard(unit)
         if self._sizes:
@@ -63,7 +63,7 @@ class JobProgress:
             self._bar.total = seen + round(seen * left / self._bytes) if self._bytes else None
 
     def figures(self) -> dict[str, Any]:
-        """What the manifest says of the speed of this process."""
+        """What the manifest says about the speed of this process."""
         seconds = time.perf_counter() - self._started
         return {
             "rows": self.rows + self.refused,

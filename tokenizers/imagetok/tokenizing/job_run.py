@@ -1,7 +1,7 @@
 """`tokenize_dataset`: a dataset to shards of token ids, exactly once a row.
 
-    Input --units--> JobFolder.claim --> tokenize_rows --> UnitWriter      (each rank on its own)
-                                   all units there --> finalize --> Manifest
+    JobInput --units--> JobFolder.claim --> tokenize_rows --> UnitWriter   (each rank on its own)
+                                      all units there --> finalize --> Manifest
 
 Ranks take units by number and never talk; who has none left helps the others, or waits. A process
 that ends in whatever way leaves whole shards or none, and the same command goes on.
@@ -16,26 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imagetok.errors import JobStopped, TokenizingError
 from imagetok.shards.folder import JobFolder
 from imagetok.shards.manifest import Manifest, finalize
 from imagetok.shards.schema import ShardSchema
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.tokenizing.describing import describe_job
-from imagetok.tokenizing.encoding import Encoder
-from imagetok.tokenizing.ending import JobStopped, TokenizingError
-from imagetok.tokenizing.inputs import Input
-from imagetok.tokenizing.loading import Loader
-from imagetok.tokenizing.opening import InputChoice, open_input
-from imagetok.tokenizing.preparing import Preparation
-from imagetok.tokenizing.progress import JobProgress
-from imagetok.tokenizing.ranks import Share, find_share
-from imagetok.tokenizing.setup import (
+from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.image_preparation import Preparation
+from imagetok.tokenizing.job_input import InputChoice, JobInput, open_input
+from imagetok.tokenizing.job_progress import JobProgress
+from imagetok.tokenizing.job_setup import (
     check_arguments,
+    describe_job,
     load_tokenizer,
     native_factors,
     torch_threads,
 )
-from imagetok.tokenizing.units import tokenize_rows
+from imagetok.tokenizing.loading import Loader
+from imagetok.tokenizing.ranks import Share, find_share
+from imagetok.tokenizing.unit_runner import tokenize_rows
 from imagetok.training.signals import StopSignals, watch_launcher
 
 MAX_THREADS = 16
@@ -154,7 +153,7 @@ def tokenize_dataset(
 class _Work:
     """One process's work on a job."""
 
-    rows: Input
+    rows: JobInput
     schema: ShardSchema
     encoder: Encoder
     preparation: Preparation
@@ -217,7 +216,7 @@ def _units(
 
 def _finish(
     folder: JobFolder,
-    rows: Input,
+    rows: JobInput,
     figures: dict[str, Any] | None,
     max_error_rate: float,
 ) -> Manifest:

@@ -1,8 +1,9 @@
-"""Tokenizing a sample again, and comparing ids: what hashes cannot tell of a tokenized dataset.
+"""The deep check of a tokenized dataset: rows are tokenized again, and their ids compared.
 
 Another device, number of threads or library may round the encoder's output differently, so that an
-id whose two best codes are nearly equally good comes out as the other one. Such an id is told from
-a wrong one by moving the output by about as much as rounding may: it must come out then.
+id whose two best codes are nearly equally good comes out as the other one. Such a near tie is told
+from a wrong id by moving the encoder's output at random by about as much as rounding may: the
+stored id must come out for one of the moves.
 """
 
 from __future__ import annotations
@@ -17,34 +18,32 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.data import fixed_rows
 from imagetok.data.builtins import PREFIX
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.shards.opening import TokenFolder
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.tokenizing.encoding import Encoder
-from imagetok.tokenizing.inputs import CHUNK, Chunk, Input
-from imagetok.tokenizing.opening import InputChoice, open_input
-from imagetok.tokenizing.preparing import Preparation, Prepared
-from imagetok.tokenizing.setup import native_factors
+from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.image_preparation import Preparation, Prepared
+from imagetok.tokenizing.job_input import CHUNK, Chunk, InputChoice, JobInput, open_input
+from imagetok.tokenizing.job_setup import native_factors
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """How far an output may move between settings, as a share of its root mean square."""
 
 DRAWS = 64
-"""Random moves of which one must give an id that is nearly as good."""
+"""Random moves of the output; a near tie comes out as the stored id for one of them."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of tokenizing rows again.
+    """The result of tokenizing rows again.
 
     Attributes:
-        rows: Rows that were compared.
-        ids: Their ids.
-        near_ties: Ids that differ by rounding.
-        faults: What is wrong, a line each.
+        rows: Number of rows compared.
+        ids: Number of their ids.
+        near_ties: Number of ids that differ by rounding alone.
+        faults: What is wrong, one line for each fault.
     """
 
     rows: int
@@ -59,16 +58,17 @@ def compare_rows(
     dataset: str | os.PathLike[str] | None = None,
     num_rows: int = 64,
 ) -> Comparison:
-    """Tokenize rows that are spread over the whole again.
+    """Tokenize rows that are spread over the whole dataset again, and compare their ids.
 
     Args:
         folder: The tokenized dataset.
         tokenizer: The one that made it.
-        dataset: Where the input lies; None takes the name that the job has for it.
-        num_rows: About how many rows.
+        dataset: Where the input lies; None takes the name that the job records.
+        num_rows: About how many rows to compare.
 
     Raises:
-        DataError: The tokenizer or the input is another one, or cannot be opened.
+        DataError: The tokenizer or the input is not the one that the job records, or the input
+            cannot be opened.
         UnreadableFileError: A shard cannot be read.
     """
     folder.check_tokenizer(tokenizer)
@@ -80,7 +80,7 @@ def compare_rows(
     counts, ties, faults = [0, 0], 0, list[str]()
     for unit, chunk in _sample(folder, rows, num_rows):
         stored = _stored(folder, unit, chunk)
-        for place, outcome in enumerate(prepare(chunk.pictures)):
+        for place, outcome in enumerate(prepare(chunk.images)):
             row = chunk.start + place
             name = f"row {row}" + (f" of file '{rows.files[unit]}'" if rows.files else "")
             expected = stored.get(row)
@@ -97,7 +97,7 @@ def compare_rows(
     return Comparison(counts[0], counts[1], ties, tuple(faults))
 
 
-def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> Input:
+def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> JobInput:
     source = folder.job.input
     name = source.name if dataset is None else os.fspath(dataset)
     is_lasting = name.startswith(PREFIX) or "/" in name or source.revision is not None
@@ -127,8 +127,8 @@ def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> Input:
     return rows
 
 
-def _sample(folder: TokenFolder, rows: Input, num_rows: int) -> Iterator[tuple[int, Chunk]]:
-    """Chunks that lie evenly over the rows."""
+def _sample(folder: TokenFolder, rows: JobInput, num_rows: int) -> Iterator[tuple[int, Chunk]]:
+    """Units and chunks of them that are spread evenly over the rows."""
     lengths = np.zeros(folder.job.num_units, dtype=np.int64)
     for shard in folder.manifest.shards:
         lengths[shard.unit] += shard.rows + shard.refused
@@ -141,9 +141,9 @@ def _sample(folder: TokenFolder, rows: Input, num_rows: int) -> Iterator[tuple[i
 
 
 def _stored(folder: TokenFolder, unit: int, chunk: Chunk) -> dict[int, NDArray[np.int64]]:
-    """Ids (h, w) in the shards by row."""
+    """The ids that shards hold for a chunk, (h, w) by row."""
     grid = folder.job.schema.grid
-    first, end = chunk.start, chunk.start + len(chunk.pictures)
+    first, end = chunk.start, chunk.start + len(chunk.images)
     columns = ["row", "ids"] + (["grid_h", "grid_w"] if grid is None else [])
     found = {}
     for shard in folder.manifest.shards:
@@ -165,12 +165,10 @@ def _stored(folder: TokenFolder, unit: int, chunk: Chunk) -> dict[int, NDArray[n
 def _compare(
     encoder: Encoder, pixels: NDArray[np.uint8], expected: NDArray[np.int64]
 ) -> tuple[int, int]:
-    """Ids of a picture that differ by rounding, and those that are wrong."""
-    bottleneck = encoder.tokenizer.bottleneck
-    assert isinstance(bottleneck, DiscreteBottleneck)
+    """Count the ids of an image that differ by rounding, and those that are wrong."""
     z = encoder.features([pixels])[:1].to(torch.float32)
     wanted = torch.from_numpy(expected).to(z.device)[None]
-    found = bottleneck.encode_ids(z)
+    found = encoder.ids_of(z)
     if found.shape != wanted.shape:
         return 0, expected.size
     differs = found != wanted
@@ -181,6 +179,6 @@ def _compare(
     scale = ROUNDING[encoder.tokenizer.dtype] * z.square().mean().sqrt()
     for _ in range(DRAWS):
         moved = z + scale * torch.randn(z.shape, generator=generator).to(z.device)
-        differs &= bottleneck.encode_ids(moved) != wanted
+        differs &= encoder.ids_of(moved) != wanted
     wrong = int(differs.sum())
     return number - wrong, wrong

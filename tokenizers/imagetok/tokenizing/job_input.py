@@ -1,0 +1,381 @@
+"""The rows of a job, in units of work that any process can read on its own.
+
+    dataset, split --open_input--> JobInput: numbered units --read--> chunks of consecutive rows
+
+There are two kinds. `RowInput` divides a map-style dataset into ranges of rows, which are known by
+their number in it. `FileInput` reads files in sequence: each file is a unit, and rows are known by
+file and number in that file. Images are not decoded, and kept columns stay as Arrow holds them.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+from datasets import ArrowBasedBuilder, DatasetBuilder, Features, IterableDataset
+
+from imagetok.data import ImageRows, open_images
+from imagetok.data.builtins import PREFIX
+from imagetok.data.fingerprint import content_fingerprint, files_fingerprint
+from imagetok.data.rows import as_picture, find_column, undecoded
+from imagetok.data.sources import Place, find_place, reading
+from imagetok.errors import DataError
+from imagetok.tokenizing.image_preparation import ImageCell, relative_name
+
+CHUNK = 8
+"""Rows that are read and decoded at a time; no result depends on it."""
+
+
+@dataclass(frozen=True)
+class InputChoice:
+    """Which rows of which dataset, and how they are read.
+
+    Attributes:
+        name: Any dataset that `imagetok.data.open_images` takes.
+        subset: Configuration name, where a dataset has several.
+        revision: Commit, branch or tag of a dataset on the Hub.
+        split: A split, a slice or a sum of these; if streamed, the name of a split.
+        image_column: Column of the images; None finds the only one with an Image feature.
+        keep: Columns to carry along.
+        limit: Most rows to take; None takes all.
+        rows_per_shard: Rows of a unit that is not a file.
+        streaming: Read files in sequence instead of row by row. Built-in datasets, those written
+            by `save_to_disk` and images that are files of their own need no conversion and are
+            read row by row anyway.
+    """
+
+    name: str
+    subset: str | None = None
+    revision: str | None = None
+    split: str = "train"
+    image_column: str | None = None
+    keep: Sequence[str] = ()
+    limit: int | None = None
+    rows_per_shard: int = 16384
+    streaming: bool = False
+
+    @property
+    def display_name(self) -> str:
+        """The name without the folders that a local dataset lies in."""
+        path = os.path.expanduser(self.name)
+        return Path(path).resolve().name if os.path.exists(path) else self.name
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive rows of a unit, images not decoded.
+
+    Attributes:
+        start: Number of the first row, in the dataset or in its file.
+        images: What the image column holds; None where it is null.
+        kept: The kept columns of the same rows.
+    """
+
+    start: int
+    images: list[ImageCell | None]
+    kept: pa.Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobInput(ABC):
+    """A split, divided into units of work.
+
+    Attributes:
+        name: What messages call the dataset.
+        image_column: Column of the images.
+        kept: Features of the kept columns, in the order asked for.
+        fingerprint: Hash of the content at the time the input was opened.
+        root: Folder that the paths of images are shown relative to; None where there is none.
+        num_rows: Rows of the split, whatever the limit; None where only reading tells.
+        revision: Commit of a dataset on the Hub; None where it has none or it is not known.
+        files: Names of the files that are the units; empty where units are ranges of rows.
+        sizes: Sizes of the files in bytes; None where unknown.
+    """
+
+    name: str
+    image_column: str
+    kept: Features
+    fingerprint: str
+    root: Path | None
+    num_rows: int | None
+    revision: str | None
+    files: Sequence[str] = ()
+    sizes: Sequence[int | None] = ()
+
+    @property
+    @abstractmethod
+    def num_units(self) -> int:
+        """Number of units."""
+
+    @abstractmethod
+    def read(self, unit: int, start: int = 0) -> Iterator[Chunk]:
+        """The rows of a unit, beginning with its row number `start`.
+
+        Raises:
+            DataError: A file is missing or damaged.
+        """
+
+    @abstractmethod
+    def fingerprint_now(self) -> str:
+        """Hash of the content at the time of the call."""
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        return list(dict.fromkeys([self.image_column, *self.kept]))
+
+    def chunk(self, start: int, table: pa.Table) -> Chunk:
+        """A table of consecutive rows as a chunk.
+
+        Args:
+            start: Number of the first row.
+            table: The rows, with at least `columns`.
+        """
+        images = [as_picture(value) for value in table.column(self.image_column).to_pylist()]
+        return Chunk(start, images, table.select(list(self.kept)))
+
+
+def open_input(choice: InputChoice, cache_dir: str | None = None) -> JobInput:
+    """Open the rows to tokenize; nothing is decoded.
+
+    A dataset on the Hub is read at one commit throughout, which the input names.
+
+    Args:
+        choice: The rows to open.
+        cache_dir: Where `datasets` keeps what it draws, downloads and converts.
+
+    Raises:
+        DataError: The dataset, the split or a column cannot be used.
+    """
+    place = None
+    if not choice.name.startswith(PREFIX):
+        place = find_place(choice.name, choice.subset, choice.revision).pin(cache_dir)
+    if choice.streaming and place is not None and place.kind(cache_dir) == "rows":
+        return _open_files(choice, place, cache_dir)
+    revision = choice.revision if place is None else place.revision
+    rows = open_images(
+        choice.name,
+        choice.split,
+        subset=choice.subset,
+        revision=revision,
+        image_column=choice.image_column,
+        cache_dir=cache_dir,
+    )
+    return RowInput(
+        name=choice.name,
+        image_column=rows.image_column,
+        kept=_kept_features(rows.dataset.features, choice.name, rows.image_column, choice.keep),
+        fingerprint=rows.fingerprint,
+        root=None if place is None or place.root is None else place.root.resolve(),
+        num_rows=len(rows),
+        revision=revision,
+        rows=rows,
+        rows_per_unit=choice.rows_per_shard,
+        limit=choice.limit,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowInput(JobInput):
+    """Ranges of rows of a map-style dataset.
+
+    Attributes:
+        rows: The dataset.
+        rows_per_unit: Rows of a unit; the last one may have fewer.
+        limit: Most rows to take; None takes all.
+    """
+
+    rows: ImageRows
+    rows_per_unit: int
+    limit: int | None
+
+    @property
+    def num_units(self) -> int:
+        """See `JobInput`."""
+        return -(-self._num_taken // self.rows_per_unit)
+
+    @property
+    def _num_taken(self) -> int:
+        return min(len(self.rows), self.limit or len(self.rows))
+
+    def read(self, unit: int, start: int = 0) -> Iterator[Chunk]:
+        """See `JobInput`."""
+        table = self.rows.dataset.select_columns(self.columns).with_format("arrow")
+        first = unit * self.rows_per_unit
+        end = min(first + self.rows_per_unit, self._num_taken)
+        for begin in range(first + start, end, CHUNK):
+            with reading(f"{self.rows.describe(begin)} and what follows it cannot be read"):
+                chunk = self.chunk(begin, table[begin : min(begin + CHUNK, end)])
+            yield chunk
+
+    def fingerprint_now(self) -> str:
+        """See `JobInput`."""
+        if self.rows.identity is not None:
+            return self.fingerprint
+        return content_fingerprint(self.rows.dataset, self.image_column)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileInput(JobInput):
+    """Files of a split, each read in sequence.
+
+    Attributes:
+        place: Where the files lie.
+        split: The split.
+        counts: Rows to take of each file; None takes all.
+        cache_dir: Where `datasets` keeps what it downloads.
+    """
+
+    place: Place
+    split: str
+    counts: Sequence[int | None]
+    cache_dir: str | None
+
+    @property
+    def num_units(self) -> int:
+        """See `JobInput`."""
+        return len(self.counts)
+
+    def read(self, unit: int, start: int = 0) -> Iterator[Chunk]:
+        """See `JobInput`."""
+        with reading(f"file '{self.files[unit]}' of '{self.name}' ({self.split}) cannot be read"):
+            yield from self._cut(self._tables(unit), start, self.counts[unit])
+
+    def fingerprint_now(self) -> str:
+        """See `JobInput`."""
+        builder = self.place.builder(self.cache_dir)
+        return _files_fingerprint(self.place, _split_files(builder, self.split), self.image_column)
+
+    def first_rows(self, limit: int) -> FileInput:
+        """The same input with the first `limit` rows alone.
+
+        The first files are read for it once, without decoding, to learn how many rows they have.
+        """
+        counts: list[int | None] = []
+        left = limit
+        while left > 0 and len(counts) < self.num_units:
+            found = 0
+            for chunk in self.read(len(counts)):
+                found += len(chunk.images)
+                if found >= left:
+                    break
+            counts.append(min(found, left))
+            left -= min(found, left)
+        taken = len(counts)
+        return replace(self, files=self.files[:taken], sizes=self.sizes[:taken], counts=counts)
+
+    def _cut(self, tables: Iterator[pa.Table], start: int, end: int | None) -> Iterator[Chunk]:
+        """Chunks of the rows `start` to `end` of a file."""
+        number = 0
+        for table in tables:
+            if end is not None and number >= end:
+                return
+            first, last = max(0, start - number), len(table)
+            last = last if end is None else min(last, end - number)
+            if first < last:
+                yield self.chunk(number + first, table.slice(first, last - first))
+            number += len(table)
+
+    def _tables(self, unit: int) -> Iterator[pa.Table]:
+        """All rows of a file, `CHUNK` at a time."""
+        builder = self.place.builder(self.cache_dir)
+        if hasattr(builder.config, "columns"):
+            builder = self.place.builder(self.cache_dir, columns=self.columns)
+        rows = undecoded(builder.as_streaming_dataset(self.split)).select_columns(self.columns)
+        rows = rows.shard(int(rows.num_shards), unit)
+        if isinstance(builder, ArrowBasedBuilder):
+            yield from rows.with_format("arrow").iter(batch_size=CHUNK)
+            return
+        features = Features({column: rows.features[column] for column in self.columns})
+        for batch in rows.iter(batch_size=CHUNK):
+            yield pa.table(features.encode_batch(batch), schema=features.arrow_schema)
+
+
+def _open_files(choice: InputChoice, place: Place, cache_dir: str | None) -> FileInput:
+    """Open a split whose files are read in sequence from a place that is pinned.
+
+    Raises:
+        DataError: The split, a column or the files cannot be used.
+    """
+    name, split = choice.name, choice.split
+    builder = place.builder(cache_dir)
+    splits = [str(known) for known in builder.config.data_files or ()]
+    if split not in splits:
+        raise DataError(
+            f"'{name}' has no split '{split}' that could be streamed; its splits are: "
+            f"{', '.join(splits) or '(none)'} (slices and sums of them need streaming left out)"
+        )
+    with reading(place.failure):
+        rows: IterableDataset = undecoded(builder.as_streaming_dataset(split))
+    features, files = rows.features or Features(), _split_files(builder, split)
+    column = find_column(features, name, choice.image_column)
+    if len(files) != rows.num_shards:
+        raise DataError(
+            f"'{name}' has {len(files)} files and is streamed in {rows.num_shards} pieces; leave "
+            "streaming out"
+        )
+    whole = FileInput(
+        name=name,
+        image_column=column,
+        kept=_kept_features(features, name, column, choice.keep),
+        fingerprint=_files_fingerprint(place, files, column),
+        root=place.root,
+        num_rows=None,
+        revision=place.revision,
+        files=[relative_name(file, place.root) for file in files],
+        sizes=[None if "://" in file else os.path.getsize(file) for file in files],
+        place=place,
+        split=split,
+        counts=[None] * len(files),
+        cache_dir=cache_dir,
+    )
+    return whole if choice.limit is None else whole.first_rows(choice.limit)
+
+
+def _split_files(builder: DatasetBuilder, split: str) -> list[str]:
+    """Paths or addresses of a split's files."""
+    return [str(file) for file in builder.config.data_files[split]]
+
+
+def _files_fingerprint(place: Place, files: list[str], column: str) -> str:
+    with reading(place.failure):
+        return files_fingerprint(files, place.root, column)
+
+
+def _kept_features(
+    features: Features, name: str, image_column: str, keep: Sequence[str]
+) -> Features:
+    """Features of the columns to keep, as the input has them.
+
+    Args:
+        features: Features of all columns, with files in them left undecoded.
+        name: What messages call the dataset.
+        image_column: Column of the images, which cannot be kept.
+        keep: Names of columns.
+
+    Raises:
+        DataError: There is no such column, it is named twice, or it is the image column.
+    """
+    listing = ", ".join(column for column in features if column != image_column) or "(none)"
+    for number, column in enumerate(keep):
+        if column == image_column:
+            raise DataError(
+                f"'{column}' is the image column of '{name}', whose images become ids; columns "
+                f"that can be kept: {listing}"
+            )
+        if column not in features:
+            raise DataError(f"'{name}' has no column '{column}' to keep; it has: {listing}")
+        if column in keep[:number]:
+            raise DataError(f"the column '{column}' is to be kept twice; name it once")
+    chosen = {column: features[column] for column in keep}
+    return Features(
+        {
+            # Reading leaves files undecoded; whoever loads the shards decodes them again.
+            column: replace(feature, decode=True) if hasattr(feature, "decode") else feature
+            for column, feature in chosen.items()
+        }
+    )

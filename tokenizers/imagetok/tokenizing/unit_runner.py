@@ -1,0 +1,208 @@
+"""One unit of work, from its rows to its shard.
+
+JobInput.read --Loader--> chunks with pixels or reasons --Batcher, Encoder--> ids
+--Emitter: back in the order of the rows--> writing thread: tables --> UnitWriter
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Protocol, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from imagetok.shards.schema import ShardSchema
+from imagetok.tokenizing.batch_encoder import Batch, Batcher, Encoder
+from imagetok.tokenizing.image_preparation import Prepared
+from imagetok.tokenizing.job_input import Chunk
+from imagetok.tokenizing.loading import Loaded
+
+TABLE_ROWS = 256
+"""Rows that are handed to the writer at a time."""
+
+TABLES_AHEAD = 4
+"""Tables that wait for the writer."""
+
+
+class RowWriter(Protocol):
+    """What takes the rows of a unit, as `imagetok.shards.UnitWriter` does."""
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows in ascending order."""
+
+    def refuse(self, row: int, key: str | None, reason: str, file: str | None = None) -> None:
+        """Report a row that cannot be read."""
+
+
+class Progress(Protocol):
+    """What is told how the work goes on."""
+
+    def advance(self, rows: int, refused: int) -> None:
+        """Add to the numbers of rows that were tokenized and refused."""
+
+
+def tokenize_rows(
+    loaded: Iterable[Loaded],
+    encoder: Encoder,
+    schema: ShardSchema,
+    file: str | None,
+    writer: RowWriter,
+    progress: Progress,
+) -> None:
+    """Encode and write the rows of a unit.
+
+    Args:
+        loaded: The rows in order.
+        encoder: Makes the ids.
+        schema: Columns of the shard.
+        file: The file that the rows are in; None where rows are not known by file.
+        writer: Takes the rows.
+        progress: Is told after every batch.
+
+    Raises:
+        ImagetokError: Loading, encoding or writing failed.
+    """
+    batcher = Batcher(encoder)
+    with Emitter(schema, file, writer) as emitter:
+
+        def encode(batches: Iterable[Batch]) -> None:
+            for batch in batches:
+                emitter.fill(batch, encoder(batch.images))
+                progress.advance(len(batch.rows), 0)
+
+        for chunk, outcomes in loaded:
+            prepared: dict[int, Prepared] = {}
+            for place, outcome in enumerate(outcomes):
+                if isinstance(outcome, Prepared):
+                    prepared[place] = outcome
+                else:
+                    writer.refuse(chunk.start + place, outcome.key, outcome.reason, file)
+            progress.advance(0, len(outcomes) - len(prepared))
+            number = emitter.add(chunk, {place: one.size for place, one in prepared.items()})
+            for place, one in prepared.items():
+                encode(batcher.add((number, place), one.pixels))
+        encode(batcher.rest())
+
+
+@dataclass
+class _PendingChunk:
+    """A chunk some of whose ids are missing.
+
+    Attributes:
+        start: Number of its first row.
+        kept: The kept columns of all its rows.
+        sizes: (height, width) of each readable image, by place in the chunk.
+        missing: Readable images without ids.
+        ids: The ids that are there, by place in the chunk.
+    """
+
+    start: int
+    kept: pa.Table
+    sizes: dict[int, tuple[int, int]]
+    missing: int
+    ids: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+
+class Emitter:
+    """Brings ids back into the order of the rows, and hands tables to a writing thread.
+
+    Args:
+        schema: Columns of the shard.
+        file: The file that the rows are in; None where rows are not known by file.
+        writer: Takes the tables.
+    """
+
+    def __init__(self, schema: ShardSchema, file: str | None, writer: RowWriter) -> None:
+        self._schema, self._file, self._writer = schema, file, writer
+        self._pending: deque[_PendingChunk] = deque()
+        self._first = 0
+        self._complete: list[_PendingChunk] = []
+        self._pool = ThreadPoolExecutor(1, "imagetok-write")
+        self._writing: deque[Future[None]] = deque()
+
+    def add(self, chunk: Chunk, sizes: dict[int, tuple[int, int]]) -> int:
+        """Take a chunk.
+
+        Args:
+            chunk: The chunk.
+            sizes: (height, width) of its readable images, by place in the chunk.
+
+        Returns:
+            The number by which `fill` knows the chunk.
+        """
+        self._pending.append(_PendingChunk(chunk.start, chunk.kept, sizes, len(sizes)))
+        self._release()
+        return self._first + len(self._pending) - 1
+
+    def fill(self, batch: Batch, ids: NDArray[np.int64]) -> None:
+        """Take the ids (B, ...) of a batch.
+
+        Raises:
+            ImagetokError: Earlier rows could not be written.
+        """
+        for (number, place), one in zip(batch.rows, _copy_apart(ids), strict=True):
+            chunk = self._pending[number - self._first]
+            chunk.ids[place] = one
+            chunk.missing -= 1
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            if error is None:
+                self._hand_over()
+                while self._writing:
+                    self._writing.popleft().result()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def _release(self) -> None:
+        """Take the complete chunks off the front."""
+        while self._pending and not self._pending[0].missing:
+            chunk = self._pending.popleft()
+            self._first += 1
+            if chunk.ids:
+                self._complete.append(chunk)
+        if sum(len(chunk.ids) for chunk in self._complete) >= TABLE_ROWS:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if not self._complete:
+            return
+        while len(self._writing) >= TABLES_AHEAD:
+            self._writing.popleft().result()
+        self._writing.append(self._pool.submit(self._write, self._complete))
+        self._complete = []
+
+    def _write(self, chunks: list[_PendingChunk]) -> None:
+        self._writer.write(self._table(chunks))
+
+    def _table(self, chunks: list[_PendingChunk]) -> pa.Table:
+        pairs = [(chunk, place) for chunk in chunks for place in sorted(chunk.ids)]
+        rows = [chunk.start + place for chunk, place in pairs]
+        ids = [chunk.ids[place] for chunk, place in pairs]
+        kept = [chunk.kept.take(sorted(chunk.ids)) for chunk in chunks]
+        return self._schema.table(
+            ids if self._schema.grid is None else np.stack(ids),
+            rows,
+            None if self._file is None else [self._file] * len(rows),
+            np.array([chunk.sizes[place] for chunk, place in pairs]),
+            pa.concat_tables(kept, promote_options="default"),
+        )
+
+
+def _copy_apart(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A copy in Arrow's memory, for what stays while batches come and go.
+
+    Left among the encoder's buffers, ids would fragment the heap into pieces too small for these.
+    """
+    copy = np.frombuffer(pa.allocate_buffer(ids.nbytes), dtype=np.int64).reshape(ids.shape)
+    copy[...] = ids
+    return copy
