@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagetok.errors import ImageFileError, ImageTypeError, ImageValueError
-from imagetok.images import FORMATS, Preprocessor, picture_size, read_picture, to_pil
+from imagetok.images import FORMATS, Preprocessor, measure_image, read_image, to_pil
 
 REFUSALS = (ImageFileError, ImageTypeError, ImageValueError)
 
@@ -96,7 +96,7 @@ def reference_pixels(image: Image.Image, channels: int, background: tuple[int, .
 def test_the_pixels_are_those_of_the_formulas(
     image: Image.Image, channels: int, background: tuple[int, int, int]
 ) -> None:
-    found = read_picture(image, channels, background)
+    found = read_image(image, channels, background)
     assert found.dtype == torch.uint8
     assert found.shape == (channels, image.height, image.width)
     expected = reference_pixels(image, channels, background)
@@ -118,7 +118,7 @@ def test_preprocessing_cuts_the_middle_out_and_resizes_it(
     found = preprocess(image)
     assert found.dtype == torch.uint8
     assert found.shape == (1, preprocess.channels, *preprocess.image_size)
-    pixels = read_picture(image, preprocess.channels, preprocess.background)
+    pixels = read_image(image, preprocess.channels, preprocess.background)
     top, left, height, width = reference_box(image.height, image.width, preprocess.image_size)
     across = (preprocess.image_size[1], height)
     method = getattr(Image.Resampling, preprocess.resize.upper())
@@ -172,10 +172,10 @@ def test_a_picture_is_the_same_in_memory_and_in_every_lossless_file(
     options = {"lossless": True, "exact": True} if kind == "WebP" else {}
     content = save(image, kind, **options)
     (folder / "picture").write_bytes(content)
-    expected = read_picture(image, channels, background)
+    expected = read_image(image, channels, background)
     for source in (content, folder / "picture", {"bytes": content, "path": None}):
-        assert torch.equal(read_picture(source, channels, background), expected)
-        assert picture_size(source) == (height, width)
+        assert torch.equal(read_image(source, channels, background), expected)
+        assert measure_image(source) == (height, width)
 
 
 @given(st.integers(0, 3), channels, sides, sides, seeds)
@@ -187,7 +187,7 @@ def test_pictures_survive_the_way_through_floats_and_pil(
     assert isinstance(shown, list)
     assert len(shown) == count
     for image, expected in zip(shown, pixels, strict=True):
-        assert torch.equal(read_picture(image, channels), expected)
+        assert torch.equal(read_image(image, channels), expected)
 
 
 # What may be anything
@@ -357,7 +357,7 @@ def test_a_damaged_file_is_read_the_same_on_every_route_or_refused(
     results = []
     for source in (content, folder / "damaged", bytearray(content)):
         try:
-            results.append(read_picture(source, channels))
+            results.append(read_image(source, channels))
         except REFUSALS as error:
             assert "at 0x" not in str(error)  # noqa: PT017
             results.append(None)
@@ -368,4 +368,4 @@ def test_a_damaged_file_is_read_the_same_on_every_route_or_refused(
     assert first.dtype == torch.uint8
     assert first.shape[0] == channels
     assert all(other is not None and torch.equal(other, first) for other in others)
-    assert picture_size(content) == first.shape[1:]
+    assert measure_image(content) == first.shape[1:]

@@ -94,7 +94,7 @@ def test_a_row_that_should_have_been_refused_is_a_fault(
 ) -> None:
     source = save_pictures(tmp_path / "in", [png(0), png(1)])
     job(tmp_path / "out", dataset=str(source))
-    monkeypatch.setattr("imagetok.images.limits.MAX_PIXELS", 3)
+    monkeypatch.setattr("imagetok.images.pixels.MAX_PIXELS", 3)
     found = compare_rows(open_folder(tmp_path / "out"), loaded, source)
     assert "row 0 has ids, and cannot be read" in found.faults[0]
 

@@ -32,7 +32,7 @@ from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.cards import dataset_source, told_name
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
 from imagetok.errors import DataError, InvalidValueError
-from imagetok.images import grid_image
+from imagetok.images import grid_image, to_unit
 from imagetok.keys import make_keys
 from imagetok.metrics import MAX_PSNR, CodebookUsage, MeanMetrics, has_ssim, l1, psnr, ssim
 from imagetok.tokenizer import ImageTokenizer
@@ -95,7 +95,7 @@ def evaluate(
             rows, tokenizer.preprocessor, batch_size, flat, refused if max_error_rate else None
         ):
             if numbers:
-                x = pixels.to(tokenizer.device).float() / 255
+                x = to_unit(pixels.to(tokenizer.device))
                 means.update(_measure(tokenizer, x, numbers, codes))
             bar.update(min(batch_size, len(flat) - bar.n))
             _call(poll)
@@ -263,7 +263,7 @@ def reconstruction_grid(
     shown, pixels = next(batches)
     if not shown:
         raise DataError(f"there is no picture to show: {name_some(refused)}")
-    x = pixels.float() / 255
+    x = to_unit(pixels)
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)
     return grid_image([x, x_hat.float().cpu()])

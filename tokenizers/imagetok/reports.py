@@ -17,7 +17,7 @@ from imagetok.config import RunConfig
 from imagetok.config.recipes import dump_recipe
 from imagetok.evaluation import Evaluation
 from imagetok.hub import is_repo_id, read_remote_info
-from imagetok.images import grid_image
+from imagetok.images import grid_image, to_unit
 from imagetok.metrics import psnr
 from imagetok.modelfile import EVALUATED_KEY, read_evaluation
 from imagetok.tokenizer import ImageTokenizer
@@ -173,7 +173,7 @@ def write_reconstructions(
     tokenizer: ImageTokenizer, pictures: Sequence[Path], output: Path
 ) -> None:
     """Write a picture of originals above reconstructions, and print the PSNR of each."""
-    x = tokenizer.preprocess(list(pictures)).float() / 255
+    x = to_unit(tokenizer.preprocess(list(pictures)))
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)
     x_hat = x_hat.float().cpu()

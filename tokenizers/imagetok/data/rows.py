@@ -79,7 +79,7 @@ class ImageRows:
         return content_fingerprint(self.dataset, self.image_column)
 
     def picture(self, row: int) -> dict[str, Any]:
-        """The picture of a row as `{"bytes": ..., "path": ...}`, for `read_picture`.
+        """The image of a row as `{"bytes": ..., "path": ...}`, for `read_image`.
 
         Raises:
             DataError: There is no such row, it has no picture, or its archive cannot be read.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imagetok.errors import InvalidValueError
-from imagetok.images import Box, Preprocessor, center_box, read_picture, resize
+from imagetok.images import Box, Preprocessor, center_box, read_image, resize
 from imagetok.keys import generator, make_key
 
 
@@ -41,7 +41,7 @@ class TrainTransform:
         """Read, crop, resize and perhaps mirror a picture.
 
         Args:
-            picture: Anything that `imagetok.images.read_picture` takes.
+            picture: Anything that `imagetok.images.read_image` takes.
             key: Decides crop and flip, from `imagetok.keys`.
 
         Returns:
@@ -51,7 +51,7 @@ class TrainTransform:
             ImagetokError: The picture is refused.
         """
         parts = self.preprocessor
-        pixels = read_picture(picture, parts.channels, parts.background)
+        pixels = read_image(picture, parts.channels, parts.background)
         box = self._box(pixels.shape[1], pixels.shape[2], key)
         pixels = resize(pixels, box, parts.image_size, parts.resize)
         return pixels.flip(-1) if self.flip and _draw(key, "flip") < 0.5 else pixels

@@ -21,7 +21,7 @@ MAX_UNITS = 1024
 """Most units: to take one shard out of n costs `datasets` time and memory that grow with n."""
 
 Picture = dict[str, Any]
-"""`{"bytes": ..., "path": ...}`, as `imagetok.images.read_picture` takes it."""
+"""`{"bytes": ..., "path": ...}`, as `imagetok.images.read_image` takes it."""
 
 _BATCH = 16
 

@@ -1,23 +1,24 @@
-"""The pixel contract, both ways; the one place that opens a picture.
+"""The pixel contract, both ways; the one place that opens an image file.
 
     path, bytes, PIL image, uint8 array or tensor, image column
-          |  read_picture: format and size checked, upright, 8 bits, channels as asked
+          |  read_image: format and size checked, upright, 8 bits, channels as asked
           v
-    uint8 (C, H, W) --resize: centre box, antialiased--> uint8 (B, C, h, w) --/ 255--> x
-    float tensor ----checked: [0, 1], layout, channels, divisible sides-----------> x
+    uint8 (C, H, W) --resize: centre box, antialiased--> uint8 (B, C, h, w) --to_unit--> x
+    float tensor ----checked: [0, 1], layout, channels, divisible sides----------------> x
 
     x_hat --to_pil, grid_image--> PIL images
 
-Pictures are converted, float tensors are taken as prepared; whatever is ambiguous or unreadable
-is refused in words. One picture gives the same pixels on every route.
+8-bit images are converted, float tensors are taken as prepared; whatever is ambiguous or unreadable
+is refused with the remedy. The same image gives the same pixels on every route.
 """
 
-from imagetok.images.files import FORMATS
-from imagetok.images.limits import MAX_PIXELS
-from imagetok.images.preprocessor import Preprocessor
-from imagetok.images.reading import picture_size, read_picture
+from imagetok.images.imagesource import FORMATS, measure_image, read_image
+from imagetok.images.pixels import MAX_PIXELS, to_unit
+from imagetok.images.preprocessor import FILTERS, Box, Preprocessor, center_box, resize
 from imagetok.images.rendering import grid_image, to_pil
-from imagetok.images.resizing import FILTERS, Box, center_box, resize
+
+picture_size = measure_image
+read_picture = read_image
 
 __all__ = [
     "FILTERS",
@@ -27,8 +28,11 @@ __all__ = [
     "Preprocessor",
     "center_box",
     "grid_image",
+    "measure_image",
     "picture_size",
+    "read_image",
     "read_picture",
     "resize",
     "to_pil",
+    "to_unit",
 ]

@@ -1,9 +1,16 @@
-"""A checkpoint's own preprocessing: from pictures of any kind to the tensor that a network sees.
+"""A checkpoint's own preprocessing: from images of any kind to the tensor that a network sees.
 
-    pictures --read_picture--> (C, H, W) --center_box, resize--> uint8 (B, C, h, w) --/ 255--> x
-    float tensors --------------------------checked------------------------------------------> x
+    images --read_image--> (C, H, W) --center_box, resize--> uint8 (B, C, h, w) --to_unit--> x
+    float tensors ------------------------checked------------------------------------------> x
 
-Pictures may differ in kind and size; float tensors are equal-sized and come alone.
+8-bit images may differ in kind and size; float tensors have one size and are not mixed with others.
+
+`resize` is the one implementation of every resize: torch's antialiased interpolation on uint8. Its
+fixed-point arithmetic gives the same bytes whatever the memory layout, the instruction set and the
+number of threads, except for results one pixel wide: there torch 2.13 gives other values with AVX2
+than without, or fails, so `MIN_SIDE` is 2. The crop box is cut out before the resize, so that what
+lies outside neither costs anything nor bleeds in, and an image that already has the size is
+untouched.
 """
 
 from __future__ import annotations
@@ -15,20 +22,34 @@ from itertools import islice
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from imagetok.errors import ImagetokError, ImageTypeError, InvalidValueError
-from imagetok.images.files import FILE_SOURCES, pillow_errors
-from imagetok.images.layouts import CHANNELS, check_array, check_readable, check_tensor
-from imagetok.images.prepared import check_alike, check_prepared
-from imagetok.images.reading import KINDS, describe, read_picture
-from imagetok.images.resizing import FILTERS, MIN_SIDE, center_box, resize
+from imagetok.errors import ImagetokError, ImageTypeError, ImageValueError, InvalidValueError
+from imagetok.images.arrays import (
+    check_alike,
+    check_array,
+    check_prepared,
+    check_readable,
+    check_tensor,
+)
+from imagetok.images.imagesource import FILE_SOURCES, KINDS, describe, pillow_errors, read_image
+from imagetok.images.pixels import CHANNELS, to_unit
+
+FILTERS = ("bicubic", "bilinear")
+"""Names of the antialiased filters."""
+
+MIN_SIDE = 2
+"""Least height and width of a resized image."""
+
+Box = tuple[int, int, int, int]
+"""(top, left, height, width) in pixels."""
 
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Brings pictures to one size and number of channels, the same way every time.
+    """Brings images to one size and number of channels, the same way every time.
 
     Attributes:
         image_size: (height, width) of the result, at least 2 each.
@@ -37,7 +58,7 @@ class Preprocessor:
         background: RGB colour in 0..255 under transparent pixels; unused for 4 channels.
 
     Raises:
-        InvalidValueError: An argument is none of these.
+        InvalidValueError: An argument is not one of these.
     """
 
     image_size: tuple[int, int]
@@ -68,59 +89,58 @@ class Preprocessor:
             )
 
     def __call__(self, images: object) -> Tensor:
-        """Read pictures, crop them around the centre and resize them.
+        """Read images, crop them around the centre and resize them.
 
         The largest box of the shape of `image_size` is cut from the middle and resized, so that
-        any aspect ratio is taken and a picture of `image_size` comes back unchanged.
+        any aspect ratio is accepted and an image of `image_size` comes back unchanged.
 
         Args:
-            images: One picture (path, bytes, PIL image, uint8 array (H, W) or (H, W, C), uint8
+            images: One image (path, bytes, PIL image, uint8 array (H, W) or (H, W, C), uint8
                 tensor (C, H, W), value of an image column), several as a list, tuple or image
                 column, or as a uint8 array (B, H, W, C) or tensor (B, C, H, W).
 
         Returns:
-            uint8 tensor (B, channels, *image_size) on the CPU; B is 1 for one picture and may
-            be 0.
+            uint8 tensor (B, channels, *image_size) on the CPU; B is 1 for one image and may be 0.
 
         Raises:
-            ImagetokError: A picture is refused; in a list the message names its index.
+            ImagetokError: An image is refused; for a list the message names its index.
         """
-        pictures, _ = _split(images)
-        return self._stack([self._prepare(index, picture) for index, picture in pictures])
+        items, _ = _split(images)
+        return self._stack([self._convert(index, image) for index, image in items])
 
     def batches(
         self, images: object, factors: tuple[int, int], size: int
     ) -> tuple[Iterator[Tensor], bool]:
-        """Make a network's inputs of pictures or of float tensors, a batch at a time.
+        """Make a network's inputs from 8-bit images or float tensors, a batch at a time.
 
-        Images are read, and refused, when their batch is asked for: however many there are, one
-        batch is in memory.
+        Images are read, and refused, when their batch is asked for: however many there are, only
+        one batch is in memory.
 
         Args:
-            images: Pictures as in `__call__`, or float tensors (C, H, W) or (B, C, H, W) in
+            images: Images as in `__call__`, or float tensors (C, H, W) or (B, C, H, W) in
                 [0, 1], which are taken as prepared and never resized; equal-sized ones (C, H, W)
                 may come as a list.
-            factors: What height and width of float tensors must be divisible by.
+            factors: Numbers that height and width of float tensors must be divisible by.
             size: Images of a batch, at least 1; the last one may have fewer.
 
         Returns:
             At least one float32 tensor (B, channels, H, W) in [0, 1], B = 0 for no images, and
-            whether one image was given and not several. Pictures give tensors on the CPU, float
-            tensors stay on their device.
+            whether a single image was given. 8-bit images give tensors on the CPU, float tensors
+            stay on their device.
 
         Raises:
-            ImagetokError: An image is refused; in a list the message names its index.
+            ImagetokError: An image is refused; for a list the message names its index.
         """
         if isinstance(images, Tensor) and images.is_floating_point():
             check_readable(images, describe(images))
-            return self._check_pieces(images, factors, size), images.ndim == 3
+            return self._split_prepared(images, factors, size), images.ndim == 3
         items, single = _split(images)
-        return self._join_pieces(self._take_alike(items, factors), size), single
+        return self._join(self._take_alike(items, factors), size), single
 
-    def _check_pieces(self, x: Tensor, factors: tuple[int, int], size: int) -> Iterator[Tensor]:
-        for piece in torch.split(x, size) if x.ndim == 4 else (x,):
-            piece = check_prepared(piece, (self.channels,), factors, describe(x))
-            yield piece if piece.ndim == 4 else piece[None]
+    def _split_prepared(self, x: Tensor, factors: tuple[int, int], size: int) -> Iterator[Tensor]:
+        for part in torch.split(x, size) if x.ndim == 4 else (x,):
+            part = check_prepared(part, (self.channels,), factors, describe(x))
+            yield part if part.ndim == 4 else part[None]
 
     def _take_alike(
         self, items: Iterable[tuple[int | None, object]], factors: tuple[int, int]
@@ -134,37 +154,98 @@ class Preprocessor:
                 check_alike(x, first, index)
             yield x
 
-    def _join_pieces(self, tensors: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-        piece = list(islice(tensors, size))
-        yield self._join(piece)
-        while piece := list(islice(tensors, size)):
-            yield self._join(piece)
-
-    def _join(self, tensors: list[Tensor]) -> Tensor:
-        x = self._stack(tensors)
-        return x if x.is_floating_point() else x.to(torch.float32) / 255
-
     def _take(self, index: int | None, item: object, factors: tuple[int, int]) -> Tensor:
         if isinstance(item, Tensor) and item.is_floating_point():
             with _naming(index):
                 return check_prepared(item, (self.channels,), factors, describe(item))
-        return self._prepare(index, item)
+        return self._convert(index, item)
 
-    def _prepare(self, index: int | None, picture: object) -> Tensor:
+    def _convert(self, index: int | None, image: object) -> Tensor:
         with _naming(index):
-            pixels = read_picture(picture, self.channels, self.background)
+            pixels = read_image(image, self.channels, self.background)
         box = center_box(pixels.shape[1], pixels.shape[2], self.image_size)
         return resize(pixels, box, self.image_size, self.resize)
 
-    def _stack(self, pictures: list[Tensor]) -> Tensor:
-        if not pictures:
+    def _join(self, tensors: Iterator[Tensor], size: int) -> Iterator[Tensor]:
+        """float32 batches of `size`; a single empty one if there are no tensors."""
+        batch = list(islice(tensors, size))
+        while True:
+            x = self._stack(batch)
+            yield x if x.is_floating_point() else to_unit(x)
+            batch = list(islice(tensors, size))
+            if not batch:
+                return
+
+    def _stack(self, images: list[Tensor]) -> Tensor:
+        if not images:
             shape = (0, self.channels, *self.image_size)
             return torch.empty(shape, dtype=torch.uint8, device="cpu")
-        return torch.stack(pictures)
+        return torch.stack(images)
+
+
+def resize(pixels: Tensor, box: Box, size: tuple[int, int], filter_name: str = "bicubic") -> Tensor:
+    """Cut a box out of an image and resize it.
+
+    Args:
+        pixels: uint8 tensor (C, H, W) on the CPU.
+        box: (top, left, height, width) of the box, inside the image.
+        size: (height, width) of the result, at least `MIN_SIDE` each.
+        filter_name: `bicubic` or `bilinear`, both antialiased.
+
+    Returns:
+        uint8 tensor (C, *size), contiguous; it may share memory with `pixels`.
+
+    Raises:
+        ImageValueError: The box is empty or reaches out of the image, or `size` is too small.
+        InvalidValueError: The filter is not known.
+    """
+    top, left, height, width = box
+    if filter_name not in FILTERS:
+        raise InvalidValueError(
+            f"unknown resize filter '{filter_name}'; choose one of: {', '.join(FILTERS)}"
+        )
+    if min(top, left, height - 1, width - 1) < 0 or (
+        top + height > pixels.shape[1] or left + width > pixels.shape[2]
+    ):
+        raise ImageValueError(
+            f"the box (top, left, height, width) = {box} does not lie inside a picture of height "
+            f"{pixels.shape[1]} and width {pixels.shape[2]}"
+        )
+    if min(size) < MIN_SIDE:
+        raise ImageValueError(
+            f"size (height, width) = {size} is too small; both must be at least {MIN_SIDE}"
+        )
+    cut = pixels[:, top : top + height, left : left + width].contiguous()
+    if (height, width) == tuple(size):
+        return cut
+    return F.interpolate(cut[None], size=size, mode=filter_name, antialias=True)[0]
+
+
+def center_box(height: int, width: int, size: tuple[int, int]) -> Box:
+    """The largest box of the shape of `size` in the middle of an image.
+
+    Resizing it to `size` is what resizing the shorter side and cropping the centre means.
+
+    Args:
+        height: Height of the image.
+        width: Width of the image.
+        size: (height, width) that the box is to be resized to.
+
+    Returns:
+        (top, left, height, width); the sides are whole pixels, so that the shapes agree up to
+        half a pixel.
+    """
+    box_height = min(height, max(1, _round_ratio(width * size[0], size[1])))
+    box_width = min(width, max(1, _round_ratio(height * size[1], size[0])))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _round_ratio(numerator: int, denominator: int) -> int:
+    return (2 * numerator + denominator) // (2 * denominator)
 
 
 def _split(images: object) -> tuple[Iterable[tuple[int | None, object]], bool]:
-    """The images with their indices in a list, and whether only one was given."""
+    """The images with their indices in a list, and whether a single one was given."""
     if isinstance(images, np.ndarray | Tensor):
         if isinstance(images, Tensor):
             check_tensor(images, describe(images))
@@ -182,7 +263,7 @@ def _split(images: object) -> tuple[Iterable[tuple[int | None, object]], bool]:
 
 
 def _enumerate(images: Sequence[object]) -> Iterator[tuple[int, object]]:
-    """Items one at a time: a data set's image column decodes, and fails, where it is indexed."""
+    """Items one at a time: a dataset's image column decodes, and fails, where it is indexed."""
     for index in range(len(images)):
         with pillow_errors(
             f"images[{index}]",

@@ -1,4 +1,4 @@
-"""From float tensors back to pictures that can be looked at and saved."""
+"""From float tensors back to images that can be looked at and saved."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from imagetok.errors import ImageTypeError, ImageValueError
-from imagetok.images.layouts import CHANNELS
-from imagetok.images.prepared import check_prepared
+from imagetok.images.arrays import check_prepared
+from imagetok.images.pixels import CHANNELS
 
 MIN_HEIGHT = 128
 """Images in a grid are enlarged by the least whole factor that makes them at least this high."""
@@ -22,7 +22,7 @@ _WHITE = 255
 
 
 def to_pil(x_hat: Tensor) -> Image.Image | list[Image.Image]:
-    """Make PIL images of float tensors.
+    """Convert float tensors to PIL images.
 
     Args:
         x_hat: Float tensor (C, H, W) or (B, C, H, W) in [0, 1], C = 1, 3 or 4.
@@ -32,17 +32,17 @@ def to_pil(x_hat: Tensor) -> Image.Image | list[Image.Image]:
         up.
 
     Raises:
-        ImageTypeError: This is no float tensor.
-        ImageValueError: The shape is another, or values are NaN or outside [0, 1].
+        ImageTypeError: `x_hat` is not a float tensor.
+        ImageValueError: The shape is not one of these, or values are NaN or outside [0, 1].
     """
     pixels = _to_bytes(x_hat)
     if pixels.ndim == 3:
         return _render(pixels)
-    return [_render(picture) for picture in pixels]
+    return [_render(image) for image in pixels]
 
 
 def grid_image(rows: Sequence[Tensor], padding: int = 2) -> Image.Image:
-    """Lay rows of images out in one picture, for instance originals above reconstructions.
+    """Lay out rows of images as one image, for instance originals above reconstructions.
 
     Args:
         rows: At least one float tensor (N, C, H, W) in [0, 1], all of the same shape, on any
@@ -53,8 +53,8 @@ def grid_image(rows: Sequence[Tensor], padding: int = 2) -> Image.Image:
         PIL image of mode L, RGB or RGBA.
 
     Raises:
-        ImageTypeError: A row is no float tensor.
-        ImageValueError: There is no image, the shapes differ or are no (N, C, H, W), or values
+        ImageTypeError: A row is not a float tensor.
+        ImageValueError: There is no image, the shapes differ or are not (N, C, H, W), or values
             are NaN or outside [0, 1].
     """
     grid = [_to_bytes(row) for row in rows]
@@ -81,6 +81,6 @@ def _to_bytes(x: Tensor) -> Tensor:
 
 
 def _render(pixels: Tensor) -> Image.Image:
-    """PIL image of a uint8 tensor (C, H, W) on the CPU."""
+    """PIL image from a uint8 tensor (C, H, W) on the CPU."""
     array = rearrange(pixels, "c h w -> h w c").numpy()
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)

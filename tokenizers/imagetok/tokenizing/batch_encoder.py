@@ -17,6 +17,7 @@ from torch import Tensor
 
 from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.errors import InvalidValueError
+from imagetok.images import to_unit
 from imagetok.tokenizer import ImageTokenizer
 
 Shape = tuple[int, int]
@@ -45,7 +46,7 @@ class Encoder:
 
     def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
         self.tokenizer, self.batch_size = tokenizer, batch_size
-        self._pixels = torch.empty(0, device=tokenizer.device)
+        self._pixels = torch.empty(0, dtype=torch.float32, device=tokenizer.device)
 
     def batch_size_of(self, shape: Shape) -> int:
         """Images of a batch of this shape."""
@@ -68,11 +69,10 @@ class Encoder:
         device, dtype = self.tokenizer.device, self.tokenizer.dtype
         pixels = torch.from_numpy(np.stack(padded)).to(device)
         if self._pixels.shape != pixels.shape:
-            self._pixels = torch.empty(pixels.shape, device=device)
-        # Divided by a tensor, because some devices multiply by the reciprocal of a plain number.
-        x = self._pixels.copy_(pixels).div_(torch.tensor(255.0, device=device))
+            self._pixels = torch.empty(pixels.shape, dtype=torch.float32, device=device)
+        x = to_unit(pixels, dtype, out=self._pixels)
         with torch.autocast(device.type, enabled=False):
-            z: Tensor = self.tokenizer.encoder(x.to(dtype))
+            z: Tensor = self.tokenizer.encoder(x)
         if not torch.isfinite(z).all():
             raise InvalidValueError(
                 f"the encoder's output is not finite in {z.dtype}; choose another dtype, or "

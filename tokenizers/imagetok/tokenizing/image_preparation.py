@@ -1,6 +1,6 @@
 """From the image of a row to the pixels that the encoder gets, or to why there are none.
 
-    ImageCell --read_picture--> pixels --crop and resize, or trim--> Prepared | Refused
+    ImageCell --read_image--> pixels --crop and resize, or trim--> Prepared | Refused
 
 This runs in loading threads or processes and depends on the image alone. The reason for a refusal
 names no path of the machine and no address, and is the same in every run. A fault that may pass,
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imagetok.errors import ImageFileError, ImagetokError, ImageValueError, TokenizingError
-from imagetok.images import Preprocessor, center_box, read_picture, resize
+from imagetok.images import Preprocessor, center_box, read_image, resize
 
 ImageCell = dict[str, Any]
 """What an image column holds for a row: `{"bytes": ..., "path": ...}`."""
@@ -100,7 +100,7 @@ class Preparation:
         try:
             if image["bytes"] is None and "://" in path:
                 image = {"bytes": _fetch(path, f"the file '{key}'"), "path": path}
-            pixels = read_picture(image, self.preprocessor.channels, self.preprocessor.background)
+            pixels = read_image(image, self.preprocessor.channels, self.preprocessor.background)
             return Prepared(self._fit(pixels).numpy(), (pixels.shape[1], pixels.shape[2]))
         except TokenizingError:
             raise

@@ -10,6 +10,7 @@ from torch import Tensor
 from imagetok import distributed
 from imagetok.config import TrainConfig
 from imagetok.data import TrainingBatch, TrainingData
+from imagetok.images import to_unit
 from imagetok.keys import choose, make_keys
 from imagetok.tokenizer import ImageTokenizer
 
@@ -44,7 +45,7 @@ def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: T
 
 def _encode(model: ImageTokenizer, batch: TrainingBatch, seed: int, per_image: int) -> Tensor:
     keys = make_keys(seed, 0, batch.rows.tolist(), "initialize")
-    z = model.encoder(batch.pixels.to(model.device, model.dtype) / 255)
+    z = model.encoder(to_unit(batch.pixels.to(model.device), model.dtype))
     return _choose_vectors(z, keys, per_image)
 
 

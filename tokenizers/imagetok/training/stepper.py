@@ -21,6 +21,7 @@ from imagetok.build import build_schedule
 from imagetok.config import TrainConfig
 from imagetok.data import TrainingBatch
 from imagetok.errors import TrainingError
+from imagetok.images import to_unit
 from imagetok.keys import make_keys
 from imagetok.metrics import psnr
 from imagetok.tokenizer import ImageTokenizer
@@ -106,7 +107,7 @@ class Stepper:
         totals = StepTotals(self.accelerator.num_processes * len(batches))
         for batch in batches:
             x = batch.pixels.to(self.accelerator.device, non_blocking=True)
-            x = x.to(self.tokenizer.dtype) / 255
+            x = to_unit(x, self.tokenizer.dtype)
             keys = make_keys(self.settings.seed, step, batch.rows.tolist(), "noise")
             last = batch is batches[-1]
             with nullcontext() if last else self.accelerator.no_sync(self._model):

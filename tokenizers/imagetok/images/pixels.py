@@ -1,10 +1,12 @@
-"""From Pillow's many modes to 8-bit gray or RGB, with or without alpha, and on to what is asked.
+"""8-bit pixels: from Pillow's many modes to the channels of a tokenizer, and on to [0, 1].
 
-    PIL image --pixels_of--> (H, W, 1 | 2 | 3 | 4) --to_channels--> (channels, H, W)
-              orientation,     gray, gray + alpha,     composited on the background,
-              palette, depth   RGB, RGBA               gray by ITU-R 601
+    PIL image --pixels_of--> (H, W, 1 | 2 | 3 | 4) --to_channels--> (channels, H, W) --to_unit--> x
+              orientation,     gray, gray + alpha,     composited on                  float in
+              palette, depth   RGB, RGBA               the background,                [0, 1]
+                                                       gray by ITU-R 601
 
-Arrays and tensors join at the second arrow, so that every conversion has one implementation.
+Arrays and tensors join at the second arrow, so that every conversion has one implementation. No
+image has more than `MAX_PIXELS` pixels, whatever it comes from.
 
 Depth: 16-bit gray is divided by 257 and rounded. 16-bit *colour* reaches us as the upper 8 bits,
 because Pillow decodes no more of it: exact for 8-bit values scaled by 257, and otherwise up to one
@@ -21,9 +23,15 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from imagetok.errors import ImageTypeError, InvalidValueError
+from imagetok.errors import ImageTypeError, ImageValueError, InvalidValueError
 
 Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 50_000_000
+"""Most pixels of one image. An 11 kB file can unpack to far more than a machine's memory."""
+
+CHANNELS = (1, 3, 4)
+"""Channels that an image or a tokenizer can have: gray, RGB, RGBA."""
 
 _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
 
@@ -55,12 +63,34 @@ _DIVIDED_BY_257 = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 _BITS_TAG, _PHOTOMETRIC_TAG, _BLACK_IS_ZERO = 258, 262, 1
 
 
-def check_mode(image: Image.Image, name: str) -> None:
-    """Refuse pixels that have no certain 8-bit reading.
+def check_size(height: int, width: int, name: str) -> None:
+    """Refuse an empty image, and one of more than `MAX_PIXELS`.
+
+    Args:
+        height: Height in pixels.
+        width: Width in pixels.
+        name: What the message calls the image.
 
     Raises:
-        ImageTypeError: 32-bit integers, floating-point numbers, CIELAB, 16-bit gray of another
-            range than black = 0 and white = 65535, or a mode that is not known.
+        ImageValueError: A side is zero, or height * width is over the limit.
+    """
+    if height < 1 or width < 1:
+        raise ImageValueError(
+            f"{name} is {height} high and {width} wide; both sides must have at least one pixel"
+        )
+    if height * width > MAX_PIXELS:
+        raise ImageValueError(
+            f"{name} is {height} high and {width} wide, {height * width} pixels, over the limit of "
+            f"{MAX_PIXELS // 10**6} megapixels; shrink it or cut it into pieces first"
+        )
+
+
+def check_mode(image: Image.Image, name: str) -> None:
+    """Refuse an image whose pixels cannot be read as 8-bit values with certainty.
+
+    Raises:
+        ImageTypeError: The pixels are 32-bit integers, floating-point numbers, CIELAB, 16-bit gray
+            with another range than black = 0 and white = 65535, or of an unknown mode.
     """
     if image.mode in _WIDE_MODES:
         tags: Any = getattr(image, "tag_v2", None)
@@ -104,7 +134,7 @@ def _narrow(image: Image.Image) -> Pixels:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8 of a picture; 1 where it has none or none that can be read."""
+    """EXIF orientation 1..8 of an image; 1 if it has none or its metadata cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged metadata says nothing about the pixels, and is common
@@ -123,20 +153,20 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
 
 
 def to_channels(pixels: Pixels, channels: int, background: tuple[int, int, int]) -> Tensor:
-    """Bring a picture to the number of channels of a tokenizer.
+    """Convert an image to the number of channels of a tokenizer.
 
     Args:
         pixels: uint8 array (H, W, C): C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA.
-        channels: 1 gray, 3 RGB, or 4 RGBA, opaque where the picture has no alpha.
+        channels: 1 gray, 3 RGB, or 4 RGBA, opaque if the image has no alpha.
         background: RGB colour under transparent pixels; unused for 4 channels.
 
     Returns:
         uint8 tensor (channels, H, W), contiguous, in memory of its own.
 
     Raises:
-        InvalidValueError: `channels` is none of 1, 3 and 4.
+        InvalidValueError: `channels` is not 1, 3 or 4.
     """
-    if channels not in (1, 3, 4):
+    if channels not in CHANNELS:
         raise InvalidValueError(f"channels is {channels}; choose one of: 1, 3, 4")
     has_alpha = pixels.shape[-1] in (2, 4)
     color = pixels[..., :-1] if has_alpha else pixels
@@ -149,6 +179,32 @@ def to_channels(pixels: Pixels, channels: int, background: tuple[int, int, int])
     if channels == 1:
         return _to_tensor(_luma(color) if color.shape[-1] == 3 else color)
     return _to_tensor(np.broadcast_to(color, (*color.shape[:2], 3)))
+
+
+def to_unit(
+    pixels: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None
+) -> Tensor:
+    """Convert 8-bit values to floats in [0, 1]; the only division by 255 of the package.
+
+    Args:
+        pixels: uint8 tensor of any shape, on any device.
+        dtype: Float type of the result. The division runs in float32 or better and is rounded to
+            a narrower type afterwards.
+        out: float32 tensor of the shape and device of `pixels` that takes the quotients, so that
+            its memory is used again; None allocates one.
+
+    Returns:
+        pixels / 255, correctly rounded: the same bits on every device.
+
+    Raises:
+        ImageTypeError: `pixels` is not a uint8 tensor.
+    """
+    if pixels.dtype != torch.uint8:
+        raise ImageTypeError(f"found dtype {pixels.dtype}; 8-bit pixels are uint8 in 0..255")
+    exact = torch.promote_types(dtype, torch.float32)
+    x = pixels.to(exact) if out is None else out.copy_(pixels)
+    # By a tensor: CUDA multiplies by the rounded reciprocal of a plain number instead.
+    return x.div_(torch.full((), 255, dtype=exact, device=x.device)).to(dtype)
 
 
 def _composite(color: Pixels, alpha: Pixels, background: tuple[int, int, int]) -> Pixels:

@@ -12,7 +12,7 @@ from PIL import Image, TiffImagePlugin
 from PIL.ExifTags import Base
 
 from imagetok.errors import ImageFileError, ImageTypeError, InvalidValueError
-from imagetok.images import read_picture
+from imagetok.images import read_image, to_unit
 
 Encode = Callable[..., bytes]
 Color = tuple[int, int, int]
@@ -42,7 +42,7 @@ def alpha_palette() -> Image.Image:
 
 def read(source: object, channels: int = 3, background: Color = WHITE) -> list[list[int]]:
     """The values of a picture of one row, channels last."""
-    values: list[list[int]] = read_picture(source, channels, background)[:, 0].T.tolist()
+    values: list[list[int]] = read_image(source, channels, background)[:, 0].T.tolist()
     return values
 
 
@@ -85,13 +85,13 @@ def test_a_mode_becomes_rgb_on_the_background(
 @pytest.mark.parametrize("mode", ["I", "F", "LAB"])
 def test_modes_without_a_certain_8_bit_reading_are_refused(mode: str) -> None:
     with pytest.raises(ImageTypeError, match="pass its pixels as a uint8 array"):
-        read_picture(Image.new(mode, (2, 2)))
+        read_image(Image.new(mode, (2, 2)))
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_files_of_32_bit_pixels_are_refused(encode: Encode, mode: str) -> None:
     with pytest.raises(ImageFileError, match="whose range is not known"):
-        read_picture(encode(Image.new(mode, (2, 2)), "TIFF"))
+        read_image(encode(Image.new(mode, (2, 2)), "TIFF"))
 
 
 def test_half_transparent_pixels_mix_with_the_background_exactly() -> None:
@@ -108,8 +108,8 @@ def test_half_transparent_pixels_mix_with_the_background_exactly() -> None:
 def test_colour_hidden_under_full_transparency_does_not_show(encode: Encode) -> None:
     image = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
     for source in (image, encode(image, "PNG"), encode(image, "WEBP", lossless=True, exact=True)):
-        assert read_picture(source).eq(255).all()
-        assert read_picture(source, background=(0, 0, 0)).eq(0).all()
+        assert read_image(source).eq(255).all()
+        assert read_image(source, background=(0, 0, 0)).eq(0).all()
 
 
 def test_four_channels_keep_alpha_and_make_the_rest_opaque() -> None:
@@ -123,7 +123,7 @@ def test_four_channels_keep_alpha_and_make_the_rest_opaque() -> None:
 def test_gray_is_itu_r_601_luma_as_pillow_computes_it(colors: np.ndarray) -> None:
     image = Image.fromarray(colors)
     expected = torch.from_numpy(np.array(image.convert("L")))
-    assert torch.equal(read_picture(image, channels=1)[0], expected)
+    assert torch.equal(read_image(image, channels=1)[0], expected)
     assert read(pixel("RGB", (255, 0, 0)), channels=1) == [[76]]  # 0.299 * 255 = 76.2
     assert read(pixel("RGB", (0, 255, 0)), channels=1) == [[150]]  # 0.587 * 255 = 149.7
     assert read(pixel("RGB", (0, 0, 255)), channels=1) == [[29]]  # 0.114 * 255 = 29.1
@@ -136,7 +136,7 @@ def test_gray_survives_a_way_through_colour() -> None:
 
 def test_a_number_of_channels_that_no_tokenizer_has_is_refused() -> None:
     with pytest.raises(InvalidValueError, match="channels is 2; choose one of: 1, 3, 4"):
-        read_picture(pixel("L", 0), channels=2)
+        read_image(pixel("L", 0), channels=2)
 
 
 WIDE = np.array([[0, 128, 129, 257, 385, 386, 32_768, 65_406, 65_407, 65_535]], dtype=np.uint16)
@@ -175,14 +175,14 @@ def test_transparent_colours_that_pillow_misreads_are_refused(
     transparent = png_chunk(b"tRNS", bytes(key))
     assert read(encode_png(1, depth, color_type, bytes(6))) == [[0, 0, 0]]
     with pytest.raises(ImageFileError, match="save it with an alpha channel"):
-        read_picture(encode_png(1, depth, color_type, bytes(6), before=transparent))
+        read_image(encode_png(1, depth, color_type, bytes(6), before=transparent))
 
 
 def test_16_bit_tiffs_whose_white_is_zero_are_refused(encode: Encode) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = 0
     with pytest.raises(ImageFileError, match="white is not 65535"):
-        read_picture(encode(Image.fromarray(WIDE), "TIFF", tiffinfo=tags))
+        read_image(encode(Image.fromarray(WIDE), "TIFF", tiffinfo=tags))
 
 
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3) * 40
@@ -216,7 +216,7 @@ def test_exif_orientation_is_applied_once_on_every_route(
     path.write_bytes(content)
     opened = Image.open(io.BytesIO(content))
     for source in (content, path, opened, opened.copy()):
-        assert torch.equal(read_picture(source, channels=1)[0], torch.from_numpy(UPRIGHT))
+        assert torch.equal(read_image(source, channels=1)[0], torch.from_numpy(UPRIGHT))
 
 
 def test_exif_behind_the_pixels_of_a_png_counts(encode_png: Encode, png_chunk: Encode) -> None:
@@ -229,19 +229,49 @@ def test_exif_behind_the_pixels_of_a_png_counts(encode_png: Encode, png_chunk: E
 def test_damaged_exif_does_not_cost_the_picture(encode: Encode, broken: bytes) -> None:
     image = Image.fromarray(UPRIGHT)
     for content in (encode(image, "PNG", exif=broken), encode(image, "JPEG", exif=broken)):
-        assert read_picture(content, channels=1).shape == (1, 2, 3)
+        assert read_image(content, channels=1).shape == (1, 2, 3)
 
 
 def test_the_first_frame_of_an_animation_is_read(encode: Encode) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 0, 255))]
     for format, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True}), ("TIFF", {})):
         content = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
-        assert read_picture(content)[:, 0, 0].tolist() == [255, 0, 0]
+        assert read_image(content)[:, 0, 0].tolist() == [255, 0, 0]
 
 
 def test_the_picture_of_the_caller_is_left_as_it_was(encode: Encode) -> None:
     stored = Image.fromarray(STORED[6].copy())
     image = Image.open(io.BytesIO(encode(stored, "PNG", exif=exif(6))))
-    read_picture(image)
+    read_image(image)
     assert image.size == (2, 3)
     assert image.getexif()[Base.Orientation] == 6
+
+
+LEVELS = torch.arange(256, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 256])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_in_the_unit_interval_are_correctly_rounded(dtype: torch.dtype, count: int) -> None:
+    levels = LEVELS[-count:]
+    expected = levels.numpy().astype(str(dtype).removeprefix("torch.")) / 255
+    assert np.array_equal(to_unit(levels, dtype).numpy(), expected)
+    if torch.cuda.is_available():
+        assert np.array_equal(to_unit(levels.cuda(), dtype).cpu().numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_levels_are_divided_in_float32_whatever_type_is_asked_for(dtype: torch.dtype) -> None:
+    assert torch.equal(to_unit(LEVELS, dtype), to_unit(LEVELS).to(dtype))
+
+
+def test_levels_can_be_divided_in_memory_that_is_used_again() -> None:
+    memory = torch.empty(256)
+    assert to_unit(LEVELS, out=memory) is memory
+    assert torch.equal(memory, to_unit(LEVELS))
+    assert LEVELS.equal(torch.arange(256, dtype=torch.uint8))
+
+
+def test_levels_that_are_not_8_bit_are_refused() -> None:
+    with pytest.raises(ImageTypeError, match=r"found dtype torch.float32; 8-bit pixels are uint8"):
+        to_unit(torch.rand(3))
