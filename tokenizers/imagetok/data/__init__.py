@@ -15,17 +15,19 @@ What a training sample looks like is a function of config and data alone.
 """
 
 from imagetok.data.batches import TrainingBatch, evaluation_batches
+from imagetok.data.dataset_ref import DatasetRef
 from imagetok.data.evaluation import open_evaluation
 from imagetok.data.feed import Feed, worded_error
 from imagetok.data.order import EpochOrder, SampleBatches, fixed_rows
-from imagetok.data.rows import ImageRows, open_images
+from imagetok.data.rows import ImageRows, open_images, open_rows
 from imagetok.data.samples import TrainingImages, TrainingSample
-from imagetok.data.streams import PictureStream, open_stream
+from imagetok.data.streams import PictureStream, open_image_stream, open_stream
 from imagetok.data.training import TrainingData, open_training
 from imagetok.data.transforms import TrainTransform
 from imagetok.data.unreadable import check_error_share, name_some
 
 __all__ = [
+    "DatasetRef",
     "EpochOrder",
     "Feed",
     "ImageRows",
@@ -41,7 +43,9 @@ __all__ = [
     "fixed_rows",
     "name_some",
     "open_evaluation",
+    "open_image_stream",
     "open_images",
+    "open_rows",
     "open_stream",
     "open_training",
     "worded_error",

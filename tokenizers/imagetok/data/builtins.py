@@ -12,27 +12,34 @@ from urllib.parse import parse_qsl
 from imagetok.builtin import DRAWING_VERSION, digits_dataset, shapes_dataset
 from imagetok.builtin.digits import SPLIT_LENGTHS
 from imagetok.builtin.shapes import DEFAULT_COUNTS, DEFAULT_SIZE, check_options
+from imagetok.data.dataset_ref import BUILTIN_PREFIX, DatasetRef
 from imagetok.data.sources import Source
 from imagetok.errors import DataError
 
-PREFIX = "builtin:"
 _OPTIONS = {"shapes": ("count", "size"), "digits": ()}
 
 
-def builtin_source(name: str, cache_dir: str | None) -> Source:
+def builtin_source(ref: DatasetRef, cache_dir: str | None) -> Source:
     """The splits of a built-in dataset, drawn or read when one is taken.
 
     Args:
-        name: `builtin:shapes` or `builtin:digits`, with options after a question mark.
+        ref: Its name is `builtin:shapes` or `builtin:digits`, with options after a question mark.
         cache_dir: Where drawn pictures are kept.
 
     Raises:
-        DataError: The name or an option is unknown, or an option's value is out of range.
+        DataError: The name or an option is unknown, an option's value is out of range, or a
+            subset or revision is given, of which a built-in dataset has none.
     """
-    kind, _, query = name.removeprefix(PREFIX).partition("?")
+    name = ref.name
+    for key, value in (("subset", ref.subset), ("revision", ref.revision)):
+        if value is not None:
+            raise DataError(f"'{name}' has no {key} '{value}'; leave {key} out")
+    kind, _, query = name.removeprefix(BUILTIN_PREFIX).partition("?")
     if kind not in _OPTIONS:
-        known = ", ".join(PREFIX + known for known in sorted(_OPTIONS))
-        raise DataError(f"unknown built-in dataset '{PREFIX}{kind}'; choose one of: {known}")
+        known = ", ".join(BUILTIN_PREFIX + known for known in sorted(_OPTIONS))
+        raise DataError(
+            f"unknown built-in dataset '{BUILTIN_PREFIX}{kind}'; choose one of: {known}"
+        )
     options = _parse_options(name, kind, query)
     if kind == "digits":
         return Source(SPLIT_LENGTHS, digits_dataset, "builtin:digits")

@@ -19,10 +19,10 @@ from datasets import Dataset, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 
 from imagetok.config import RunConfig
-from imagetok.data.builtins import PREFIX
+from imagetok.data.dataset_ref import DatasetRef
 from imagetok.data.files import read_file
-from imagetok.data.rows import ImageRows, as_picture, open_images, undecoded
-from imagetok.data.sources import Source, find_place, reading, split_ranges, take_split
+from imagetok.data.rows import ImageRows, as_picture, open_rows, undecoded
+from imagetok.data.sources import Source, find_location, reading, split_ranges, take_split
 from imagetok.data.streams import FileStreams
 from imagetok.files import atomic_path, naming_os_errors
 
@@ -43,35 +43,34 @@ def open_evaluation(config: RunConfig, cache_dir: str | Path | None = None) -> I
         UnwritableFileError: The pictures of a streamed dataset cannot be kept.
     """
     data = config.data
-    place = None
-    if data.streaming and not data.name.startswith(PREFIX):
-        place = find_place(data.name, data.subset, data.revision)
+    ref = DatasetRef(
+        data.name,
+        data.evaluation_split,
+        data.subset,
+        data.revision,
+        data.image_column,
+        data.streaming,
+    )
+    location = find_location(ref) if ref.streaming and not ref.is_builtin else None
     cache = None if cache_dir is None else str(cache_dir)
-    if place is None or place.is_ready(cache):
-        return open_images(
-            data.name,
-            data.evaluation_split,
-            subset=data.subset,
-            revision=data.revision,
-            image_column=data.image_column,
-            cache_dir=cache_dir,
-        )
+    if location is None or location.is_ready(cache):
+        return open_rows(ref, cache_dir)
     folder = Path(datasets.config.HF_DATASETS_CACHE if cache_dir is None else cache_dir)
-    streams = FileStreams(data.name, place, cache)
-    needed = _needed_rows(data.name, data.evaluation_split, streams.splits)
-    column = streams.find_column(next(iter(needed)), data.image_column)
+    streams = FileStreams(ref, location, cache)
+    needed = _needed_rows(ref, streams.splits)
+    column = streams.find_column(next(iter(needed)))
     kept = {
         split: _keep(streams, split, column, count, folder / "imagetok")
         for split, count in needed.items()
     }
     source = Source({split: len(rows) for split, rows in kept.items()}, kept.__getitem__)
-    rows, _ = take_split(source, data.name, data.evaluation_split)
-    return ImageRows(data.name, data.evaluation_split, undecoded(rows), column)
+    rows, _ = take_split(source, ref)
+    return ImageRows(ref.name, ref.split, undecoded(rows), column)
 
 
-def _needed_rows(name: str, split: str, splits: list[str]) -> dict[str, int | None]:
+def _needed_rows(ref: DatasetRef, splits: list[str]) -> dict[str, int | None]:
     """How many rows of each split a sum of slices takes at most; None where that is all."""
-    short, long = (split_ranges(name, split, dict.fromkeys(splits, length)) for length in _LENGTHS)
+    short, long = (split_ranges(ref, dict.fromkeys(splits, length)) for length in _LENGTHS)
     needed: dict[str, int | None] = {}
     for part, other in zip(short, long, strict=True):
         key, _, end = part

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 from datasets import Dataset, Features, Image, IterableDataset, Value
 from datasets.features.features import FeatureType
 
-from imagetok.data.builtins import PREFIX, builtin_source
+from imagetok.data.builtins import builtin_source
+from imagetok.data.dataset_ref import DatasetRef
 from imagetok.data.files import lies_apart, read_file
 from imagetok.data.fingerprint import content_fingerprint
 from imagetok.data.sources import file_or_hub_source, reading, take_split
@@ -116,18 +117,18 @@ def open_images(
     image_column: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> ImageRows:
-    """Open a dataset of pictures.
+    """Open a dataset of images, to be read row by row.
 
     Args:
         name: `builtin:shapes` or `builtin:digits`, with options as in
-            `builtin:shapes?size=128&count=500`; a folder of pictures, with or without folders for
+            `builtin:shapes?size=128&count=500`; a folder of images, with or without folders for
             classes and splits, or of zip archives of them; a parquet, arrow or tar (WebDataset)
             file or a folder of such; a folder written by `save_to_disk`; or a dataset on the Hub.
             Where a folder has no splits, all of it is `train`.
         split: A split, a slice (`train[:100]`, `train[90%:]`), or a sum of these with `+`.
         subset: Configuration name of a dataset that has several.
         revision: Commit, branch or tag of a dataset on the Hub.
-        image_column: Column of the pictures, an Image or binary one; None finds the only column
+        image_column: Column of the images, an Image or binary one; None finds the only column
             with an Image feature.
         cache_dir: Where `datasets` keeps what it draws, downloads and converts.
 
@@ -136,25 +137,39 @@ def open_images(
             that can.
         MissingExtraError: `builtin:digits` without scikit-learn.
     """
+    return open_rows(DatasetRef(name, split, subset, revision, image_column), cache_dir)
+
+
+def open_rows(ref: DatasetRef, cache_dir: str | Path | None = None) -> ImageRows:
+    """Open the dataset of a reference row by row, whether or not it says `streaming`.
+
+    Args:
+        ref: Which rows of which dataset.
+        cache_dir: Where `datasets` keeps what it draws, downloads and converts.
+
+    Raises:
+        DataError: The dataset, the split or the column cannot be used; the message lists those
+            that can.
+        MissingExtraError: `builtin:digits` without scikit-learn.
+    """
     cache = None if cache_dir is None else str(cache_dir)
-    if name.startswith(PREFIX):
-        for option, value in (("subset", subset), ("revision", revision)):
-            if value is not None:
-                raise DataError(f"'{name}' has no {option} '{value}'; leave {option} out")
-        source = builtin_source(name, cache)
-    else:
-        source = file_or_hub_source(name, subset, revision, cache)
-    dataset, identity = take_split(source, name, split)
-    column = find_column(dataset.features, name, image_column)
-    return ImageRows(name, split, undecoded(dataset), column, identity)
+    open_source = builtin_source if ref.is_builtin else file_or_hub_source
+    dataset, identity = take_split(open_source(ref, cache), ref)
+    column = find_column(dataset.features, ref)
+    return ImageRows(ref.name, ref.split, undecoded(dataset), column, identity)
 
 
-def find_column(features: Features, name: str, image_column: str | None) -> str:
-    """The column of the pictures: the one that is named, or the only Image.
+def find_column(features: Features, ref: DatasetRef) -> str:
+    """The column of the images: the one that is named, or the only Image.
+
+    Args:
+        features: Those of all columns.
+        ref: The dataset that they are of; may name the column.
 
     Raises:
         DataError: There is none, or several; the message lists the columns.
     """
+    name, image_column = ref.name, ref.image_column
     listing = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
     if image_column is None:
         found: list[str] = [key for key, feature in features.items() if isinstance(feature, Image)]

@@ -26,6 +26,7 @@ from datasets import (
 )
 
 from imagetok.data.apart import has_many_files, kind_apart, kind_of, load_apart
+from imagetok.data.dataset_ref import DatasetRef
 from imagetok.errors import DataError, ImagetokError
 from imagetok.hub.cache import is_commit
 
@@ -61,8 +62,8 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a dataset that is not built in lies.
+class DatasetLocation:
+    """Where a dataset that is not built in is found.
 
     Attributes:
         failure: What to say when it cannot be read.
@@ -81,8 +82,8 @@ class Place:
         """Commit, branch or tag of a dataset on the Hub; None is its main branch."""
         return self.arguments.get("revision")
 
-    def pin(self, cache_dir: str | None) -> Place:
-        """The same place, of a dataset on the Hub at the commit that it is at now.
+    def pin(self, cache_dir: str | None) -> DatasetLocation:
+        """The same location, of a dataset on the Hub at the commit that it is at now.
 
         However often it is read then, and whatever is pushed meanwhile, the rows are the same.
 
@@ -157,13 +158,12 @@ class Place:
         return self.root is not None and not self.is_saved and has_many_files(self.root)
 
 
-def take_split(source: Source, name: str, split: str) -> tuple[Dataset, str | None]:
+def take_split(source: Source, ref: DatasetRef) -> tuple[Dataset, str | None]:
     """Load a split, a slice of one, or a sum of these, as in `train[:90%]` and `train+test[5:]`.
 
     Args:
         source: Where to take it from.
-        name: What messages call the source.
-        split: A split in the notation of `datasets`.
+        ref: Names the split.
 
     Returns:
         The rows in order, and their identity, where the source has one.
@@ -172,26 +172,25 @@ def take_split(source: Source, name: str, split: str) -> tuple[Dataset, str | No
         DataError: The notation is not valid, there is no such split, or it has no rows.
     """
     parts, places = [], []
-    for part, first, last in split_ranges(name, split, source.lengths):
+    for part, first, last in split_ranges(ref, source.lengths):
         if last > first:
-            with reading(f"split '{part}' of '{name}' cannot be read"):
+            with reading(f"split '{part}' of '{ref.name}' cannot be read"):
                 rows = source.load(part)
             parts.append(rows.select(range(first, last)))
             places.append(f"{part}[{first}:{last}]")
     if not parts:
         sizes = ", ".join(f"{key} ({length} rows)" for key, length in source.lengths.items())
-        raise DataError(f"split '{split}' of '{name}' has no rows; its splits are: {sizes}")
+        raise DataError(f"split '{ref.split}' of '{ref.name}' has no rows; its splits are: {sizes}")
     dataset = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     identity = None if source.identity is None else f"{source.identity} {'+'.join(places)}"
     return dataset, identity
 
 
-def split_ranges(name: str, split: str, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
+def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
     """The parts of a sum of splits and slices.
 
     Args:
-        name: What messages call the dataset.
-        split: The sum in the notation of `datasets`.
+        ref: Its split is the sum.
         lengths: Number of rows of each split that there is.
 
     Returns:
@@ -201,42 +200,39 @@ def split_ranges(name: str, split: str, lengths: Mapping[str, int]) -> list[tupl
         DataError: The notation is not valid or there is no such split.
     """
     try:
-        parts = ReadInstruction.from_spec(split).to_absolute(dict(lengths))
+        parts = ReadInstruction.from_spec(ref.split).to_absolute(dict(lengths))
     except (ValueError, AssertionError, ArithmeticError):
         raise DataError(
-            f"'{name}' has no split '{split}'; its splits are: {', '.join(lengths)} (slices of "
-            "them, as in train[:100] and train[90%:], are taken too)"
+            f"'{ref.name}' has no split '{ref.split}'; its splits are: {', '.join(lengths)} "
+            "(slices of them, as in train[:100] and train[90%:], are taken too)"
         ) from None
     ends = [lengths[part.splitname] if part.to is None else part.to for part in parts]
     return [(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)]
 
 
-def file_or_hub_source(
-    name: str, subset: str | None, revision: str | None, cache_dir: str | None
-) -> Source:
+def file_or_hub_source(ref: DatasetRef, cache_dir: str | None) -> Source:
     """The dataset of a path or of a name on the Hub.
 
     Args:
-        name: Path or name.
-        subset: Configuration name of a dataset that has several.
-        revision: Commit, branch or tag on the Hub.
+        ref: Which one; its name is a path or a name on the Hub.
         cache_dir: Where `datasets` keeps what it has read; None takes its own folder.
 
     Raises:
         DataError: There is nothing of that name, or it cannot be read.
     """
-    splits = find_place(name, subset, revision).load(cache_dir)
+    splits = find_location(ref).load(cache_dir)
     lengths = {str(split): len(rows) for split, rows in splits.items()}
     return Source(lengths, lambda split: splits[split])
 
 
-def find_place(name: str, subset: str | None, revision: str | None) -> Place:
-    """Where the dataset of a path or of a name on the Hub lies; nothing is read.
+def find_location(ref: DatasetRef) -> DatasetLocation:
+    """Where the dataset of a path or of a name on the Hub is; nothing is read.
 
     Raises:
         DataError: There is nothing of that name here and it is no name on the Hub, or `subset` or
             `revision` is given to what has none.
     """
+    name, revision = ref.name, ref.revision
     path = os.path.expanduser(name)
     if name and os.path.exists(path):
         if revision is not None:
@@ -244,23 +240,23 @@ def find_place(name: str, subset: str | None, revision: str | None) -> Place:
                 f"'{name}' lies on this machine and has no revision '{revision}'; leave revision "
                 "out"
             )
-        return _find_local(name, Path(path), subset)
+        return _find_local(name, Path(path), ref.subset)
     is_hub_name = _HUB_NAME.fullmatch(name) and len(name) <= _LONGEST_HUB_NAME
     if not is_hub_name or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
         raise DataError(f"there is no file or folder '{name[:200]}'; a dataset is {FORMS}")
-    return Place(
+    return DatasetLocation(
         f"'{name}' is no file or folder here, and no dataset on the Hub that can be read",
-        arguments={"path": name, "name": subset, "revision": revision},
+        arguments={"path": name, "name": ref.subset, "revision": revision},
     )
 
 
-def _find_local(name: str, path: Path, subset: str | None) -> Place:
+def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
     is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
     if subset is not None and (is_saved or path.is_file()):
         raise DataError(f"'{name}' has no subset '{subset}'; leave subset out")
     if is_saved:
         failure = f"'{name}' was written by save_to_disk and has no rows or cannot be read"
-        return Place(failure, path, is_saved=True)
+        return DatasetLocation(failure, path, is_saved=True)
     path = path.resolve()
     if path.is_file():
         if path.suffix not in _FORMATS:
@@ -270,14 +266,16 @@ def _find_local(name: str, path: Path, subset: str | None) -> Place:
             )
         kind = _FORMATS[path.suffix]
         arguments: dict[str, str | None] = {"path": kind, "data_files": glob.escape(str(path))}
-        return Place(f"'{name}' cannot be read as a {kind} file", path, arguments=arguments)
+        return DatasetLocation(
+            f"'{name}' cannot be read as a {kind} file", path, arguments=arguments
+        )
     if glob.has_magic(str(path)):
         raise DataError(
             f"the path of '{name}' has one of the characters * ? [, which are read as a pattern; "
             "rename the folder"
         )
     failure = f"'{name}' holds no pictures, parquet files or other data that can be read"
-    return Place(failure, path, arguments={"path": str(path), "name": subset})
+    return DatasetLocation(failure, path, arguments={"path": str(path), "name": subset})
 
 
 def _split_of(dataset: Dataset) -> str:

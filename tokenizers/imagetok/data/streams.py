@@ -13,10 +13,10 @@ from pathlib import Path
 
 from datasets import Features, IterableDataset
 
-from imagetok.data.builtins import PREFIX
+from imagetok.data.dataset_ref import DatasetRef
 from imagetok.data.fingerprint import files_fingerprint
-from imagetok.data.rows import find_column, open_images, undecoded, with_bytes
-from imagetok.data.sources import Place, find_place, reading
+from imagetok.data.rows import find_column, open_rows, undecoded, with_bytes
+from imagetok.data.sources import DatasetLocation, find_location, reading
 from imagetok.data.units import Picture, ReadyRows, Units, stream_units
 from imagetok.errors import DataError
 
@@ -91,7 +91,7 @@ def open_stream(
     image_column: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> PictureStream:
-    """Open a dataset of pictures for reading file by file.
+    """Open a dataset of images, to be read file by file.
 
     Args:
         name: As in `open_images`.
@@ -107,26 +107,35 @@ def open_stream(
         DataError: The dataset, the split or the column cannot be used; the message lists those
             that can.
     """
-    place = None if name.startswith(PREFIX) else find_place(name, subset, revision)
+    ref = DatasetRef(name, split, subset, revision, image_column, streaming=True)
+    return open_image_stream(ref, cache_dir)
+
+
+def open_image_stream(ref: DatasetRef, cache_dir: str | Path | None = None) -> PictureStream:
+    """Open the dataset of a reference file by file, whether or not it says `streaming`.
+
+    Args:
+        ref: Which rows of which dataset; of what is converted otherwise, a whole split.
+        cache_dir: Where `datasets` keeps what it draws and downloads.
+
+    Raises:
+        DataError: The dataset, the split or the column cannot be used; the message lists those
+            that can.
+    """
+    name, split = ref.name, ref.split
     cache = None if cache_dir is None else str(cache_dir)
-    if place is None or place.is_ready(cache):
-        rows = open_images(
-            name,
-            split,
-            subset=subset,
-            revision=revision,
-            image_column=image_column,
-            cache_dir=cache_dir,
-        )
+    location = None if ref.is_builtin else find_location(ref)
+    if location is None or location.is_ready(cache):
+        rows = open_rows(ref, cache_dir)
         ready = ReadyRows(rows.dataset.select_columns([rows.image_column]), rows.image_column)
         return PictureStream(name, split, ready, rows.fingerprint)
-    files = FileStreams(name, place, cache)
+    files = FileStreams(ref, location, cache)
     if split not in files.splits:
         raise DataError(
             f"'{name}' has no split '{split}' that could be streamed; its splits are: "
             f"{', '.join(files.splits)} (slices and sums of them need data.streaming=false)"
         )
-    column = files.find_column(split, image_column)
+    column = files.find_column(split)
     units = files.units(split, column)
     if not len(units):
         raise DataError(f"split '{split}' of '{name}' has no rows")
@@ -137,8 +146,8 @@ class FileStreams:
     """The splits of a dataset of files, as `datasets` streams them.
 
     Args:
-        name: The name that it was opened by.
-        place: Where it lies.
+        ref: Which dataset; its split does not matter.
+        location: Where it is.
         cache_dir: Where `datasets` keeps what it downloads.
 
     Attributes:
@@ -148,35 +157,35 @@ class FileStreams:
         DataError: It cannot be read; of every method alike.
     """
 
-    def __init__(self, name: str, place: Place, cache_dir: str | None) -> None:
-        self._name, self._place, self._cache_dir = name, place.pin(cache_dir), cache_dir
-        self._builder = self._place.builder(cache_dir)
+    def __init__(self, ref: DatasetRef, location: DatasetLocation, cache_dir: str | None) -> None:
+        self._ref, self._location, self._cache_dir = ref, location.pin(cache_dir), cache_dir
+        self._builder = self._location.builder(cache_dir)
         self.splits = [str(split) for split in self._builder.config.data_files or ()]
         if not self.splits:
-            raise DataError(f"'{name}' has no files to stream; set data.streaming=false")
+            raise DataError(f"'{ref.name}' has no files to stream; set data.streaming=false")
 
     def rows(self, split: str) -> IterableDataset:
         """All columns of a split, files in them not decoded."""
-        with reading(self._place.failure):
+        with reading(self._location.failure):
             return undecoded(self._builder.as_streaming_dataset(split))
 
-    def find_column(self, split: str, image_column: str | None) -> str:
-        """The column of the pictures; see `imagetok.data.rows.find_column`."""
-        return find_column(self.rows(split).features or Features(), self._name, image_column)
+    def find_column(self, split: str) -> str:
+        """The column of the images; see `imagetok.data.rows.find_column`."""
+        return find_column(self.rows(split).features or Features(), self._ref)
 
     def units(self, split: str, column: str) -> Units:
         """The pictures of a split; no other columns are read where files keep them apart."""
         builder = self._builder
         if hasattr(builder.config, "columns"):
-            builder = self._place.builder(self._cache_dir, columns=[column])
-        with reading(self._place.failure):
+            builder = self._location.builder(self._cache_dir, columns=[column])
+        with reading(self._location.failure):
             dataset = undecoded(builder.as_streaming_dataset(split).select_columns([column]))
             return stream_units(dataset, column, builder, self._files(split))
 
     def fingerprint(self, split: str, column: str) -> str:
         """Hash of a split's files; see `imagetok.data.fingerprint`."""
-        with reading(self._place.failure):
-            return files_fingerprint(self._files(split), self._place.root, column)
+        with reading(self._location.failure):
+            return files_fingerprint(self._files(split), self._location.root, column)
 
     def _files(self, split: str) -> list[str]:
         return [str(file) for file in self._builder.config.data_files[split]]

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from imagetok.config import RunConfig
 from imagetok.data.batches import TrainingBatch, join_batches, split_batch
+from imagetok.data.dataset_ref import DatasetRef
 from imagetok.data.feed import Feed, Loading
 from imagetok.data.lanes import HEADER, LanePlan
 from imagetok.data.order import EpochOrder, SampleBatches
-from imagetok.data.rows import ImageRows, open_images
+from imagetok.data.rows import ImageRows, open_rows
 from imagetok.data.samples import TrainingImages
 from imagetok.data.steps import LaneParts, MicroBatches
-from imagetok.data.streams import PictureStream, open_stream
+from imagetok.data.streams import PictureStream, open_image_stream
 from imagetok.data.transforms import TrainTransform
 from imagetok.errors import ConfigError, InvalidValueError
 from imagetok.images import Preprocessor
@@ -168,16 +169,12 @@ def open_training(
         DataError: The dataset, the split or the column cannot be used.
     """
     data = config.data
-    options = {
-        "subset": data.subset,
-        "revision": data.revision,
-        "image_column": data.image_column,
-    }
-    if data.streaming:
-        stream = open_stream(data.name, data.split, cache_dir=cache_dir, **options)
-        return StreamedData(config, stream, preprocessor)
-    rows = open_images(data.name, data.split, cache_dir=cache_dir, **options)
-    return MappedData(config, rows, preprocessor)
+    ref = DatasetRef(
+        data.name, data.split, data.subset, data.revision, data.image_column, data.streaming
+    )
+    if ref.streaming:
+        return StreamedData(config, open_image_stream(ref, cache_dir), preprocessor)
+    return MappedData(config, open_rows(ref, cache_dir), preprocessor)
 
 
 def _divide(accumulation: int, parts: list[TrainingBatch]) -> list[TrainingBatch]:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from imagetok.data import fixed_rows
-from imagetok.data.builtins import PREFIX
+from imagetok.data.dataset_ref import BUILTIN_PREFIX
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.shards.opening import TokenFolder
 from imagetok.tokenizer import ImageTokenizer
@@ -100,7 +100,7 @@ def compare_rows(
 def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> JobInput:
     source = folder.job.input
     name = source.name if dataset is None else os.fspath(dataset)
-    is_lasting = name.startswith(PREFIX) or "/" in name or source.revision is not None
+    is_lasting = name.startswith(BUILTIN_PREFIX) or "/" in name or source.revision is not None
     if dataset is None and not is_lasting:
         raise DataError(
             f"the input of '{folder.path}' was the file or folder '{name}'; say by dataset where "

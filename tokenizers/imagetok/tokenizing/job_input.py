@@ -18,11 +18,10 @@ from pathlib import Path
 import pyarrow as pa
 from datasets import ArrowBasedBuilder, DatasetBuilder, Features, IterableDataset
 
-from imagetok.data import ImageRows, open_images
-from imagetok.data.builtins import PREFIX
+from imagetok.data import DatasetRef, ImageRows, open_rows
 from imagetok.data.fingerprint import content_fingerprint, files_fingerprint
 from imagetok.data.rows import as_picture, find_column, undecoded
-from imagetok.data.sources import Place, find_place, reading
+from imagetok.data.sources import DatasetLocation, find_location, reading
 from imagetok.errors import DataError
 from imagetok.tokenizing.image_preparation import ImageCell, relative_name
 
@@ -59,10 +58,16 @@ class InputChoice:
     streaming: bool = False
 
     @property
+    def ref(self) -> DatasetRef:
+        """Which dataset."""
+        return DatasetRef(
+            self.name, self.split, self.subset, self.revision, self.image_column, self.streaming
+        )
+
+    @property
     def display_name(self) -> str:
         """The name without the folders that a local dataset lies in."""
-        path = os.path.expanduser(self.name)
-        return Path(path).resolve().name if os.path.exists(path) else self.name
+        return self.ref.display_name
 
 
 @dataclass(frozen=True)
@@ -151,20 +156,12 @@ def open_input(choice: InputChoice, cache_dir: str | None = None) -> JobInput:
     Raises:
         DataError: The dataset, the split or a column cannot be used.
     """
-    place = None
-    if not choice.name.startswith(PREFIX):
-        place = find_place(choice.name, choice.subset, choice.revision).pin(cache_dir)
+    ref = choice.ref
+    place = None if ref.is_builtin else find_location(ref).pin(cache_dir)
     if choice.streaming and place is not None and place.kind(cache_dir) == "rows":
         return _open_files(choice, place, cache_dir)
     revision = choice.revision if place is None else place.revision
-    rows = open_images(
-        choice.name,
-        choice.split,
-        subset=choice.subset,
-        revision=revision,
-        image_column=choice.image_column,
-        cache_dir=cache_dir,
-    )
+    rows = open_rows(replace(ref, revision=revision), cache_dir)
     return RowInput(
         name=choice.name,
         image_column=rows.image_column,
@@ -230,7 +227,7 @@ class FileInput(JobInput):
         cache_dir: Where `datasets` keeps what it downloads.
     """
 
-    place: Place
+    place: DatasetLocation
     split: str
     counts: Sequence[int | None]
     cache_dir: str | None
@@ -295,7 +292,7 @@ class FileInput(JobInput):
             yield pa.table(features.encode_batch(batch), schema=features.arrow_schema)
 
 
-def _open_files(choice: InputChoice, place: Place, cache_dir: str | None) -> FileInput:
+def _open_files(choice: InputChoice, place: DatasetLocation, cache_dir: str | None) -> FileInput:
     """Open a split whose files are read in sequence from a place that is pinned.
 
     Raises:
@@ -312,7 +309,7 @@ def _open_files(choice: InputChoice, place: Place, cache_dir: str | None) -> Fil
     with reading(place.failure):
         rows: IterableDataset = undecoded(builder.as_streaming_dataset(split))
     features, files = rows.features or Features(), _split_files(builder, split)
-    column = find_column(features, name, choice.image_column)
+    column = find_column(features, choice.ref)
     if len(files) != rows.num_shards:
         raise DataError(
             f"'{name}' has {len(files)} files and is streamed in {rows.num_shards} pieces; leave "
@@ -341,7 +338,7 @@ def _split_files(builder: DatasetBuilder, split: str) -> list[str]:
     return [str(file) for file in builder.config.data_files[split]]
 
 
-def _files_fingerprint(place: Place, files: list[str], column: str) -> str:
+def _files_fingerprint(place: DatasetLocation, files: list[str], column: str) -> str:
     with reading(place.failure):
         return files_fingerprint(files, place.root, column)
 
