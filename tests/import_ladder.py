@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("bottlenecks", "metrics", "modelfile", "hub", "cards", "builtin", "data", "shards"),
     ("build",),
     ("codec", "pretrained", "tokenizer"),
-    ("evaluation", "training", "tokenizing"),
+    ("evaluation", "tokenize_config", "training", "tokenizing"),
     (
         "reports",
         "options",

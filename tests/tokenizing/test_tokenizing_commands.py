@@ -117,7 +117,7 @@ def test_a_signal_ends_with_its_code(
     ("options", "word"),
     [
         (("--keep", "nothing"), "no column 'nothing'"),
-        (("--resize", "stretch"), "unknown resize"),
+        (("--resize", "stretch"), "resize: found 'stretch'"),
         (("--rank", "1"), "give both or neither"),
         (("--batch-size", "0"), "batch-size"),
         (("--split", "nothing"), "nothing"),

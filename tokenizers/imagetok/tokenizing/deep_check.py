@@ -18,14 +18,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from imagetok.data import fixed_rows
-from imagetok.data.dataset_ref import BUILTIN_PREFIX
+from imagetok.data import DatasetRef, fixed_rows
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.shards.opening import TokenFolder
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.tokenizing.image_preparation import Preparation, Prepared
-from imagetok.tokenizing.job_input import CHUNK, Chunk, InputChoice, JobInput, open_input
+from imagetok.tokenizing.job_input import CHUNK, Chunk, JobInput, open_input
 from imagetok.tokenizing.job_setup import native_factors
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -98,27 +97,23 @@ def compare_rows(
 
 
 def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> JobInput:
+    """The input of a job, found where it is said to lie and checked to be the same."""
     source = folder.job.input
     name = source.name if dataset is None else os.fspath(dataset)
-    is_lasting = name.startswith(BUILTIN_PREFIX) or "/" in name or source.revision is not None
-    if dataset is None and not is_lasting:
+    ref = DatasetRef(
+        name,
+        source.split,
+        source.subset,
+        source.revision if name == source.name else None,
+        source.image_column,
+        source.streaming,
+    )
+    if dataset is None and not (ref.is_builtin or "/" in name or source.revision is not None):
         raise DataError(
             f"the input of '{folder.path}' was the file or folder '{name}'; say by dataset where "
             f"'{name}' lies"
         )
-    rows = open_input(
-        InputChoice(
-            name,
-            source.subset,
-            source.revision if name == source.name else None,
-            source.split,
-            source.image_column,
-            (),
-            source.limit,
-            folder.job.units.rows_per_shard,
-            source.streaming,
-        )
-    )
+    rows = open_input(ref, limit=source.limit, rows_per_unit=folder.job.units.rows_per_shard)
     if rows.fingerprint != source.fingerprint:
         raise DataError(
             f"'{name}' has the fingerprint {rows.fingerprint}, the input of '{folder.path}' had "

@@ -30,47 +30,6 @@ CHUNK = 8
 
 
 @dataclass(frozen=True)
-class InputChoice:
-    """Which rows of which dataset, and how they are read.
-
-    Attributes:
-        name: Any dataset that `imagetok.data.open_images` takes.
-        subset: Configuration name, where a dataset has several.
-        revision: Commit, branch or tag of a dataset on the Hub.
-        split: A split, a slice or a sum of these; if streamed, the name of a split.
-        image_column: Column of the images; None finds the only one with an Image feature.
-        keep: Columns to carry along.
-        limit: Most rows to take; None takes all.
-        rows_per_shard: Rows of a unit that is not a file.
-        streaming: Read files in sequence instead of row by row. Built-in datasets, those written
-            by `save_to_disk` and images that are files of their own need no conversion and are
-            read row by row anyway.
-    """
-
-    name: str
-    subset: str | None = None
-    revision: str | None = None
-    split: str = "train"
-    image_column: str | None = None
-    keep: Sequence[str] = ()
-    limit: int | None = None
-    rows_per_shard: int = 16384
-    streaming: bool = False
-
-    @property
-    def ref(self) -> DatasetRef:
-        """Which dataset."""
-        return DatasetRef(
-            self.name, self.split, self.subset, self.revision, self.image_column, self.streaming
-        )
-
-    @property
-    def display_name(self) -> str:
-        """The name without the folders that a local dataset lies in."""
-        return self.ref.display_name
-
-
-@dataclass(frozen=True)
 class Chunk:
     """Consecutive rows of a unit, images not decoded.
 
@@ -144,35 +103,45 @@ class JobInput(ABC):
         return Chunk(start, images, table.select(list(self.kept)))
 
 
-def open_input(choice: InputChoice, cache_dir: str | None = None) -> JobInput:
+def open_input(
+    dataset: DatasetRef,
+    *,
+    keep: Sequence[str] = (),
+    limit: int | None = None,
+    rows_per_unit: int,
+    cache_dir: str | None = None,
+) -> JobInput:
     """Open the rows to tokenize; nothing is decoded.
 
     A dataset on the Hub is read at one commit throughout, which the input names.
 
     Args:
-        choice: The rows to open.
+        dataset: The rows to open.
+        keep: Columns to carry along.
+        limit: Most rows to take; None takes all.
+        rows_per_unit: Rows of a unit that is not a file.
         cache_dir: Where `datasets` keeps what it draws, downloads and converts.
 
     Raises:
         DataError: The dataset, the split or a column cannot be used.
     """
-    ref = choice.ref
-    place = None if ref.is_builtin else find_location(ref).pin(cache_dir)
-    if choice.streaming and place is not None and place.kind(cache_dir) == "rows":
-        return _open_files(choice, place, cache_dir)
-    revision = choice.revision if place is None else place.revision
-    rows = open_rows(replace(ref, revision=revision), cache_dir)
+    location = None if dataset.is_builtin else find_location(dataset).pin(cache_dir)
+    if dataset.streaming and location is not None and location.kind(cache_dir) == "rows":
+        files = _open_files(dataset, location, keep, cache_dir)
+        return files if limit is None else files.first_rows(limit)
+    revision = dataset.revision if location is None else location.revision
+    rows = open_rows(replace(dataset, revision=revision), cache_dir)
     return RowInput(
-        name=choice.name,
+        name=dataset.name,
         image_column=rows.image_column,
-        kept=_kept_features(rows.dataset.features, choice.name, rows.image_column, choice.keep),
+        kept=_kept_features(rows.dataset.features, dataset.name, rows.image_column, keep),
         fingerprint=rows.fingerprint,
-        root=None if place is None or place.root is None else place.root.resolve(),
+        root=None if location is None or location.root is None else location.root.resolve(),
         num_rows=len(rows),
         revision=revision,
         rows=rows,
-        rows_per_unit=choice.rows_per_shard,
-        limit=choice.limit,
+        rows_per_unit=rows_per_unit,
+        limit=limit,
     )
 
 
@@ -221,13 +190,13 @@ class FileInput(JobInput):
     """Files of a split, each read in sequence.
 
     Attributes:
-        place: Where the files lie.
+        location: Where the files lie.
         split: The split.
         counts: Rows to take of each file; None takes all.
         cache_dir: Where `datasets` keeps what it downloads.
     """
 
-    place: DatasetLocation
+    location: DatasetLocation
     split: str
     counts: Sequence[int | None]
     cache_dir: str | None
@@ -244,8 +213,10 @@ class FileInput(JobInput):
 
     def fingerprint_now(self) -> str:
         """See `JobInput`."""
-        builder = self.place.builder(self.cache_dir)
-        return _files_fingerprint(self.place, _split_files(builder, self.split), self.image_column)
+        builder = self.location.builder(self.cache_dir)
+        return _files_fingerprint(
+            self.location, _split_files(builder, self.split), self.image_column
+        )
 
     def first_rows(self, limit: int) -> FileInput:
         """The same input with the first `limit` rows alone.
@@ -279,9 +250,9 @@ class FileInput(JobInput):
 
     def _tables(self, unit: int) -> Iterator[pa.Table]:
         """All rows of a file, `CHUNK` at a time."""
-        builder = self.place.builder(self.cache_dir)
+        builder = self.location.builder(self.cache_dir)
         if hasattr(builder.config, "columns"):
-            builder = self.place.builder(self.cache_dir, columns=self.columns)
+            builder = self.location.builder(self.cache_dir, columns=self.columns)
         rows = undecoded(builder.as_streaming_dataset(self.split)).select_columns(self.columns)
         rows = rows.shard(int(rows.num_shards), unit)
         if isinstance(builder, ArrowBasedBuilder):
@@ -292,45 +263,46 @@ class FileInput(JobInput):
             yield pa.table(features.encode_batch(batch), schema=features.arrow_schema)
 
 
-def _open_files(choice: InputChoice, place: DatasetLocation, cache_dir: str | None) -> FileInput:
-    """Open a split whose files are read in sequence from a place that is pinned.
+def _open_files(
+    dataset: DatasetRef, location: DatasetLocation, keep: Sequence[str], cache_dir: str | None
+) -> FileInput:
+    """Open a split whose files are read in sequence, at a location that is pinned.
 
     Raises:
         DataError: The split, a column or the files cannot be used.
     """
-    name, split = choice.name, choice.split
-    builder = place.builder(cache_dir)
+    name, split = dataset.name, dataset.split
+    builder = location.builder(cache_dir)
     splits = [str(known) for known in builder.config.data_files or ()]
     if split not in splits:
         raise DataError(
             f"'{name}' has no split '{split}' that could be streamed; its splits are: "
             f"{', '.join(splits) or '(none)'} (slices and sums of them need streaming left out)"
         )
-    with reading(place.failure):
+    with reading(location.failure):
         rows: IterableDataset = undecoded(builder.as_streaming_dataset(split))
     features, files = rows.features or Features(), _split_files(builder, split)
-    column = find_column(features, choice.ref)
+    column = find_column(features, dataset)
     if len(files) != rows.num_shards:
         raise DataError(
             f"'{name}' has {len(files)} files and is streamed in {rows.num_shards} pieces; leave "
             "streaming out"
         )
-    whole = FileInput(
+    return FileInput(
         name=name,
         image_column=column,
-        kept=_kept_features(features, name, column, choice.keep),
-        fingerprint=_files_fingerprint(place, files, column),
-        root=place.root,
+        kept=_kept_features(features, name, column, keep),
+        fingerprint=_files_fingerprint(location, files, column),
+        root=location.root,
         num_rows=None,
-        revision=place.revision,
-        files=[relative_name(file, place.root) for file in files],
+        revision=location.revision,
+        files=[relative_name(file, location.root) for file in files],
         sizes=[None if "://" in file else os.path.getsize(file) for file in files],
-        place=place,
+        location=location,
         split=split,
         counts=[None] * len(files),
         cache_dir=cache_dir,
     )
-    return whole if choice.limit is None else whole.first_rows(choice.limit)
 
 
 def _split_files(builder: DatasetBuilder, split: str) -> list[str]:
@@ -338,9 +310,9 @@ def _split_files(builder: DatasetBuilder, split: str) -> list[str]:
     return [str(file) for file in builder.config.data_files[split]]
 
 
-def _files_fingerprint(place: DatasetLocation, files: list[str], column: str) -> str:
-    with reading(place.failure):
-        return files_fingerprint(files, place.root, column)
+def _files_fingerprint(location: DatasetLocation, files: list[str], column: str) -> str:
+    with reading(location.failure):
+        return files_fingerprint(files, location.root, column)
 
 
 def _kept_features(

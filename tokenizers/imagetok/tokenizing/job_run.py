@@ -1,10 +1,10 @@
-"""`tokenize_dataset`: a dataset to shards of token ids, exactly once a row.
+"""`tokenize_dataset`: from a dataset to shards of token ids, each row exactly once.
 
     JobInput --units--> JobFolder.claim --> tokenize_rows --> UnitWriter   (each rank on its own)
-                                      all units there --> finalize --> Manifest
+                                     all units there --> finalize --> Manifest
 
-Ranks take units by number and never talk; who has none left helps the others, or waits. A process
-that ends in whatever way leaves whole shards or none, and the same command goes on.
+Ranks take units by number and never talk. One that has none left helps the others, or waits for
+them. However a process ends, it leaves whole shards or none, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagetok.errors import JobStopped, TokenizingError
+from imagetok.arguments import read_count
+from imagetok.errors import InvalidTypeError, JobStopped, TokenizingError
 from imagetok.shards.folder import JobFolder
 from imagetok.shards.manifest import Manifest, finalize
 from imagetok.shards.schema import ShardSchema
+from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.tokenizing.image_preparation import Preparation
-from imagetok.tokenizing.job_input import InputChoice, JobInput, open_input
+from imagetok.tokenizing.job_input import JobInput, open_input
 from imagetok.tokenizing.job_progress import JobProgress
 from imagetok.tokenizing.job_setup import (
-    check_arguments,
     describe_job,
     load_tokenizer,
     native_factors,
@@ -38,10 +39,10 @@ from imagetok.tokenizing.unit_runner import tokenize_rows
 from imagetok.training.signals import StopSignals, watch_launcher
 
 MAX_THREADS = 16
-"""Most loading threads; more wait for each other."""
+"""Most loading threads; with more of them they only wait for each other."""
 
 _PATIENCE = 0.5
-"""Seconds between looks at units that other processes are at work on."""
+"""Seconds between looks at units that other processes are working on."""
 
 
 def tokenize_dataset(
@@ -72,34 +73,34 @@ def tokenize_dataset(
 ) -> Manifest:
     """Tokenize a dataset, together with the other processes of the job.
 
-    The same call goes on with a job that was interrupted, and finds one that is done. A process
-    that has nothing left to do waits for the others, and takes over what they leave behind.
+    The same call goes on with a job that was interrupted, and recognizes one that is done. A
+    process that has nothing left to do waits for the others, and takes over what they leave behind.
 
     Args:
-        tokenizer: A discrete one, or the folder or Hub repository of a saved one.
-        dataset: As `imagetok.data.open_images` takes it.
+        tokenizer: A discrete tokenizer, or the folder or Hub repository of a saved one.
+        dataset: A name or folder that `imagetok.data.open_images` takes.
         output_dir: Folder to fill; new, empty, or of the same job.
         tokenizer_revision: Commit, branch or tag of a tokenizer on the Hub. The job records the
             commit, and goes on with no other.
-        subset: Configuration name of a dataset that has several.
+        subset: Configuration name, where a dataset has several.
         revision: Commit, branch or tag of a dataset on the Hub.
-        split: A split, a slice or a sum of these; of a streamed dataset a split.
-        image_column: Column of the pictures; None finds the only one with an Image feature.
-        keep: Columns to carry along, as they are.
+        split: A split, a slice or a sum of these; if streamed, the name of a split.
+        image_column: Column of the images; None finds the only one with an Image feature.
+        keep: Columns to carry along as they are.
         rows_per_shard: Rows of a shard.
-        batch_size: Pictures encoded at once; the last batch of a shard is filled up.
-        workers: Processes that decode pictures; 0 takes threads of this process.
-        threads: Of the encoder on a CPU; None leaves them as they are.
-        device: Where a tokenizer that is named by its folder computes: `auto` takes the process's
-            own GPU, where there is one.
-        dtype: Its networks' dtype: float32, bfloat16 or float16.
-        limit: Most rows that are taken, from the first on.
-        resize: `crop` brings pictures to the tokenizer's size; `native` keeps each one's own, sides
-            rounded down to the factor by a centre crop.
+        batch_size: Images encoded at once; the last batch of a shard is padded.
+        workers: Processes that decode images; 0 takes threads of this process.
+        threads: Threads of the encoder on a CPU; None leaves torch's setting.
+        device: Where a tokenizer that is given by name computes; `auto` takes the process's own
+            GPU, where there is one.
+        dtype: Type that its networks compute in: float32, bfloat16 or float16.
+        limit: Most rows to take, from the first on.
+        resize: `crop` brings images to the tokenizer's size; `native` keeps each one's own, with
+            the sides rounded down to the factor by a centre crop.
         streaming: Read files in sequence instead of row by row.
-        max_error_rate: Largest share of rows that may be refused.
-        rank: This process's place among those of the job; None asks the launcher's environment.
-        world_size: Number of processes; likewise.
+        max_error_rate: Largest share of rows, in [0, 1], that may be refused.
+        rank: Number of this process among those of the job; None asks the launcher's environment.
+        world_size: Number of processes; None asks the launcher's environment.
         allow_mixed_numerics: Go on with a job that was begun under other numeric settings.
         progress: Show a bar on rank 0.
 
@@ -109,74 +110,131 @@ def tokenize_dataset(
     Raises:
         NotDiscreteError: The tokenizer is continuous.
         InvalidTypeError, InvalidValueError: An argument cannot be used.
-        DataError: The input or a column cannot be used, or the folder is of another job.
+        DataError: The input or a column cannot be used, or the folder belongs to another job.
         TokenizingError: Too many rows were refused, the input changed meanwhile, or loading failed.
-        UnwritableFileError: The disk is full, or the like.
+        UnwritableFileError: The disk is full, or the folder cannot be written.
         JobStopped: SIGTERM, SIGINT or SIGUSR1 came.
     """
-    check_arguments(batch_size, workers, threads, limit, rows_per_shard, max_error_rate, resize)
-    share = find_share(rank, world_size)
-    with torch_threads(threads):
-        model = load_tokenizer(tokenizer, tokenizer_revision, device, dtype, share)
-        factors = native_factors(model) if resize == "native" else None
-        choice = InputChoice(
-            os.fspath(dataset),
-            subset,
-            revision,
-            split,
-            image_column,
-            tuple(keep),
-            limit,
-            rows_per_shard,
-            streaming,
-        )
+    loaded = tokenizer if isinstance(tokenizer, ImageTokenizer) else None
+    config = TokenizeConfig.from_dict(
+        {
+            "dataset": {
+                "name": _name("dataset", dataset),
+                "split": split,
+                "subset": subset,
+                "revision": revision,
+                "image_column": image_column,
+                "streaming": bool(streaming),
+            },
+            "tokenizer": None if loaded is not None else _name("tokenizer", tokenizer),
+            "tokenizer_revision": tokenizer_revision,
+            "keep": list(keep),
+            "limit": None if limit is None else read_count("limit", limit, 1),
+            "resize": resize,
+            "rows_per_shard": read_count("rows_per_shard", rows_per_shard, 1),
+            "batch_size": read_count("batch_size", batch_size, 1),
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": str(device),
+            "threads": None if threads is None else read_count("threads", threads, 1),
+            "process": {
+                "workers": read_count("workers", workers, 0),
+                "max_error_rate": max_error_rate,
+                "allow_mixed_numerics": bool(allow_mixed_numerics),
+                "progress": bool(progress),
+            },
+        }
+    )
+    return run_job(config, output_dir, find_share(rank, world_size), loaded)
+
+
+def run_job(
+    config: TokenizeConfig,
+    output_dir: str | os.PathLike[str],
+    share: Share,
+    tokenizer: ImageTokenizer | None = None,
+) -> Manifest:
+    """Do a process's part of a job, and wait for the others.
+
+    Args:
+        config: The job.
+        output_dir: Folder to fill; new, empty, or of the same job.
+        share: Which of the job's processes this one is.
+        tokenizer: A tokenizer that is loaded already; None loads the one that `config` names.
+
+    Returns:
+        The manifest; errors as in `tokenize_dataset`.
+    """
+    with torch_threads(config.threads):
+        model = load_tokenizer(config, share, tokenizer)
+        factors = native_factors(model) if config.resize == "native" else None
         signals = StopSignals()
         with watch_launcher(signals):
-            rows = open_input(choice)
-            job = describe_job(model, rows, choice, resize=resize, batch_size=batch_size)
-            work = _Work(
+            rows = open_input(
+                config.dataset,
+                keep=config.keep,
+                limit=config.limit,
+                rows_per_unit=config.rows_per_shard,
+            )
+            job = describe_job(config, model, rows)
+            process = _Process(
+                config,
+                share,
                 rows,
                 job.schema,
-                Encoder(model, batch_size),
+                Encoder(model, config.batch_size),
                 Preparation(model.preprocessor, factors, rows.root),
-                workers,
-                share,
-                progress and share.rank == 0,
             )
-            # Until here there is nothing to leave in order: signals end the process.
-            with signals, JobFolder.open(output_dir, job, allow_mixed_numerics) as folder:
-                figures = work.run(folder, signals) if _is_left(folder) else None
-                return _finish(folder, rows, figures, max_error_rate)
+            mixed = config.process.allow_mixed_numerics
+            # Until here there is nothing to leave in order, so that signals end the process.
+            with signals, JobFolder.open(output_dir, job, mixed) as folder:
+                is_left = next(folder.missing_units(), None) is not None
+                figures = process.work(folder, signals) if is_left else None
+                return _finish(folder, rows, figures, config.process.max_error_rate)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """One process's work on a job."""
+class _Process:
+    """What one process works on a job with.
 
+    Attributes:
+        config: The job.
+        share: Which of the job's processes this one is.
+        rows: The input.
+        schema: Columns of the shards.
+        encoder: Makes the ids.
+        preparation: Makes the pixels.
+    """
+
+    config: TokenizeConfig
+    share: Share
     rows: JobInput
     schema: ShardSchema
     encoder: Encoder
     preparation: Preparation
-    workers: int
-    share: Share
-    show: bool
 
-    def run(self, folder: JobFolder, signals: StopSignals) -> dict[str, Any]:
-        """Do units until none is left; gives the figures of the process."""
+    def work(self, folder: JobFolder, signals: StopSignals) -> dict[str, Any]:
+        """Do units until none is left.
+
+        Returns:
+            The figures of this process, for the manifest.
+
+        Raises:
+            JobStopped: A signal came.
+        """
         done = 0
 
         def poll() -> None:
             if signals.pending is not None:
                 raise JobStopped(signals.pending, done)
 
-        rank, world_size = self.share.rank, self.share.world_size
+        rank, world_size, settings = self.share.rank, self.share.world_size, self.config.process
         own = [unit for unit in folder.missing_units(rank, world_size) if unit % world_size == rank]
         threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
         with (
             Loader(
-                self.preparation, self.workers, threads, self.encoder.batch_size, poll
+                self.preparation, settings.workers, threads, self.encoder.batch_size, poll
             ) as loader,
-            JobProgress(folder.job, own, loader, self.show) as progress,
+            JobProgress(folder.job, own, loader, settings.progress and rank == 0) as progress,
         ):
             for unit in _units(folder, rank, world_size, poll):
                 with folder.claim(unit) as writer:
@@ -191,16 +249,13 @@ class _Work:
             return {**progress.figures(), "units": done}
 
 
-def _is_left(folder: JobFolder) -> bool:
-    return next(folder.missing_units(), None) is not None
-
-
 def _units(
     folder: JobFolder, rank: int, world_size: int, poll: Callable[[], None]
 ) -> Iterator[int]:
     """Units to try, until all are done.
 
-    One that another process is at work on is tried again: that process may end before it is done.
+    One that another process works on is tried again, because that process may end before it is
+    done.
     """
     left = []
     for unit in folder.missing_units(rank, world_size):
@@ -215,12 +270,16 @@ def _units(
 
 
 def _finish(
-    folder: JobFolder,
-    rows: JobInput,
-    figures: dict[str, Any] | None,
-    max_error_rate: float,
+    folder: JobFolder, rows: JobInput, figures: dict[str, Any] | None, max_error_rate: float
 ) -> Manifest:
-    """Write the manifest of a job whose units are all there; `figures` are None if they were."""
+    """Write the manifest of a job whose units are all there.
+
+    Args:
+        folder: The job's folder.
+        rows: The input.
+        figures: What this process did; None if nothing was left to do.
+        max_error_rate: Largest share of rows that may be refused.
+    """
     if figures is not None and rows.fingerprint_now() != rows.fingerprint:
         raise TokenizingError(
             f"'{rows.name}' changed while it was read, so that shards may hold rows of both "
@@ -234,8 +293,14 @@ def _finish(
 def check_totals(manifest: Manifest, folder: Path, name: str, max_error_rate: float) -> None:
     """Refuse a finished job whose rows were refused too often.
 
+    Args:
+        manifest: The job's manifest.
+        folder: The job's folder.
+        name: What messages call the input.
+        max_error_rate: Largest share of rows, in [0, 1], that may be refused.
+
     Raises:
-        TokenizingError: No row was read, or too large a share of them was refused.
+        TokenizingError: There is no row, none could be read, or too many were refused.
     """
     totals = manifest.totals
     if not totals.rows_in:
@@ -246,3 +311,10 @@ def check_totals(manifest: Manifest, folder: Path, name: str, max_error_rate: fl
             f"{max_error_rate:g} that may be (--max-error-rate); the reasons stand in "
             f"'{folder / 'errors'}'"
         )
+
+
+def _name(argument: str, value: object) -> str:
+    """A name or path as text; InvalidTypeError where `value` is neither."""
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidTypeError(f"{argument} must be a name or a path, got {type(value).__name__}")
+    return os.fspath(value)

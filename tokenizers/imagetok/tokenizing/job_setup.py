@@ -1,9 +1,7 @@
-"""What a job needs before any work: its arguments checked, its tokenizer, and its `Job`."""
+"""What a job needs before any work: its tokenizer, its threads and its entry in `job.json`."""
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,7 +11,6 @@ import pyarrow as pa
 import torch
 
 from imagetok._version import __version__
-from imagetok.arguments import read_count
 from imagetok.errors import InvalidValueError
 from imagetok.networks import MlpEncoder
 from imagetok.shards.job import Job
@@ -25,38 +22,10 @@ from imagetok.shards.settings import (
     Units,
     Versions,
 )
+from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.tokenizing.job_input import InputChoice, JobInput
+from imagetok.tokenizing.job_input import JobInput
 from imagetok.tokenizing.ranks import Share, find_device
-
-RESIZES = ("crop", "native")
-
-
-def check_arguments(
-    batch_size: int,
-    workers: int,
-    threads: int | None,
-    limit: int | None,
-    rows_per_shard: int,
-    max_error_rate: float,
-    resize: str,
-) -> None:
-    """Refuse arguments before any work.
-
-    Raises:
-        InvalidTypeError: A number is not an integer.
-        InvalidValueError: It is out of range, or `resize` is unknown.
-    """
-    read_count("batch_size", batch_size, 1)
-    read_count("workers", workers, 0)
-    read_count("rows_per_shard", rows_per_shard, 1)
-    for name, value in (("threads", threads), ("limit", limit)):
-        if value is not None:
-            read_count(name, value, 1)
-    if not 0 <= max_error_rate <= 1:
-        raise InvalidValueError(f"max_error_rate is {max_error_rate}, expected a share in [0, 1]")
-    if resize not in RESIZES:
-        raise InvalidValueError(f"unknown resize {resize!r}; choose one of: {', '.join(RESIZES)}")
 
 
 @contextmanager
@@ -71,32 +40,36 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 def load_tokenizer(
-    tokenizer: ImageTokenizer | str | os.PathLike[str],
-    revision: str | None,
-    device: str,
-    dtype: str,
-    share: Share,
+    config: TokenizeConfig, share: Share, tokenizer: ImageTokenizer | None
 ) -> ImageTokenizer:
-    """The tokenizer, which is loaded here if it is given by name.
+    """The tokenizer of a job, which is loaded here unless it is handed over.
+
+    Args:
+        config: The job.
+        share: Which of the job's processes this one is.
+        tokenizer: A tokenizer that is loaded already.
 
     Raises:
         NotDiscreteError: The tokenizer is continuous.
-        InvalidValueError: A revision is given for a tokenizer that is loaded already.
+        InvalidValueError: There is none, or a revision is given for one that is loaded already.
     """
-    if not isinstance(tokenizer, ImageTokenizer):
-        model = ImageTokenizer.from_pretrained(
-            tokenizer, revision=revision, device=find_device(device, share), dtype=dtype
+    if tokenizer is None:
+        if config.tokenizer is None:
+            raise InvalidValueError("there is no tokenizer; name one, or hand over a loaded one")
+        tokenizer = ImageTokenizer.from_pretrained(
+            config.tokenizer,
+            revision=config.tokenizer_revision,
+            device=find_device(config.device, share),
+            dtype=config.dtype,
         )
-    elif revision is None:
-        model = tokenizer
-    else:
+    elif config.tokenizer_revision is not None:
         raise InvalidValueError(
-            f"tokenizer_revision is {revision!r}, but the tokenizer is loaded already; load it "
-            "at that revision"
+            f"tokenizer_revision is {config.tokenizer_revision!r}, but the tokenizer is loaded "
+            "already; load it at that revision"
         )
-    if model.codebook_size < 1:  # raises where there is no codebook
+    if tokenizer.codebook_size < 1:  # raises where there is no codebook
         raise InvalidValueError("the tokenizer has no codes")
-    return model
+    return tokenizer
 
 
 def native_factors(tokenizer: ImageTokenizer) -> tuple[int, int]:
@@ -114,53 +87,42 @@ def native_factors(tokenizer: ImageTokenizer) -> tuple[int, int]:
     return factor, factor
 
 
-def describe_job(
-    tokenizer: ImageTokenizer,
-    rows: JobInput,
-    choice: InputChoice,
-    *,
-    resize: str,
-    batch_size: int,
-) -> Job:
+def describe_job(config: TokenizeConfig, tokenizer: ImageTokenizer, rows: JobInput) -> Job:
     """What fixes the bytes of a job, as `job.json` records it.
 
     Args:
+        config: The job.
         tokenizer: A discrete tokenizer on its device and in its dtype.
         rows: The input.
-        choice: The choice that opened it.
-        resize: `crop` or `native`.
-        batch_size: Images encoded at once.
 
     Raises:
         ImagetokError: The tokenizer is continuous, or an entry cannot be used.
     """
-    by_file = bool(rows.files)
-    limited = math.inf if choice.limit is None else choice.limit
-    taken = None if rows.num_rows is None else min(rows.num_rows, limited)
+    taken = None if rows.num_rows is None else min(rows.num_rows, config.limit or rows.num_rows)
     values = {
         "tokenizer": _tokenizer_source(tokenizer).to_dict(),
         "input": InputSource(
-            name=choice.display_name,
-            subset=choice.subset,
+            name=config.dataset.display_name,
+            subset=config.dataset.subset,
             revision=rows.revision,
-            split=choice.split,
+            split=config.dataset.split,
             image_column=rows.image_column,
             fingerprint=rows.fingerprint,
-            streaming=by_file,
+            streaming=bool(rows.files),
             num_rows=rows.num_rows,
-            limit=choice.limit,
+            limit=config.limit,
         ).to_dict(),
         "units": Units(
-            rows_per_shard=choice.rows_per_shard,
+            rows_per_shard=config.rows_per_shard,
             count=None if taken is None else rows.num_units,
             files=tuple(
                 InputFile(name=file, size=size)
                 for file, size in zip(rows.files, rows.sizes, strict=True)
             ),
         ).to_dict(),
-        "output": {"resize": resize, "keep": list(rows.kept)},
+        "output": {"resize": config.resize, "keep": list(rows.kept)},
         "features": rows.kept.to_dict(),
-        "numerics": _numerics(tokenizer, batch_size).to_dict(),
+        "numerics": _numerics(tokenizer, config.batch_size).to_dict(),
     }
     return Job.from_dict(values)
 

@@ -1,0 +1,71 @@
+"""`TokenizeConfig`: what a tokenizing job does, as `RunConfig` says what a training run does.
+
+All processes of a job have the same configuration; which of them a process is, and where the output
+lies, is told apart from it. What fixes the bytes of the output stands at the top level and goes
+into `job.json`, in the form of a `shards.Job`; what does not stands under `process`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from imagetok.config.base import Config
+from imagetok.data.dataset_ref import DatasetRef
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class ProcessConfig(Config):
+    """How a process works on a job: nothing here changes a byte of the output.
+
+    Attributes:
+        workers: Processes that decode images; 0 takes threads of this process.
+        max_error_rate: Largest share of rows, in [0, 1], that may be refused.
+        allow_mixed_numerics: Go on with a job that was begun under other numeric settings; shards
+            record those that they were made under.
+        progress: Show a bar on rank 0.
+    """
+
+    workers: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    max_error_rate: Annotated[float, Field(ge=0, le=1)] = 0.01
+    allow_mixed_numerics: bool = False
+    progress: bool = True
+
+
+class TokenizeConfig(Config):
+    """A tokenizing job.
+
+    Attributes:
+        dataset: The rows to tokenize.
+        tokenizer: Folder or Hub repository of a saved tokenizer; None where one is handed over
+            that is loaded already.
+        tokenizer_revision: Commit, branch or tag of a tokenizer on the Hub. The job records the
+            commit.
+        keep: Columns to carry along as they are, in this order.
+        limit: Most rows to take, from the first on; None takes all.
+        resize: `crop` brings images to the tokenizer's size; `native` keeps each one's own, with
+            the sides rounded down to the factor by a centre crop.
+        rows_per_shard: Rows of the input that a shard stands for.
+        batch_size: Images encoded at once; the last batch of a shard is padded.
+        dtype: Type that the networks compute in: float32, bfloat16 or float16.
+        device: Where a tokenizer that is given by name computes; `auto` takes the process's own
+            GPU, where there is one. The job records the kind of device.
+        threads: Threads of the encoder on a CPU; None leaves torch's setting.
+        process: What does not change the output.
+    """
+
+    dataset: DatasetRef
+    tokenizer: Text | None = None
+    tokenizer_revision: str | None = None
+    keep: tuple[str, ...] = ()
+    limit: Count | None = None
+    resize: Literal["crop", "native"] = "crop"
+    rows_per_shard: Count = 16384
+    batch_size: Count = 32
+    dtype: Text = "float32"
+    device: Text = "auto"
+    threads: Count | None = None
+    process: ProcessConfig = ProcessConfig()
