@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from imagetok import distributed
 from imagetok.errors import InvalidValueError
-from imagetok.metrics import CodebookUsage, MeanMetrics
+from imagetok.metrics import L1, CodebookUsage, MeasuredBatch, MeasuredModel, Ssim
 
 dist.init_process_group("gloo")
 assert distributed.is_distributed()
@@ -92,16 +92,20 @@ assert not distributed.all_agree(r == 0) and not distributed.all_agree(r == 1)
 assert distributed.any_rank(r == 0) and distributed.any_rank(r == 1)
 assert distributed.any_rank(True) and not distributed.any_rank(False)
 
-# Metrics of both ranks, one of which saw no image of one name.
-codes, means = CodebookUsage(4), MeanMetrics()
-codes.update(torch.tensor([0, 1 + r]))
-means.update({"psnr": torch.tensor([1.0, 2.0][: r + 1])})
+# Metrics of both ranks, one of which measured no image.
+model = MeasuredModel((16, 16), (1, 2), (4,))
+codes, means = CodebookUsage(model), L1(model)
+x = torch.ones(1 + r, 3, 16, 16) / 2
+for metric in (codes, means):
+    metric.update(MeasuredBatch(x, x - r / 4, torch.tensor([0, 1 + r])))
+    metric.merge()
+assert codes.counts[0].tolist() == [2, 1, 1, 0]
+assert means.value() == (0 + 0.25 + 0.25) / 3
+ssim = Ssim(model)
 if r == 1:
-    means.update({"ssim": torch.tensor([0.5])})
-codes.merge()
-means.merge()
-assert codes.counts.tolist() == [2, 1, 1, 0]
-assert means.means() == {"psnr": 4 / 3, "ssim": 0.5}
+    ssim.update(MeasuredBatch(x, x))
+ssim.merge()
+assert abs(ssim.value() - 1) < 1e-9
 print(f"rank {r} done", flush=True)
 dist.destroy_process_group()
 """

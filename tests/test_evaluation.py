@@ -21,6 +21,7 @@ from imagetok.data import ImageRows, open_images
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.evaluation import evaluate, join_processes, reconstruction_grid
 from imagetok.keys import make_keys
+from imagetok.metrics import ImageMean, MeasuredBatch
 from tiny_runs import CODEBOOK_SIZE, DATA, SYSTEMS, run_two_ranks, tiny_run
 
 POSITIONS, PIXELS = 16, 16 * 16
@@ -144,6 +145,33 @@ def test_ssim_is_one_for_what_is_kept_and_less_for_what_is_not(rows: ImageRows) 
     assert figures["psnr"] > 90
 
 
+class Brightness(ImageMean):
+    key = "test_brightness"
+    title = "brightness"
+    protocol = "mean of reconstruction minus original"
+
+    def measure(self, batch: MeasuredBatch) -> Tensor:
+        return (batch.x_hat - batch.x).double().mean((1, 2, 3))
+
+
+def test_further_metrics_are_measured_by_name(rows: ImageRows) -> None:
+    tokenizer = build("vae")
+    plain = evaluate(tokenizer, rows, progress=False)
+    found = evaluate(tokenizer, rows, metrics=["psnr", "test_brightness"], progress=False)
+    assert list(found) == [*list(plain)[:7], "test_brightness", *list(plain)[7:]]
+    x = prepared(rows, tokenizer, range(64)).float()
+    x_hat = tokenizer.reconstruct(x, output="pt")
+    assert isinstance(x_hat, Tensor)
+    assert found["test_brightness"] == pytest.approx(float((x_hat - x).mean()), abs=1e-7)
+    assert found["protocol"].pop("test_brightness") == Brightness.protocol
+    assert {**plain, "test_brightness": found["test_brightness"]} == found
+
+
+def test_an_unknown_metric_is_refused_before_anything_is_measured(rows: ImageRows) -> None:
+    with pytest.raises(InvalidValueError, match="metric 'fid'; choose one of: bits_per_dim"):
+        evaluate(build("ae"), rows, metrics=["fid"], poll=pytest.fail, progress=False)
+
+
 # Which rows
 
 
@@ -201,7 +229,7 @@ def test_pictures_that_may_be_left_out_are_counted_and_named(
         tokenizer, broken, batch_size=batch_size, progress=False, max_error_rate=0.25
     )
     assert (figures["num_images"], figures["num_unreadable"]) == (3, 1)
-    assert "1 of 4 pictures left out: row 1 of 'mine' (test)" in caplog.text
+    assert "1 of 4 images left out: row 1 of 'mine' (test)" in caplog.text
     others = dataclasses.replace(broken, dataset=broken.dataset.select([0, 2, 3]))
     expected = evaluate(tokenizer, others, batch_size=batch_size, progress=False)
     for name in ("psnr", "l1", "codebook_usage", "codebook_perplexity"):
@@ -212,7 +240,7 @@ def test_pictures_that_may_be_left_out_are_counted_and_named(
 def test_too_many_pictures_that_cannot_be_read_are_refused(
     rows: ImageRows, places: tuple[int, ...], rate: float
 ) -> None:
-    with pytest.raises(DataError, match=rf"{len(places)} of 4 pictures cannot be read.*row 2 of"):
+    with pytest.raises(DataError, match=rf"{len(places)} of 4 images cannot be read.*row 2 of"):
         evaluate(build("ae"), broken_rows(rows, *places), progress=False, max_error_rate=rate)
 
 
@@ -222,7 +250,7 @@ def test_the_grid_leaves_out_what_cannot_be_read(rows: ImageRows) -> None:
     others = dataclasses.replace(sound, dataset=sound.dataset.select([0, 2, 3]))
     shown = reconstruction_grid(tokenizer, broken)
     assert shown.tobytes() == reconstruction_grid(tokenizer, others).tobytes()
-    with pytest.raises(DataError, match="there is no picture to show: row 1 of"):
+    with pytest.raises(DataError, match="there is no image to show: row 1 of"):
         reconstruction_grid(tokenizer, broken_rows(rows, 0, 1, 2, 3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,14 +13,24 @@ from torch import Tensor
 from imagetok.errors import IdsError, InvalidValueError
 from imagetok.metrics import (
     MAX_PSNR,
+    STANDARD_METRICS,
+    BitsPerDim,
+    BitsPerPixel,
+    CodebookPerplexity,
     CodebookUsage,
-    MeanMetrics,
+    ImageMean,
+    MeasuredBatch,
+    MeasuredModel,
+    Psnr,
+    find_metric,
     has_ssim,
+    known_metrics,
     l1,
     perplexity,
     psnr,
     ssim,
     usage,
+    usage_figures,
 )
 
 
@@ -154,63 +165,149 @@ def test_perplexity_of_nothing_is_refused() -> None:
         perplexity(torch.zeros(4, dtype=torch.int64))
 
 
-def test_counts_of_codes_equal_numpy_whatever_the_batches() -> None:
+def batch_of(ids: Tensor | None = None, x: Tensor | None = None, **changes: Any) -> MeasuredBatch:
+    x = torch.zeros(1, 3, 4, 4) if x is None else x
+    return MeasuredBatch(**{"x": x, "x_hat": x, "ids": ids, **changes})
+
+
+def counting(*codebook_sizes: int) -> tuple[CodebookUsage, CodebookPerplexity]:
+    model = MeasuredModel((4, 4), (2, 2), codebook_sizes)
+    return CodebookUsage(model), CodebookPerplexity(model)
+
+
+def test_figures_of_codes_equal_numpy_whatever_the_batches() -> None:
     ids = torch.randint(20, (7, 3, 4), generator=torch.Generator().manual_seed(0))
-    codes = CodebookUsage(20)
-    for batch in (ids[:1], ids[1:6].to(torch.uint8), ids[6:], ids[:0]):
-        codes.update(batch)
     expected = np.bincount(ids.numpy().ravel(), minlength=20)
-    assert codes.counts.dtype == torch.int64
-    assert codes.counts.tolist() == expected.tolist()
-    assert codes.usage() == np.count_nonzero(expected) / 20
     shares = expected[expected > 0] / expected.sum()
-    assert codes.perplexity() == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-12)
+    figures = np.count_nonzero(expected) / 20, np.exp(-(shares * np.log(shares)).sum())
+    for metric, figure in zip(counting(20), figures, strict=True):
+        for part in (ids[:1], ids[1:6].to(torch.uint8), ids[6:], ids[:0]):
+            metric.update(batch_of(part))
+        (counts,) = metric.counts
+        assert counts.dtype == torch.int64
+        assert counts.tolist() == expected.tolist()
+        assert metric.figures() == {metric.key: metric.value()}
+        assert metric.value() == pytest.approx(figure, rel=1e-12)
+
+
+def test_each_level_of_a_position_is_counted_apart() -> None:
+    ids = torch.tensor([[[[0, 5], [1, 5]], [[2, 5], [3, 5]]]])  # (1, 2, 2, depth 2)
+    for metric, figures in zip(counting(4, 10), ((1.0, 0.1), (4.0, 1.0)), strict=True):
+        metric.update(batch_of(ids))
+        levels = {f"{metric.key}/{i}": pytest.approx(value) for i, value in enumerate(figures)}
+        assert metric.figures() == {metric.key: pytest.approx(sum(figures) / 2), **levels}
+
+
+def test_the_counts_of_a_training_step_have_the_same_figures() -> None:
+    one, other = torch.tensor([1.0, 1.0, 0.0, 0.0]), torch.tensor([3.0, 0.0])
+    vectors = torch.zeros(4, 2)
+    assert usage_figures({"counts": one, "sums": vectors}) == {
+        "codebook/usage": 0.5,
+        "codebook/perplexity": pytest.approx(2),
+    }
+    assert usage_figures({"a/counts": one, "b/counts": other, "a/sums": vectors}) == {
+        "codebook/usage": 0.5,
+        "codebook/usage/a": 0.5,
+        "codebook/usage/b": 0.5,
+        "codebook/perplexity": pytest.approx(1.5),
+        "codebook/perplexity/a": pytest.approx(2),
+        "codebook/perplexity/b": 1.0,
+    }
+    assert usage_figures({"discounts": one}) == {}
 
 
 @pytest.mark.parametrize("bad", [-1, 4])
 def test_ids_out_of_range_are_refused_and_not_counted(bad: int) -> None:
-    codes = CodebookUsage(4)
-    with pytest.raises(IdsError, match=r"expected \[0, 4\)"):
-        codes.update(torch.tensor([0, bad]))
-    assert codes.counts.sum() == 0
+    for metric in counting(8, 4):
+        with pytest.raises(IdsError, match=r"expected \[0, 4\)"):
+            metric.update(batch_of(torch.tensor([[0, 0], [0, bad]])))
+        assert [int(counts.sum()) for counts in metric.counts] == [0, 0]
 
 
-def test_merging_one_process_changes_nothing() -> None:
-    codes, means = CodebookUsage(4), MeanMetrics()
-    codes.update(torch.tensor([0, 1, 1]))
-    means.update({"psnr": torch.tensor([10.0, 20.0])})
-    codes.merge()
-    means.merge()
-    assert codes.counts.tolist() == [1, 2, 0, 0]
-    assert means.means() == {"psnr": 15.0}
+def test_a_continuous_model_has_no_figures_of_codes() -> None:
+    for metric in (*counting(), BitsPerPixel(MeasuredModel((4, 4), (2, 2)))):
+        metric.update(batch_of())
+        metric.merge()
+        assert metric.figures() == {metric.key: None}
 
 
-# Means
+# Code lengths
 
 
-def test_means_weight_images_and_not_batches() -> None:
+def test_bits_per_dim_are_the_nats_of_an_image_in_bits_over_8_bit_pixels() -> None:
+    metric = BitsPerDim(MeasuredModel((4, 4), (2, 2)))
+    x = torch.zeros(2, 3, 4, 4)
+    metric.update(batch_of(x=x, code_length=torch.tensor([0.0, 48 * math.log(2)])))
+    assert metric.value() == pytest.approx(8.5, rel=1e-7)
+    continuous = BitsPerDim(MeasuredModel((4, 4), (2, 2)))
+    continuous.update(batch_of(x=x))
+    assert continuous.value() is None
+
+
+def test_bits_per_pixel_are_those_of_all_levels() -> None:
+    assert BitsPerPixel(MeasuredModel((8, 4), (4, 2), (16,))).value() == 8 * 4 / 32
+    assert BitsPerPixel(MeasuredModel((8, 4), (4, 2), (16, 4))).value() == 8 * (4 + 2) / 32
+
+
+# Means over images
+
+
+class First(ImageMean):
+    key = "test_first_pixel"
+    title = "first pixel"
+
+    def measure(self, batch: MeasuredBatch) -> Tensor | None:
+        return None if batch.x.shape[-1] > 1 else batch.x.flatten()
+
+
+def mean_of(*parts: Tensor) -> First:
+    metric = First(MeasuredModel((1, 1), (1, 1)))
+    for part in parts:
+        metric.update(batch_of(x=part.reshape(-1, 1, 1, 1)))
+    return metric
+
+
+def test_a_mean_weights_images_and_not_batches() -> None:
     values = torch.rand(11, generator=torch.Generator().manual_seed(0))
-    means = MeanMetrics()
-    for batch in values.split([1, 7, 3]):
-        means.update({"psnr": batch})
-    assert means.means()["psnr"] == pytest.approx(values.double().mean().item(), rel=1e-14)
+    metric = mean_of(*values.split([1, 7, 3]))
+    assert metric.value() == pytest.approx(values.double().mean().item(), rel=1e-14)
+    before = metric.figures()
+    metric.merge()  # of one process
+    assert metric.figures() == before == {"test_first_pixel": metric.value()}
 
 
-def test_a_name_may_cover_a_part_of_the_images() -> None:
-    means = MeanMetrics()
-    means.update({"psnr": torch.tensor([1.0, 2.0]), "ssim": torch.empty(0)})
-    means.update({"psnr": torch.tensor([6.0]), "ssim": torch.tensor([0.5])})
-    assert means.means() == {"psnr": 3.0, "ssim": 0.5}
+def test_images_without_a_value_do_not_count() -> None:
+    metric = mean_of(torch.tensor([1.0, 2.0]))
+    metric.update(batch_of(x=torch.zeros(3, 1, 1, 5)))
+    assert metric.value() == 1.5
+    assert mean_of().value() is None
 
 
 def test_small_values_are_not_lost_beside_large_sums() -> None:
-    means = MeanMetrics()
-    means.update({"value": torch.tensor([2.0**30])})
-    for _ in range(1000):
-        means.update({"value": torch.tensor([1.0])})
-    assert means.means()["value"] == (2**30 + 1000) / 1001
+    metric = mean_of(torch.tensor([2.0**30]), *torch.ones(1000))
+    assert metric.value() == (2**30 + 1000) / 1001
 
 
 def test_values_that_are_not_one_an_image_are_refused_by_name() -> None:
-    with pytest.raises(InvalidValueError, match=r"l1: expected one value an image"):
-        MeanMetrics().update({"l1": torch.tensor(0.5)})
+    class Whole(First):
+        def measure(self, batch: MeasuredBatch) -> Tensor:
+            return torch.tensor(0.5)
+
+    with pytest.raises(InvalidValueError, match=r"test_first_pixel: expected one value an image"):
+        Whole(MeasuredModel((1, 1), (1, 1))).update(batch_of())
+
+
+# Names
+
+
+def test_a_metric_is_found_by_its_key_wherever_it_is_defined() -> None:
+    assert find_metric("test_first_pixel") is First
+    assert {metric.key for metric in STANDARD_METRICS} <= set(known_metrics())
+    with pytest.raises(InvalidValueError, match="unknown metric 'psnrr'; choose one of: bits_per"):
+        find_metric("psnrr")
+
+
+def test_two_metrics_of_one_key_are_refused() -> None:
+    with pytest.raises(InvalidValueError, match=r"metric 'psnr', which imagetok.*another key"):
+        type("Mine", (First,), {"key": "psnr"})
+    assert find_metric("psnr") is Psnr

@@ -155,11 +155,15 @@ def evaluate(
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A further metric to measure, by its key.", show_default=False),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="File to write the figures to.")
     ] = None,
 ) -> None:
-    """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity.
+    """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity, and more by name.
 
     On several GPUs: `accelerate launch scripts/evaluate.py --tokenizer DIR --dataset NAME`.
     """
@@ -178,7 +182,8 @@ def evaluate(
     )
     assert loaded.origin is not None
     rows = open_images(dataset, split, subset=subset, revision=revision, image_column=image_column)
-    figures = {EVALUATED_KEY: loaded.origin.sha256, **measure(loaded, rows, batch_size=batch_size)}
+    figures = measure(loaded, rows, metrics=metric or (), batch_size=batch_size)
+    figures = {EVALUATED_KEY: loaded.origin.sha256, **figures}
     if distributed.rank() > 0:
         return
     show_evaluation(figures, tokenizer)

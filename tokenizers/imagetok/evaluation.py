@@ -1,13 +1,14 @@
 """A tokenizer's figures on a dataset: what the reconstruction keeps and what the codes cost.
 
-PSNR, SSIM and L1 are means over images of per-image values, of reconstructions without noise, in
-pixels of [0, 1]. Bits per dimension is a code length for 8-bit pixels,
+```
+ rows ──preprocessing──► x ──encode──► ids or latents ──decode──► x_hat
+                         │                │                         │
+                         └────────────────┴──── MeasuredBatch ──────┘──► metrics ──► evaluation.json
+```
 
-    bits_per_dim = (reconstruction + rate) / (H W C ln 2) + 8,
-
-both in nats an image; the rate is the KL for a VAE or dVAE, with the reconstruction scored on one
-keyed draw from the posterior (the evidence lower bound), and ln codebook_size a position for a
-VQ-VAE. An AE has no rate. The figures do not depend on the number of ranks.
+What each figure is stands in `imagetok.metrics`. Reconstructions are made without noise; a model
+with a posterior is decoded once more from a keyed draw, for the code length. Rank r takes every
+world_size-th batch from the r-th on, and no figure depends on the number of ranks, beyond rounding.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import grid_image, to_unit
 from imagetok.keys import make_keys
-from imagetok.metrics import MAX_PSNR, CodebookUsage, MeanMetrics, has_ssim, l1, psnr, ssim
+from imagetok.metrics import (
+    STANDARD_METRICS,
+    MeasuredBatch,
+    MeasuredModel,
+    Metric,
+    find_metric,
+)
 from imagetok.tokenizer import ImageTokenizer
 
 Evaluation = dict[str, Any]
@@ -48,6 +55,7 @@ def evaluate(
     tokenizer: ImageTokenizer,
     rows: ImageRows,
     *,
+    metrics: Sequence[str] = (),
     batch_size: int = 32,
     limit: int | None = None,
     progress: bool = True,
@@ -58,35 +66,31 @@ def evaluate(
 
     Args:
         tokenizer: The same on every rank.
-        rows: The same on every rank; rank r takes every world_size-th batch from the r-th on.
+        rows: The same on every rank.
+        metrics: Keys of metrics to measure besides the standard ones.
         batch_size: Images encoded at once, at least 1.
         limit: Most images, at least 1, spread evenly over the rows; None takes all.
         progress: Show a bar on rank 0.
         poll: Called after every batch, equally often on every rank, so that it may ask the others
             whether to go on; what it raises ends the measuring.
-        max_error_rate: Largest share of pictures that may be left out because they cannot be read;
-            they are counted and the first ones named in a warning.
+        max_error_rate: Largest share of images that may be left out because they cannot be read;
+            they are counted, and the first ones are named in a warning.
 
     Returns:
         The same figures on every rank; None where a figure does not apply.
 
     Raises:
-        DataError: Too many pictures cannot be read, or all of them.
-        InvalidValueError: `batch_size` or `limit` is under 1.
+        DataError: Too many images cannot be read, or all of them.
+        InvalidValueError: `batch_size` or `limit` is under 1, or a metric is unknown.
     """
     if batch_size < 1 or (limit is not None and limit < 1):
         raise InvalidValueError(
             f"batch_size and limit are at least 1, got {batch_size} and {limit}"
         )
+    measured = _start_metrics(tokenizer, metrics)
     indices = fixed_rows(len(rows), len(rows) if limit is None else limit)
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
     mine = batches[distributed.rank() :: distributed.world_size()]
-    bottleneck = tokenizer.bottleneck
-    means = MeanMetrics()
-    codes = CodebookUsage(
-        bottleneck.codebook_size if isinstance(bottleneck, DiscreteBottleneck) else 1,
-        tokenizer.device,
-    )
     flat = [row for batch in mine for row in batch]
     refused: list[str] = []
     silent = not progress or distributed.rank() > 0
@@ -95,8 +99,9 @@ def evaluate(
             rows, tokenizer.preprocessor, batch_size, flat, refused if max_error_rate else None
         ):
             if numbers:
-                x = to_unit(pixels.to(tokenizer.device))
-                means.update(_measure(tokenizer, x, numbers, codes))
+                batch = _run_model(tokenizer, to_unit(pixels.to(tokenizer.device)), numbers)
+                for metric in measured:
+                    metric.update(batch)
             bar.update(min(batch_size, len(flat) - bar.n))
             _call(poll)
     # The first ranks may have had a batch more than this one.
@@ -104,29 +109,92 @@ def evaluate(
         _call(poll)
     refused = [message for part in distributed.gather_objects(refused) for message in part]
     _check_refused(refused, len(indices), max_error_rate)
-    means.merge()
-    codes.merge()
-    counts = len(indices), len(refused)
-    return _report(tokenizer, rows, counts, means.means(), codes)
+    for metric in measured:
+        metric.merge()
+    return _report(tokenizer, rows, (len(indices), len(refused)), measured)
+
+
+def _start_metrics(tokenizer: ImageTokenizer, keys: Sequence[str]) -> list[Metric]:
+    """The standard metrics and those of these keys, each once, with nothing measured yet."""
+    bottleneck = tokenizer.bottleneck
+    discrete = isinstance(bottleneck, DiscreteBottleneck)
+    model = MeasuredModel(
+        image_size=tokenizer.image_size,
+        grid_size=tokenizer.grid_size,
+        codebook_sizes=(tokenizer.codebook_size,) if discrete else (),
+        device=tokenizer.device,
+    )
+    classes = dict.fromkeys([*STANDARD_METRICS, *map(find_metric, keys)])
+    return [metric(model) for metric in classes]
+
+
+def _run_model(tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int]) -> MeasuredBatch:
+    """Reconstructions of x (B, C, H, W), and their ids and code lengths where there are any."""
+    bottleneck, ids = tokenizer.bottleneck, None
+    z = tokenizer.encoder(x.to(tokenizer.dtype))
+    if isinstance(bottleneck, DiscreteBottleneck):
+        ids = bottleneck.encode_ids(z)
+        z_q = bottleneck.lookup(ids)
+    else:
+        z_q = bottleneck.latents(z)
+    params = tokenizer.decoder(z_q.to(tokenizer.dtype))
+    x_hat = tokenizer.likelihood.mean(params)
+    code_length = None
+    coded = bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
+    if coded is not None:
+        z_drawn, nats = coded
+        if not torch.equal(z_drawn, z_q):
+            params = tokenizer.decoder(z_drawn.to(tokenizer.dtype))
+        code_length = tokenizer.likelihood.nll(params, x) + nats
+    return MeasuredBatch(x, x_hat, ids, code_length)
 
 
 def _check_refused(refused: Sequence[str], count: int, max_error_rate: float) -> None:
-    """Warn of pictures that were left out; refuse to report when they are too many."""
+    """Warn of images that were left out; refuse to report when they are too many."""
     if not refused:
         return
     named = name_some(refused)
     if len(refused) > max_error_rate * count or len(refused) == count:
         raise DataError(
-            f"{len(refused)} of {count} pictures cannot be read, and the share that may be left "
+            f"{len(refused)} of {count} images cannot be read, and the share that may be left "
             f"out is {max_error_rate:g}: {named}"
         )
     if distributed.rank() == 0:
-        logger.warning("warning: %d of %d pictures left out: %s", len(refused), count, named)
+        logger.warning("warning: %d of %d images left out: %s", len(refused), count, named)
 
 
 def _call(poll: Callable[[], None] | None) -> None:
     if poll is not None:
         poll()
+
+
+def _report(
+    tokenizer: ImageTokenizer, rows: ImageRows, counts: tuple[int, int], metrics: Sequence[Metric]
+) -> Evaluation:
+    """The evaluation, as JSON-like values; counts are those of the rows and of unreadable ones."""
+    num_rows, num_unreadable = counts
+    preprocessor = tokenizer.preprocessor
+    return {
+        **{key: value for metric in metrics for key, value in metric.figures().items()},
+        "num_images": num_rows - num_unreadable,
+        "num_unreadable": num_unreadable,
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "protocol": {
+            "dataset": told_name(rows.name),
+            "dataset_source": dataset_source(rows.name),
+            "split": rows.split,
+            "dataset_fingerprint": rows.fingerprint,
+            "dataset_rows": len(rows),
+            "rows": "all" if num_rows == len(rows) else "evenly spaced",
+            "image_size": list(tokenizer.image_size),
+            "channels": preprocessor.channels,
+            "resize": f"{preprocessor.resize}, antialiased, of a centre crop",
+            "data_range": 1.0,
+            "dtype": str(tokenizer.dtype).removeprefix("torch."),
+            "averaging": "mean over images of per-image values",
+            **{metric.key: metric.protocol for metric in metrics if metric.protocol},
+        },
+    }
 
 
 def join_processes(device: str = "auto") -> torch.device:
@@ -177,83 +245,12 @@ def _leave_processes() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _measure(
-    tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int], codes: CodebookUsage
-) -> dict[str, Tensor]:
-    """Per-image values of one batch; counts its ids."""
-    bottleneck = tokenizer.bottleneck
-    z = tokenizer.encoder(x.to(tokenizer.dtype))
-    if isinstance(bottleneck, DiscreteBottleneck):
-        ids = bottleneck.encode_ids(z)
-        codes.update(ids)
-        z_q = bottleneck.lookup(ids)
-    else:
-        z_q = bottleneck.latents(z)
-    params = tokenizer.decoder(z_q.to(tokenizer.dtype))
-    x_hat = tokenizer.likelihood.mean(params)
-    values = {"psnr": psnr(x_hat, x), "l1": l1(x_hat, x)}
-    if has_ssim(tokenizer.image_size):
-        values["ssim"] = ssim(x_hat, x)
-    coded = bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
-    if coded is not None:
-        z_drawn, nats = coded
-        if not torch.equal(z_drawn, z_q):
-            params = tokenizer.decoder(z_drawn.to(tokenizer.dtype))
-        score = tokenizer.likelihood.nll(params, x)
-        values["bits_per_dim"] = (score + nats).cpu().double() / (x[0].numel() * math.log(2)) + 8
-    return values
-
-
-def _report(
-    tokenizer: ImageTokenizer,
-    rows: ImageRows,
-    counts: tuple[int, int],
-    means: dict[str, float],
-    codes: CodebookUsage,
-) -> Evaluation:
-    num_rows, num_unreadable = counts
-    discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
-    pixels = math.prod(tokenizer.image_size)
-    bits = tokenizer.num_tokens * math.log2(tokenizer.codebook_size) if discrete else None
-    preprocessor = tokenizer.preprocessor
-    return {
-        "psnr": means["psnr"],
-        "ssim": means.get("ssim"),
-        "l1": means["l1"],
-        "bits_per_dim": means.get("bits_per_dim"),
-        "bits_per_pixel": None if bits is None else bits / pixels,
-        "codebook_usage": codes.usage() if discrete else None,
-        "codebook_perplexity": codes.perplexity() if discrete else None,
-        "num_images": num_rows - num_unreadable,
-        "num_unreadable": num_unreadable,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
-        "protocol": {
-            "dataset": told_name(rows.name),
-            "dataset_source": dataset_source(rows.name),
-            "split": rows.split,
-            "dataset_fingerprint": rows.fingerprint,
-            "dataset_rows": len(rows),
-            "rows": "all" if num_rows == len(rows) else "evenly spaced",
-            "image_size": list(tokenizer.image_size),
-            "channels": preprocessor.channels,
-            "resize": f"{preprocessor.resize}, antialiased, of a centre crop",
-            "data_range": 1.0,
-            "dtype": str(tokenizer.dtype).removeprefix("torch."),
-            "averaging": "mean over images of per-image values",
-            "psnr": f"reconstruction not rounded to 8 bits; at most {MAX_PSNR:g} dB an image",
-            "ssim": "Gaussian window of 11, sigma 1.5, data range 1",
-            "bits_per_dim": "evidence lower bound of one draw from the posterior; of a VQ-VAE "
-            "log2 of the codebook size a position",
-        },
-    }
-
-
 def reconstruction_grid(
     tokenizer: ImageTokenizer, rows: ImageRows, num_images: int = 8
 ) -> Image.Image:
-    """A picture of fixed originals above their reconstructions.
+    """Fixed originals above their reconstructions, as one image.
 
-    Pictures that cannot be read are left out.
+    Images that cannot be read are left out.
 
     Raises:
         DataError: None of them can be read.
@@ -262,7 +259,7 @@ def reconstruction_grid(
     batches = evaluation_batches(rows, tokenizer.preprocessor, num_images, chosen, refused)
     shown, pixels = next(batches)
     if not shown:
-        raise DataError(f"there is no picture to show: {name_some(refused)}")
+        raise DataError(f"there is no image to show: {name_some(refused)}")
     x = to_unit(pixels)
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)

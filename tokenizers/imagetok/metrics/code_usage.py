@@ -1,0 +1,146 @@
+"""How much of the codebook is used.
+
+- Usage: the share of codes that occur at all.
+- Perplexity: exp of the entropy of their frequencies, in [1, codebook_size]: how many codes, used
+  equally often, would be as hard to predict.
+
+Where a position has several codes, each level has a codebook, counts and figures of its own; the
+figure itself is then the mean over the levels.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from imagetok import distributed
+from imagetok.errors import IdsError, InvalidValueError
+from imagetok.metrics.metric import MeasuredBatch, MeasuredModel, Metric, as_double
+
+
+class CodeCounts(Metric):
+    """A figure of how often each code occurs; a continuous model has none.
+
+    Attributes:
+        counts: int64 (codebook_size,) for each level, of this rank until `merge`, then of all.
+    """
+
+    def __init__(self, model: MeasuredModel) -> None:
+        super().__init__(model)
+        self.counts = [
+            torch.zeros(size, dtype=torch.int64, device=model.device)
+            for size in model.codebook_sizes
+        ]
+
+    @abstractmethod
+    def measure(self, counts: Tensor) -> float:
+        """The figure of one level's counts, an integer tensor (codebook_size,)."""
+
+    def update(self, batch: MeasuredBatch) -> None:
+        """Count the ids of a batch.
+
+        Raises:
+            IdsError: An id is out of its level's range; nothing was counted.
+        """
+        if not self.counts or batch.ids is None or batch.ids.numel() == 0:
+            return
+        depth = len(self.counts)
+        levels = batch.ids.reshape(-1, depth).unbind(1)
+        for counts, ids in zip(self.counts, levels, strict=True):
+            low, high = (int(bound) for bound in ids.aminmax())
+            if low < 0 or high >= len(counts):
+                raise IdsError(f"ids span [{low}, {high}], expected [0, {len(counts)})")
+        for counts, ids in zip(self.counts, levels, strict=True):
+            counts += ids.to(counts.device).bincount(minlength=len(counts))
+
+    def merge(self) -> None:
+        """Add up the counts of all ranks."""
+        self.counts = distributed.all_reduce_sum(self.counts)
+
+    def value(self) -> float | None:
+        """The mean of the levels' figures."""
+        return _mean([self.measure(counts) for counts in self.counts]) if self.counts else None
+
+    def figures(self) -> dict[str, float | None]:
+        """The figure, followed by those of the levels where there are several."""
+        levels = {str(i): self.measure(counts) for i, counts in enumerate(self.counts)}
+        return {self.key: self.value(), **_by_level(self.key, levels)}
+
+
+class CodebookUsage(CodeCounts):
+    """The share of codes that occur."""
+
+    key = "codebook_usage"
+    title = "codebook usage"
+    unit = "of the codes"
+
+    def measure(self, counts: Tensor) -> float:
+        """As the function `usage`."""
+        return usage(counts)
+
+
+class CodebookPerplexity(CodeCounts):
+    """The perplexity of the codes' frequencies."""
+
+    key = "codebook_perplexity"
+    title = "codebook perplexity"
+    unit = "codes"
+
+    def measure(self, counts: Tensor) -> float:
+        """As the function `perplexity`."""
+        return perplexity(counts)
+
+
+def usage(counts: Tensor) -> float:
+    """Share in [0, 1] of the codes that occur at least once; counts: integer tensor (K,)."""
+    return int((counts > 0).sum()) / len(counts)
+
+
+def perplexity(counts: Tensor) -> float:
+    """Exponential of the entropy of the codes' frequencies, in [1, K]; counts: int tensor (K,).
+
+    Raises:
+        InvalidValueError: Nothing was counted.
+    """
+    total = int(counts.sum())
+    if total == 0:
+        raise InvalidValueError("perplexity of no ids: count some first")
+    return float(torch.special.entr(as_double(counts) / total).sum().exp())
+
+
+def usage_figures(sums: Mapping[str, Tensor]) -> dict[str, float]:
+    """Usage and perplexity of the codes that one training step chose, by their names in logs.
+
+    Args:
+        sums: What a bottleneck summed over the step (`Statistics.sums`), of which the tensors named
+            `counts` or `<level>/counts`, float (codebook_size,), are read.
+
+    Returns:
+        `codebook/usage` and `codebook/perplexity`: of several levels the means, followed by
+        `codebook/usage/<level>` and `codebook/perplexity/<level>`. Empty where there are no counts.
+    """
+    levels = {
+        name.removesuffix("counts").rstrip("/"): counts
+        for name, counts in sums.items()
+        if name.split("/")[-1] == "counts"
+    }
+    figures: dict[str, float] = {}
+    for key, measure in (("codebook/usage", usage), ("codebook/perplexity", perplexity)):
+        values = {level: measure(counts) for level, counts in levels.items()}
+        if values:
+            figures |= {key: _mean(list(values.values())), **_by_level(key, values)}
+    return figures
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _by_level(key: str, values: Mapping[str, float]) -> dict[str, float]:
+    """Entries of their own for levels, where there are several."""
+    if len(values) < 2:
+        return {}
+    return {f"{key}/{level}": value for level, value in values.items()}

@@ -1,0 +1,184 @@
+"""What a metric is: one figure of a tokenizer, measured on a set of images.
+
+```
+ MeasuredBatch ──update──► a metric's sums or samples ──merge──► of all ranks ──value──► the figure
+```
+
+A metric is a class that states its key, title, unit and protocol, and registers itself when it is
+defined; evaluation, reports, cards and benchmarks read these and keep no tables of their own. A
+metric whose figure is a mean over images derives from `ImageMean` and only says how one batch is
+measured; one of the whole set, such as a distance between distributions, keeps what it needs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from imagetok import distributed
+from imagetok.errors import InvalidValueError
+
+
+@dataclass(frozen=True)
+class MeasuredBatch:
+    """What an evaluation knows of a batch of B images.
+
+    Attributes:
+        x: The images, float (B, C, H, W) in [0, 1].
+        x_hat: Their reconstructions without noise, of the same shape and range.
+        ids: int64 (B, h, w), or (B, h, w, depth) where a position has several codes; None for a
+            continuous tokenizer.
+        code_length: Float (B,), the nats that an image costs: its negative log-likelihood plus the
+            rate of what is transmitted. None where nothing bounds the rate.
+    """
+
+    x: Tensor
+    x_hat: Tensor
+    ids: Tensor | None = None
+    code_length: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """What a metric may know of the tokenizer before the first batch.
+
+    Attributes:
+        image_size: (height, width) of the images in pixels.
+        grid_size: (height, width) of the grid of positions.
+        codebook_sizes: Number of codes of each level; empty for a continuous tokenizer.
+        device: Where the batches are.
+    """
+
+    image_size: tuple[int, int]
+    grid_size: tuple[int, int]
+    codebook_sizes: tuple[int, ...] = ()
+    device: torch.device | str = "cpu"
+
+
+_METRICS: dict[str, type[Metric]] = {}
+"""Every metric that is defined, by its key."""
+
+
+class Metric(ABC):
+    """Base class. A subclass that states a `key` can be asked for by it once it is defined.
+
+    Every rank updates its own instance; `merge` is a collective, called once on every rank after
+    the last update, and makes the values of all ranks equal.
+
+    Attributes:
+        key: Name in evaluation.json and of `--metric`.
+        title: Name in cards and tables.
+        unit: Written behind a value; empty for a pure number.
+        protocol: How the figure is measured, where the other settings of an evaluation do not say
+            it; recorded in evaluation.json under the key.
+
+    Args:
+        model: What is measured.
+    """
+
+    key: ClassVar[str]
+    title: ClassVar[str]
+    unit: ClassVar[str] = ""
+    protocol: ClassVar[str] = ""
+
+    def __init__(self, model: MeasuredModel) -> None:
+        self.model = model
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        key = cls.__dict__.get("key")
+        if key is None:
+            return
+        known = _METRICS.setdefault(key, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise InvalidValueError(
+                f"{cls.__module__} defines a metric '{key}', which {known.__module__} has defined "
+                "already; give it another key"
+            )
+        _METRICS[key] = cls
+
+    @abstractmethod
+    def update(self, batch: MeasuredBatch) -> None:
+        """Take in a batch of this rank."""
+
+    @abstractmethod
+    def merge(self) -> None:
+        """Join what the ranks took in."""
+
+    @abstractmethod
+    def value(self) -> float | None:
+        """The figure; None where it does not apply to the tokenizer or to its images."""
+
+    def figures(self) -> dict[str, float | None]:
+        """The figure and what it consists of, by keys of evaluation.json that begin with `key`."""
+        return {self.key: self.value()}
+
+
+class ImageMean(Metric):
+    """The mean over images of one value each, in float64.
+
+    So the figure depends neither on the batch size nor on the number of ranks, beyond rounding.
+    """
+
+    def __init__(self, model: MeasuredModel) -> None:
+        super().__init__(model)
+        self._sum, self._count = 0.0, 0
+
+    @abstractmethod
+    def measure(self, batch: MeasuredBatch) -> Tensor | None:
+        """One value an image, float (B,); None where the figure does not apply."""
+
+    def update(self, batch: MeasuredBatch) -> None:
+        """Add the values of a batch.
+
+        Raises:
+            InvalidValueError: `measure` gave something other than one value an image.
+        """
+        values = self.measure(batch)
+        if values is None:
+            return
+        if values.shape != (len(batch.x),):
+            raise InvalidValueError(
+                f"{self.key}: expected one value an image, shape ({len(batch.x)},), found "
+                f"{tuple(values.shape)}"
+            )
+        self._sum += as_double(values).sum().item()
+        self._count += len(values)
+
+    def merge(self) -> None:
+        """Add up the sums of all ranks."""
+        ranks = distributed.gather_objects((self._sum, self._count))
+        self._sum = sum((part for part, _ in ranks), 0.0)
+        self._count = sum(count for _, count in ranks)
+
+    def value(self) -> float | None:
+        """The mean; None where no image has a value."""
+        return self._sum / self._count if self._count else None
+
+
+def known_metrics() -> tuple[str, ...]:
+    """The keys of all metrics that are defined, in alphabetical order."""
+    return tuple(sorted(_METRICS))
+
+
+def find_metric(key: str) -> type[Metric]:
+    """The metric of a key.
+
+    Raises:
+        InvalidValueError: There is none.
+    """
+    if key not in _METRICS:
+        raise InvalidValueError(
+            f"unknown metric '{key}'; choose one of: {', '.join(known_metrics())}"
+        )
+    return _METRICS[key]
+
+
+def as_double(values: Tensor) -> Tensor:
+    """As float64, without gradient; on the CPU where the device has no float64."""
+    device = "cpu" if values.device.type == "mps" else values.device
+    return values.detach().to(device, torch.float64)
