@@ -36,10 +36,10 @@ import torch
 from PIL import Image
 
 from imagetok import ImageTokenizer, TokenizerConfig
+from imagetok.launch import find_device, find_rank_info
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.tokenizing.image_preparation import Preparation, Prepared
-from imagetok.tokenizing.ranks import find_device, find_share
 
 SIDE = 512
 """Sides of the files in pixels; the tokenizer takes half of that."""
@@ -120,7 +120,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     tokenizer = make_tokenizer(options.hidden)
     tokenizer.save_pretrained(folder / "tokenizer")
     model = ImageTokenizer.from_pretrained(
-        folder / "tokenizer", device=find_device(options.device, find_share(0, 1))
+        folder / "tokenizer", device=find_device(options.device, find_rank_info(0, 1))
     )
     preparation = Preparation(model.preprocessor, None, None)
     files = sorted((folder / "files").iterdir())[: options.batch_size]

@@ -16,7 +16,6 @@ from imagetok.arguments import (
     check_generator,
     check_temperature,
     read_count,
-    read_device,
     read_latents,
 )
 from imagetok.errors import InvalidTypeError, InvalidValueError
@@ -80,12 +79,6 @@ def test_what_is_no_generator_is_refused(value: Any) -> None:
         check_generator(value)
     check_generator(None)
     check_generator(torch.Generator())
-
-
-@pytest.mark.parametrize("value", ["", "cpu\0", "hpu", "privateuseone", 10**30, -1, object(), "é"])
-def test_a_device_that_is_none_is_refused(value: Any) -> None:
-    with pytest.raises(InvalidValueError, match="cannot be used here"):
-        read_device(value)
 
 
 LATENTS = torch.zeros(3, 4, 6)

@@ -19,9 +19,14 @@ from PIL import Image
 import imagetok
 from command_line import Ended, Run
 from imagetok.config import load_recipe, recipe_names
-from imagetok.errors import ImagetokError, TrainingError, UnreadableFileError, UnwritableFileError
+from imagetok.errors import (
+    ImagetokError,
+    Stopped,
+    TrainingError,
+    UnreadableFileError,
+    UnwritableFileError,
+)
 from imagetok.training import model, train
-from imagetok.training.signals import Stopped
 from tiny_runs import DATA, contents, tiny_run, tiny_values
 
 COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info", "push", "push-dataset")

@@ -353,22 +353,24 @@ from pathlib import Path
 
 import torch
 
-from imagetok import ImageTokenizer, distributed
-from imagetok.evaluation import _leave_processes, join_processes
+from imagetok import ImageTokenizer
+from imagetok.launch import collectives
+from imagetok.evaluation import join_processes
+from imagetok.launch.processes import _leave_group
 
 def gloo_threads():
     names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
     return [name for name in names if "gloo" in name]
 
 join_processes()
-assert distributed.world_size() == 2
+assert collectives.world_size() == 2
 assert gloo_threads()
 with torch.device("meta"):
     torch.nn.init.normal_(torch.empty(3))  # as loading does; it imports torch._dynamo
 assert "torch._dynamo" in sys.modules
 ImageTokenizer.from_pretrained(sys.argv[1])
-distributed.gather_objects(1)
-_leave_processes()
+collectives.gather_objects(1)
+_leave_group()
 assert not gloo_threads()
 """
 

@@ -373,14 +373,14 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 
-from imagetok import distributed
+from imagetok.launch import collectives
 from imagetok.config import RunConfig
 from imagetok.training import train
 
 folder = Path(sys.argv[1])
 for name, values in json.loads((folder / "runs.json").read_text()).items():
     train(RunConfig.from_dict(values), folder / name, progress=False)
-assert distributed.world_size() == 2
+assert collectives.world_size() == 2
 """
 
 

@@ -134,22 +134,22 @@ import pytest
 
 sys.path[:0] = {paths}
 import test_training_fp16 as here
-from imagetok import distributed
+from imagetok.launch import collectives
 
 stepper = here.build("vqvae")
-assert distributed.world_size() == 2
+assert collectives.world_size() == 2
 assert stepper.accelerator.num_processes == 2
 patch = pytest.MonkeyPatch()
 told = []
 for step in range(3):
     mend = lambda: None
-    if step == 1 and distributed.rank() == 1:
+    if step == 1 and collectives.rank() == 1:
         mend = here.overflow(stepper, patch)
     means = stepper.step(step, [here.batch()]).means
     mend()
     weight = stepper.tokenizer.decoder.state_dict()["layers.0.weight"].double().sum().item()
     told.append([means["optim/skipped_steps"], stepper.accelerator.scaler.get_scale(), weight])
-(Path(sys.argv[1]) / f"{{distributed.rank()}}.json").write_text(json.dumps(told))
+(Path(sys.argv[1]) / f"{{collectives.rank()}}.json").write_text(json.dumps(told))
 """
 
 

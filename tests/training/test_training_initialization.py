@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagetok import ImageTokenizer, distributed
+from imagetok import ImageTokenizer
 from imagetok.config import TrainConfig
 from imagetok.data import TrainingData, open_training
+from imagetok.launch import collectives
 from imagetok.training import initialization
 from imagetok.training.initialization import initialize_bottleneck
 from tiny_runs import CODEBOOK_SIZE, tiny_run
@@ -74,13 +75,13 @@ def test_the_shares_of_the_ranks_join_to_the_vectors_of_one(
     recorder: Recorder, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     whole = recorder.vectors()
-    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    monkeypatch.setattr(collectives, "world_size", lambda: ranks)
     monkeypatch.setattr(
         initialization, "_choose_vectors", lambda z, *_: z.flatten(2).mT.flatten(0, 1)
     )
     shares = []
     for rank in range(ranks):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(collectives, "rank", lambda rank=rank: rank)
         shares.append(recorder.vectors())
     # Without the others each rank gives what it encoded, of one step.
     joined = torch.cat(shares)[: len(whole)]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from imagetok import distributed
+from imagetok.launch import collectives
 from imagetok.config import RunConfig
 from imagetok.training import train
 
@@ -30,8 +30,8 @@ folder = Path(sys.argv[1])
 told = {}
 for name, values in json.loads((folder / "runs.json").read_text()).items():
     told[name] = train(RunConfig.from_dict(values), folder / name, progress=False).evaluation
-assert distributed.world_size() == 2
-(folder / f"rank-{distributed.rank()}.json").write_text(json.dumps(told))
+assert collectives.world_size() == 2
+(folder / f"rank-{collectives.rank()}.json").write_text(json.dumps(told))
 """
 
 # 61 pictures: an epoch ends within a step, and the last batch of an evaluation is a short one.

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
-from imagetok import ImageTokenizer, distributed
+from imagetok import ImageTokenizer
 from imagetok.config import RunConfig
 from imagetok.data import TrainingBatch, open_training
 from imagetok.errors import ConfigError, TrainingError
+from imagetok.launch import collectives
 from imagetok.training import train
 from imagetok.training.initialization import initialize_bottleneck
 from imagetok.training.setup import build_accelerator
@@ -133,7 +134,7 @@ def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 3))
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(collectives, "world_size", lambda: 3)
     with pytest.raises(ConfigError, match=r"does not divide over 3 processes .* a multiple of 6"):
         build_accelerator(tiny_run("ae", accumulation=2).train)
 

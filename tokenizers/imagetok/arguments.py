@@ -41,22 +41,6 @@ def read_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return cast(torch.dtype, found)
 
 
-def read_device(device: str | torch.device | None) -> torch.device:
-    """A device that this machine has; None is the CPU.
-
-    Raises:
-        InvalidValueError: There is no such device, or it holds no values.
-    """
-    try:
-        found = torch.empty(0, device="cpu" if device is None else device).device
-    except (RuntimeError, AssertionError, TypeError, ValueError, ImportError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InvalidValueError(f"device {device!r} cannot be used here: {reason}") from None
-    if found.type == "meta":
-        raise InvalidValueError("device 'meta' holds no values; choose cpu or an accelerator")
-    return found
-
-
 def read_folder(folder: str | os.PathLike[str]) -> Path:
     """The path of a tokenizer's folder, which need not exist.
 

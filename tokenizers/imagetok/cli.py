@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _exit_code(error: ImagetokError) -> int:
     signum = getattr(error, "signum", None)
     if signum is not None:  # a signal stopped a run; a second one now must not change the code
-        from imagetok.training.signals import ignore_signals
+        from imagetok.launch import ignore_signals
 
         ignore_signals()
         return 128 + int(signum)

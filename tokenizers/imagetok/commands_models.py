@@ -128,14 +128,14 @@ def train(
         raise typer.BadParameter("say where to write", param_hint="--output-dir")
     if push_every is not None:
         given(push_to, "--push-to")
-    from imagetok import distributed
+    from imagetok.launch import collectives
     from imagetok.reports import show, show_evaluation
     from imagetok.training import PushPlan
     from imagetok.training import train as run_training
 
     push = None if push_to is None else PushPlan(push_to, push_every or 0, private)
     result = run_training(config, output_dir, resume=resume, push=push)
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         if result.was_finished:
             show(f"the run in {output_dir} is finished; nothing was done")
         show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
@@ -167,11 +167,11 @@ def evaluate(
 
     On several GPUs: `accelerate launch scripts/evaluate.py --tokenizer DIR --dataset NAME`.
     """
-    from imagetok import distributed
     from imagetok.data import open_images
     from imagetok.evaluation import evaluate as measure
     from imagetok.evaluation import join_processes
     from imagetok.files import write_atomic
+    from imagetok.launch import collectives
     from imagetok.modelfile import EVALUATED_KEY
     from imagetok.reports import show_evaluation
     from imagetok.tokenizer import ImageTokenizer
@@ -184,7 +184,7 @@ def evaluate(
     rows = open_images(dataset, split, subset=subset, revision=revision, image_column=image_column)
     figures = measure(loaded, rows, metrics=metric or (), batch_size=batch_size)
     figures = {EVALUATED_KEY: loaded.origin.sha256, **figures}
-    if distributed.rank() > 0:
+    if collectives.rank() > 0:
         return
     show_evaluation(figures, tokenizer)
     if json_path is not None:

@@ -15,11 +15,11 @@ class ImagetokError(Exception):
 
 
 class InvalidValueError(ImagetokError, ValueError):
-    """A value is out of range, ambiguous or contradicts another one."""
+    """A value is out of range or ambiguous, or contradicts another one."""
 
 
 class InvalidTypeError(ImagetokError, TypeError):
-    """An argument is of a kind that the call does not take."""
+    """An argument is of a kind that the call does not accept."""
 
 
 class UnreadableFileError(ImagetokError, OSError):
@@ -35,35 +35,35 @@ class ConfigError(InvalidValueError):
 
 
 class ImageValueError(InvalidValueError):
-    """A picture's values, shape or size are refused (range, NaN, channels, layout, pixel limit)."""
+    """An image's values, shape or size are refused: range, NaN, channels, layout, pixel limit."""
 
 
 class ImageTypeError(InvalidTypeError):
-    """A picture was given as a kind of object, or a dtype, that is not taken."""
+    """An image was given as a kind of object, or with a dtype, that is not accepted."""
 
 
 class ImageFileError(UnreadableFileError):
-    """A picture file is missing, truncated, damaged or of a format that is not read."""
+    """An image file is missing, truncated, damaged or of a format that is not read."""
 
 
 class IdsError(InvalidValueError):
-    """Token ids are out of range or fit no grid, or more than one."""
+    """Token ids are out of range, or fit no grid or more than one."""
 
 
 class IdsTypeError(InvalidTypeError):
-    """Token ids were given in a kind or dtype that cannot hold them."""
+    """Token ids were given as a kind of object, or with a dtype, that cannot hold them."""
 
 
 class NotDiscreteError(InvalidTypeError):
-    """Ids were asked of a continuous model (AE or VAE), which has none."""
+    """Ids were requested from a continuous model (AE or VAE), which has none."""
 
 
 class NotContinuousError(InvalidTypeError):
-    """A walk between latents was asked of a discrete model."""
+    """An interpolation between latents was requested from a discrete model."""
 
 
 class NoPosteriorError(InvalidTypeError):
-    """A distribution or a sample was asked of a model that defines none."""
+    """A distribution or a sample was requested from a model that defines none."""
 
 
 class ModelFileError(UnreadableFileError):
@@ -71,11 +71,11 @@ class ModelFileError(UnreadableFileError):
 
 
 class HubError(ImagetokError, OSError):
-    """The Hub cannot be reached, or kept failing."""
+    """The Hub cannot be reached, or keeps failing."""
 
 
 class HubAccessError(HubError, ValueError):
-    """What is asked of the Hub is not there, or not allowed: a repository, a revision, a token."""
+    """The Hub has no such repository or revision, or does not allow access to it."""
 
 
 class DataError(InvalidValueError):
@@ -90,6 +90,30 @@ class TrainingError(ImagetokError, ArithmeticError):
     """Training cannot go on: the loss or the gradients are not finite."""
 
 
+class Stopped(ImagetokError):  # noqa: N818 - being stopped is not a failure
+    """A signal stopped a training run, which can be resumed.
+
+    A command line exits with 128 + `signum`.
+
+    Args:
+        signum: Number of the signal.
+        steps: Steps that were done and saved.
+    """
+
+    def __init__(self, signum: int, steps: int) -> None:
+        super().__init__(signum, steps)
+        self.signum, self.steps = signum, steps
+
+    def __str__(self) -> str:
+        name = signal.Signals(self.signum).name
+        if not self.steps:
+            return f"{name} stopped the run before its first step; --resume starts it anew"
+        return (
+            f"{name} stopped the run after step {self.steps}, whose state is saved; the same "
+            "command with --resume continues it"
+        )
+
+
 class TokenizingError(ImagetokError, RuntimeError):
     """A tokenizing job cannot go on, or its result is unsound; what is written stays."""
 
@@ -100,7 +124,7 @@ class JobStopped(ImagetokError):  # noqa: N818 - being stopped is not a failure
     A command line exits with 128 + `signum`.
 
     Args:
-        signum: The signal.
+        signum: Number of the signal.
         shards: Units of work that this process finished.
     """
 

@@ -13,28 +13,24 @@ world_size-th batch from the r-th on, and no figure depends on the number of ran
 
 from __future__ import annotations
 
-import atexit
-import importlib
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from imagetok import distributed
 from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.cards import dataset_source, told_name
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import grid_image, to_unit
 from imagetok.keys import make_keys
+from imagetok.launch import collectives, has_only_cpu, leave_group_at_exit
 from imagetok.metrics import (
     STANDARD_METRICS,
     MeasuredBatch,
@@ -90,10 +86,10 @@ def evaluate(
     measured = _start_metrics(tokenizer, metrics)
     indices = fixed_rows(len(rows), len(rows) if limit is None else limit)
     batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    mine = batches[distributed.rank() :: distributed.world_size()]
+    mine = batches[collectives.rank() :: collectives.world_size()]
     flat = [row for batch in mine for row in batch]
     refused: list[str] = []
-    silent = not progress or distributed.rank() > 0
+    silent = not progress or collectives.rank() > 0
     with tqdm(total=len(flat), desc="evaluate", unit="image", disable=silent, leave=False) as bar:
         for numbers, pixels in evaluation_batches(
             rows, tokenizer.preprocessor, batch_size, flat, refused if max_error_rate else None
@@ -105,9 +101,9 @@ def evaluate(
             bar.update(min(batch_size, len(flat) - bar.n))
             _call(poll)
     # The first ranks may have had a batch more than this one.
-    if batches and len(mine) < math.ceil(len(batches) / distributed.world_size()):
+    if batches and len(mine) < math.ceil(len(batches) / collectives.world_size()):
         _call(poll)
-    refused = [message for part in distributed.gather_objects(refused) for message in part]
+    refused = [message for part in collectives.gather_objects(refused) for message in part]
     _check_refused(refused, len(indices), max_error_rate)
     for metric in measured:
         metric.merge()
@@ -159,7 +155,7 @@ def _check_refused(refused: Sequence[str], count: int, max_error_rate: float) ->
             f"{len(refused)} of {count} images cannot be read, and the share that may be left "
             f"out is {max_error_rate:g}: {named}"
         )
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         logger.warning("warning: %d of %d images left out: %s", len(refused), count, named)
 
 
@@ -207,7 +203,7 @@ def join_processes(device: str = "auto") -> torch.device:
     Raises:
         InvalidValueError: There is no such device.
     """
-    prepare_to_join()
+    leave_group_at_exit()
     own: torch.device = PartialState(cpu=device == "cpu" or has_only_cpu()).device
     if device in ("auto", own.type):
         return own
@@ -216,33 +212,6 @@ def join_processes(device: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise InvalidValueError(f"there is no device '{device}' to compute on: {reason}") from None
-
-
-def has_only_cpu() -> bool:
-    """Whether Accelerate has to be told to compute on the CPU.
-
-    Without a GPU and without being told, it takes each process of `torchrun` for a run of its own.
-    """
-    wanted: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
-    return wanted or not torch.accelerator.is_available()
-
-
-def prepare_to_join() -> None:
-    """See to it that this process will leave the others in good order; call before joining them.
-
-    A process that ends while threads of its group are at work is aborted, after all its own work is
-    done. So the group is left at exit, which ends its threads unless something else holds it; and
-    torch._dynamo, which holds a group that stands while it is imported, is imported before.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        importlib.import_module("torch._dynamo")
-        atexit.unregister(_leave_processes)
-        atexit.register(_leave_processes)
-
-
-def _leave_processes() -> None:
-    if distributed.is_distributed():
-        torch.distributed.destroy_process_group()
 
 
 def reconstruction_grid(

@@ -65,8 +65,8 @@ def check_parent(path: Path | None, option: str) -> None:
 
 def load_alone(tokenizer: str, revision: str | None, device: str, dtype: str) -> ImageTokenizer:
     """A tokenizer for one process that has no others."""
+    from imagetok.launch import RankInfo, find_device
     from imagetok.tokenizer import ImageTokenizer
-    from imagetok.tokenizing.ranks import find_device, find_share
 
-    own = find_device(device, find_share(0, 1))
+    own = find_device(device, RankInfo(0, 1, 0))
     return ImageTokenizer.from_pretrained(tokenizer, revision=revision, device=own, dtype=dtype)

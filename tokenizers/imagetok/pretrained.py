@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from imagetok.arguments import read_device, read_dtype, read_folder
+from imagetok.arguments import read_dtype, read_folder
 from imagetok.build import build_parts
 from imagetok.cards import write_model_card
 from imagetok.codec import Codec
@@ -19,6 +19,7 @@ from imagetok.config import TokenizerConfig
 from imagetok.errors import InvalidValueError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
 from imagetok.hub import Pushed, is_repo_id, load_remote_model, push_model, read_subfolder
+from imagetok.launch import read_device
 from imagetok.modelfile import (
     CARD_FILE,
     MODEL_FILE,

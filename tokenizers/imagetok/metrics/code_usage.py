@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from imagetok import distributed
 from imagetok.errors import IdsError, InvalidValueError
+from imagetok.launch import collectives
 from imagetok.metrics.metric import MeasuredBatch, MeasuredModel, Metric, as_double
 
 
@@ -58,7 +58,7 @@ class CodeCounts(Metric):
 
     def merge(self) -> None:
         """Add up the counts of all ranks."""
-        self.counts = distributed.all_reduce_sum(self.counts)
+        self.counts = collectives.all_reduce_sum(self.counts)
 
     def value(self) -> float | None:
         """The mean of the levels' figures."""

@@ -19,8 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imagetok import distributed
 from imagetok.errors import InvalidValueError
+from imagetok.launch import collectives
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class ImageMean(Metric):
 
     def merge(self) -> None:
         """Add up the sums of all ranks."""
-        ranks = distributed.gather_objects((self._sum, self._count))
+        ranks = collectives.gather_objects((self._sum, self._count))
         self._sum = sum((part for part, _ in ranks), 0.0)
         self._count = sum(count for _, count in ranks)
 

@@ -34,10 +34,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from imagetok.arguments import read_count
 from imagetok.errors import InvalidTypeError, InvalidValueError
+from imagetok.launch import find_reader_ranks
 from imagetok.shards.batching import Item, Pass
 from imagetok.shards.opening import Fingerprinted, open_folder
 from imagetok.shards.order import ReadingOrder
-from imagetok.shards.ranks import read_ranks
 from imagetok.shards.rows import ShardRows
 
 State = dict[str, int | str | bool]
@@ -124,7 +124,7 @@ class TokenDataset(IterableDataset[Item]):
         self._order = ReadingOrder(
             [shard.rows for shard in opened.manifest.shards],
             read_count("seed", seed, 0),
-            *read_ranks(rank, world_size),
+            *find_reader_ranks(rank, world_size),
             read_count("window", window, 1),
             shuffle,
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 from imagetok.arguments import read_count
 from imagetok.errors import InvalidTypeError, JobStopped, TokenizingError
+from imagetok.launch import RankInfo, StopSignals, find_rank_info, watch_launcher
 from imagetok.shards.folder import JobFolder
 from imagetok.shards.manifest import Manifest, finalize
 from imagetok.shards.schema import ShardSchema
@@ -34,9 +35,7 @@ from imagetok.tokenizing.job_setup import (
     torch_threads,
 )
 from imagetok.tokenizing.loading import Loader
-from imagetok.tokenizing.ranks import Share, find_share
 from imagetok.tokenizing.unit_runner import tokenize_rows
-from imagetok.training.signals import StopSignals, watch_launcher
 
 MAX_THREADS = 16
 """Most loading threads; with more of them they only wait for each other."""
@@ -144,13 +143,13 @@ def tokenize_dataset(
             },
         }
     )
-    return run_job(config, output_dir, find_share(rank, world_size), loaded)
+    return run_job(config, output_dir, find_rank_info(rank, world_size), loaded)
 
 
 def run_job(
     config: TokenizeConfig,
     output_dir: str | os.PathLike[str],
-    share: Share,
+    ranks: RankInfo,
     tokenizer: ImageTokenizer | None = None,
 ) -> Manifest:
     """Do a process's part of a job, and wait for the others.
@@ -158,14 +157,14 @@ def run_job(
     Args:
         config: The job.
         output_dir: Folder to fill; new, empty, or of the same job.
-        share: Which of the job's processes this one is.
+        ranks: Which of the job's processes this one is.
         tokenizer: A tokenizer that is loaded already; None loads the one that `config` names.
 
     Returns:
         The manifest; errors as in `tokenize_dataset`.
     """
     with torch_threads(config.threads):
-        model = load_tokenizer(config, share, tokenizer)
+        model = load_tokenizer(config, ranks, tokenizer)
         factors = native_factors(model) if config.resize == "native" else None
         signals = StopSignals()
         with watch_launcher(signals):
@@ -178,7 +177,7 @@ def run_job(
             job = describe_job(config, model, rows)
             process = _Process(
                 config,
-                share,
+                ranks,
                 rows,
                 job.schema,
                 Encoder(model, config.batch_size),
@@ -198,7 +197,7 @@ class _Process:
 
     Attributes:
         config: The job.
-        share: Which of the job's processes this one is.
+        ranks: Which of the job's processes this one is.
         rows: The input.
         schema: Columns of the shards.
         encoder: Makes the ids.
@@ -206,7 +205,7 @@ class _Process:
     """
 
     config: TokenizeConfig
-    share: Share
+    ranks: RankInfo
     rows: JobInput
     schema: ShardSchema
     encoder: Encoder
@@ -227,7 +226,7 @@ class _Process:
             if signals.pending is not None:
                 raise JobStopped(signals.pending, done)
 
-        rank, world_size, settings = self.share.rank, self.share.world_size, self.config.process
+        rank, world_size, settings = self.ranks.rank, self.ranks.world_size, self.config.process
         own = [unit for unit in folder.missing_units(rank, world_size) if unit % world_size == rank]
         threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
         with (

@@ -12,6 +12,7 @@ import torch
 
 from imagetok._version import __version__
 from imagetok.errors import InvalidValueError
+from imagetok.launch import RankInfo, find_device
 from imagetok.networks import MlpEncoder
 from imagetok.shards.job import Job
 from imagetok.shards.settings import (
@@ -25,7 +26,6 @@ from imagetok.shards.settings import (
 from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.job_input import JobInput
-from imagetok.tokenizing.ranks import Share, find_device
 
 
 @contextmanager
@@ -40,13 +40,13 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 
 def load_tokenizer(
-    config: TokenizeConfig, share: Share, tokenizer: ImageTokenizer | None
+    config: TokenizeConfig, ranks: RankInfo, tokenizer: ImageTokenizer | None
 ) -> ImageTokenizer:
     """The tokenizer of a job, which is loaded here unless it is handed over.
 
     Args:
         config: The job.
-        share: Which of the job's processes this one is.
+        ranks: Which of the job's processes this one is.
         tokenizer: A tokenizer that is loaded already.
 
     Raises:
@@ -59,7 +59,7 @@ def load_tokenizer(
         tokenizer = ImageTokenizer.from_pretrained(
             config.tokenizer,
             revision=config.tokenizer_revision,
-            device=find_device(config.device, share),
+            device=find_device(config.device, ranks),
             dtype=config.dtype,
         )
     elif config.tokenizer_revision is not None:

@@ -144,6 +144,6 @@ def _prepare(preparation: Preparation, pictures: Sequence[ImageCell | None]) -> 
 def _block_signals() -> None:
     """In a loading thread, and so in the process that it starts: the main thread alone decides."""
     # Here, because a loading process imports this module, and needs none of this.
-    from imagetok.training.signals import SIGNALS
+    from imagetok.launch import SIGNALS
 
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)

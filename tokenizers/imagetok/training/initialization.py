@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from imagetok import distributed
 from imagetok.config import TrainConfig
 from imagetok.data import TrainingBatch, TrainingData
 from imagetok.images import to_unit
 from imagetok.keys import choose, make_keys
+from imagetok.launch import collectives
 from imagetok.tokenizer import ImageTokenizer
 
 VECTORS_PER_IMAGE = 64
@@ -33,14 +33,14 @@ def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: T
     num_images = math.ceil(wanted / per_image)
     steps = math.ceil(num_images / settings.batch_size)
     parts = []
-    with data.feed(0, steps, distributed.rank(), distributed.world_size()) as feed:
+    with data.feed(0, steps, collectives.rank(), collectives.world_size()) as feed:
         for batches in feed:
             vectors = [_encode(model, batch, settings.seed, per_image) for batch in batches]
-            parts.append(distributed.gather_equal(torch.cat(vectors)))
+            parts.append(collectives.gather_equal(torch.cat(vectors)))
     model.bottleneck.initialize(torch.cat(parts)[: num_images * per_image])
     # On a GPU sums differ in their last bits from run to run, and so from rank to rank.
     for tensor in model.bottleneck.state_dict().values():
-        tensor.copy_(distributed.broadcast_tensor(tensor))
+        tensor.copy_(collectives.broadcast_tensor(tensor))
 
 
 def _encode(model: ImageTokenizer, batch: TrainingBatch, seed: int, per_image: int) -> Tensor:

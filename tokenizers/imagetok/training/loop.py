@@ -14,10 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from imagetok import distributed
 from imagetok.config import RunConfig
 from imagetok.data import Feed, ImageRows, TrainingBatch, TrainingData, check_error_share
+from imagetok.errors import Stopped
 from imagetok.evaluation import Evaluation, reconstruction_grid
+from imagetok.launch import StopSignals, collectives
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.checkpoint import list_checkpoints, read_checkpoint, tidy_checkpoints
 from imagetok.training.describing import describe_training
@@ -27,7 +28,6 @@ from imagetok.training.pushing import Pusher
 from imagetok.training.reporting import Reporter
 from imagetok.training.resume import Start
 from imagetok.training.saver import CheckpointWriter
-from imagetok.training.signals import Stopped, StopSignals
 from imagetok.training.snapshot import restore_snapshot, take_snapshot
 from imagetok.training.stepper import Stepper
 from imagetok.training.totals import StepTotals
@@ -63,7 +63,7 @@ class Run:
         if start.checkpoint is not None:
             self._restore(start.checkpoint)
             kept = folder / CHECKPOINTS, self.settings.keep_last
-            distributed.from_main(lambda: tidy_checkpoints(*kept))
+            collectives.from_main(lambda: tidy_checkpoints(*kept))
         self.writer = CheckpointWriter(folder / CHECKPOINTS, self.settings.keep_last, reporter.sync)
 
     def train_all(self) -> None:
@@ -104,7 +104,7 @@ class Run:
             picture = reconstruction_grid(tokenizer, evaluation_rows)
             return export_tokenizer(tokenizer, target, figures, picture)
 
-        return distributed.from_main(export)
+        return collectives.from_main(export)
 
     def describe_last_checkpoint(self) -> str:
         """Where a failed run can go on."""
@@ -139,7 +139,7 @@ class Run:
         draws = last or _is_due(done, settings.samples_every)
         self.reported = not (draws or _is_due(done, settings.evaluate_every))
         if totals.counts["failed"].any():
-            distributed.from_main(self.writer.wait)
+            collectives.from_main(self.writer.wait)
         signum = self.signals.agreed(totals.counts["signals"])
         if signum is not None:
             self._stop(signum)
@@ -168,14 +168,14 @@ class Run:
             return
         self.unreadable += count
         own = [message for batch in batches for message in batch.refused]
-        messages = [message for part in distributed.gather_objects(own) for message in part]
+        messages = [message for part in collectives.gather_objects(own) for message in part]
         self.reporter.note_unreadable(self.done - 1, messages)
         seen = self.done * self.settings.batch_size
         check_error_share(self.unreadable, seen, self.config.data.max_error_rate, messages)
 
     def _poll(self) -> None:
         """Stop in the middle of an evaluation if a signal came on any rank."""
-        signum = self.signals.agreed(distributed.all_reduce_sum(self.signals.flags()))
+        signum = self.signals.agreed(collectives.all_reduce_sum(self.signals.flags()))
         if signum is not None:
             self._stop(signum)
 
@@ -183,14 +183,14 @@ class Run:
         if self.saved != self.done:
             self._save()
         # No rank leaves before all is written: its launcher would end the others.
-        distributed.from_main(self.writer.wait)
+        collectives.from_main(self.writer.wait)
         raise Stopped(signum, self.done)
 
     def _save(self) -> None:
         position = self.position
         if position is not None:
-            position = distributed.gather_equal(position)
-        distributed.from_main(lambda: self._submit(position))
+            position = collectives.gather_equal(position)
+        collectives.from_main(lambda: self._submit(position))
         self.saved = self.done
 
     def _submit(self, position: Tensor | None) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Self
 
-from imagetok import distributed
 from imagetok.errors import HubError, ImagetokError
 from imagetok.hub import Pushed, prepare_repository
+from imagetok.launch import collectives
 from imagetok.tokenizer import ImageTokenizer
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Pusher:
     def offer(self, tokenizer: ImageTokenizer, done: int) -> None:
         """Push a tokenizer on the main process, unless the push before is still on its way."""
         plan = self._plan
-        if plan is None or distributed.rank() > 0:
+        if plan is None or collectives.rank() > 0:
             return
         if self._thread is not None and self._thread.is_alive():
             logger.warning(

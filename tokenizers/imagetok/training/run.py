@@ -10,12 +10,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from imagetok import distributed
 from imagetok.config import RunConfig
 from imagetok.data import open_evaluation, open_training, worded_error
 from imagetok.errors import TrainingError
 from imagetok.evaluation import Evaluation
 from imagetok.hub import Pushed
+from imagetok.launch import StopSignals, collectives, watch_launcher
 from imagetok.training.folder import PATIENCE, TOKENIZER, FolderLock, make_folder, start_folder
 from imagetok.training.loop import Run
 from imagetok.training.model import build_model
@@ -24,7 +24,6 @@ from imagetok.training.pushing import Pusher, PushPlan, prepare_push, push_finis
 from imagetok.training.reporting import Reporter
 from imagetok.training.resume import Start, check_data, find_start
 from imagetok.training.setup import build_accelerator
-from imagetok.training.signals import StopSignals, watch_launcher
 from imagetok.training.trackers import check_trackers
 
 
@@ -83,14 +82,14 @@ def train(
     folder = Path(output_dir)
     plan_run(config)  # whatever cannot be built is refused before anything is read or written
     accelerator = build_accelerator(config.train)
-    distributed.from_main(lambda: check_trackers(config.train.trackers))
+    collectives.from_main(lambda: check_trackers(config.train.trackers))
     with closing(FolderLock(folder)) as lock:
         patience = PATIENCE if resume else 0.0
-        distributed.from_main(lambda: lock.take(patience))
-        start = distributed.from_main(lambda: find_start(folder, config, resume))
+        collectives.from_main(lambda: lock.take(patience))
+        start = collectives.from_main(lambda: find_start(folder, config, resume))
         if start.finished is not None:
             return _result(folder, start.finished, push, was_finished=True)
-        distributed.from_main(lambda: prepare_push(push))
+        collectives.from_main(lambda: prepare_push(push))
 
         def begin(fingerprint: str) -> None:
             make_folder(folder)
@@ -108,7 +107,7 @@ def _result(
     """What a finished run left, once it is pushed."""
     target, pushed = folder / TOKENIZER, None
     # The others do not wait: a push may outlast what they wait for each other at most.
-    if push is not None and distributed.rank() == 0:
+    if push is not None and collectives.rank() == 0:
         pushed = push_finished(target, push)
     return TrainResult(folder, target, figures, was_finished, pushed)
 
@@ -131,7 +130,7 @@ def _train(
             data = open_training(config, model.preprocessor)
             evaluation_rows = open_evaluation(config)
         check_data(start, data.fingerprint)
-        distributed.from_main(lambda: begin(data.fingerprint))
+        collectives.from_main(lambda: begin(data.fingerprint))
         reporter = Reporter(config, accelerator, folder, evaluation_rows, start.step, progress)
         # Until here there is nothing to save: signals end the process as they end any other.
         with signals, closing(reporter):
@@ -141,7 +140,7 @@ def _train(
                 try:
                     run.train_all()
                 except TrainingError as error:
-                    last = distributed.from_main(run.describe_last_checkpoint)
+                    last = collectives.from_main(run.describe_last_checkpoint)
                     raise TrainingError(f"{error}; {last}") from error
                 except RuntimeError as error:
                     worded = worded_error(error)

@@ -7,10 +7,9 @@ from datetime import timedelta
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from imagetok import distributed
 from imagetok.config import TrainConfig
 from imagetok.errors import ConfigError
-from imagetok.evaluation import has_only_cpu, prepare_to_join
+from imagetok.launch import collectives, has_only_cpu, leave_group_at_exit
 
 PATIENCE = timedelta(hours=6)
 """How long a rank waits for another: the first one may be preparing a large dataset."""
@@ -27,7 +26,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     """
     # Accelerate keeps the precision of the first Accelerator of a process for all later ones.
     AcceleratorState._reset_state()
-    prepare_to_join()
+    leave_group_at_exit()
     try:
         accelerator = Accelerator(
             cpu=has_only_cpu(),
@@ -47,7 +46,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"train.precision=fp16 needs a GPU, and this run computes on {accelerator.device}; "
             "take bf16 or fp32"
         )
-    assert accelerator.num_processes == distributed.world_size()
+    assert accelerator.num_processes == collectives.world_size()
     parts = accelerator.num_processes * config.accumulation
     if config.batch_size % parts:
         raise ConfigError(

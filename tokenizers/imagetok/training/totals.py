@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from imagetok import distributed
 from imagetok.bottlenecks import Statistics
+from imagetok.launch import collectives
 
 
 class StepTotals:
@@ -57,13 +57,13 @@ class StepTotals:
             averaged = [part.sums for part in self._statistics if part.sums is not None]
             if averaged:
                 sums["sums"] = torch.stack(averaged).sum(0)
-        sums = distributed.all_reduce_sum(sums)
+        sums = collectives.all_reduce_sum(sums)
         means = (sums["scalars"] / self._num_parts).tolist()
         self.means = dict(zip(names, means, strict=True))
         self.counts = {name: sums[f"counts/{name}"] for name in counts}
         if self._statistics:
             parts = [p.candidates for p in self._statistics if p.candidates is not None]
-            candidates = distributed.gather_equal(torch.cat(parts)) if parts else None
+            candidates = collectives.gather_equal(torch.cat(parts)) if parts else None
             self.statistics = Statistics(sums["codes"], sums.get("sums"), candidates)
 
     def is_finite(self) -> bool:
@@ -73,7 +73,7 @@ class StepTotals:
     def ranks_not_finite(self) -> list[int]:
         """The ranks whose own losses are not finite; a collective."""
         own = [value for name, value in self._scalars.items() if name.startswith("loss")]
-        finite = distributed.gather_objects(bool(torch.stack(own).isfinite().all()))
+        finite = collectives.gather_objects(bool(torch.stack(own).isfinite().all()))
         return [rank for rank, is_finite in enumerate(finite) if not is_finite]
 
     def losses(self) -> dict[str, float]:

@@ -17,12 +17,11 @@ import psutil
 import pytest
 import torch
 
-from imagetok.errors import ImagetokError
-from imagetok.training import signals as signals_module
-from imagetok.training.signals import (
+from imagetok.errors import ImagetokError, Stopped
+from imagetok.launch import signals as signals_module
+from imagetok.launch.signals import (
     LAUNCHER_VARIABLE,
     SIGNALS,
-    Stopped,
     StopSignals,
     ignore_signals,
     watch_launcher,
@@ -30,7 +29,8 @@ from imagetok.training.signals import (
 
 SAVES_UNTIL_TOLD = """
 import sys, time
-from imagetok.training.signals import Stopped, StopSignals, ignore_signals
+from imagetok.errors import Stopped
+from imagetok.launch import StopSignals, ignore_signals
 
 def run():
     with StopSignals() as signals:
@@ -58,8 +58,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from imagetok import distributed
-from imagetok.training.signals import StopSignals, watch_launcher
+from imagetok.launch import StopSignals, collectives, watch_launcher
 
 folder, hangs, grace = Path(sys.argv[1]), sys.argv[2] == "hangs", float(sys.argv[3])
 dist.init_process_group("gloo")
@@ -68,7 +67,7 @@ assert dist.get_world_size() == 2
 signals, step = StopSignals(), 0
 with signals, watch_launcher(signals, poll=0.1, grace=grace):
     while True:
-        agreed = signals.agreed(distributed.all_reduce_sum(signals.flags()))
+        agreed = signals.agreed(collectives.all_reduce_sum(signals.flags()))
         (folder / f"pid-{rank}").write_text(str(os.getpid()))
         if agreed is not None:
             break

@@ -1,18 +1,18 @@
 """Signals that ask a run to stop, and launchers that die without sending one.
 
-A signal sets a flag and nothing else. Once a step the ranks add up their flags, so that all of them
-stop after the same step with everything saved:
+A signal sets a flag and nothing else. Once per step the ranks add up their flags, so that all of
+them stop after the same step with everything saved:
 
     with StopSignals() as signals, watch_launcher(signals):
         for step in ...:
             ...
-            signum = signals.agreed(distributed.all_reduce_sum(signals.flags()))
+            signum = signals.agreed(collectives.all_reduce_sum(signals.flags()))
             if signum is not None:
                 ...                                # save
                 raise Stopped(signum, step + 1)
 
-A process of `torchrun` or `accelerate launch` whose launcher is gone would hold its GPU for ever:
-it is asked to stop as if SIGTERM had come, and is ended where it cannot.
+A process of `torchrun` or `accelerate launch` whose launcher is gone would hold its GPU forever: it
+is asked to stop as if SIGTERM had come, and is ended if it does not.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from imagetok.errors import ImagetokError
-
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""What stops a run; of several on different ranks the first one here counts."""
+"""Signals that stop a run; if ranks get different ones, the first one listed here counts."""
 
 LAUNCHER_VARIABLE = "TORCHELASTIC_RUN_ID"
 """Set by `torchrun`, on which `accelerate launch` builds, in the processes that it starts."""
@@ -41,33 +39,11 @@ LAUNCHER_VARIABLE = "TORCHELASTIC_RUN_ID"
 logger = logging.getLogger(__name__)
 
 
-class Stopped(ImagetokError):  # noqa: N818 - it is no failure
-    """A signal stopped a run that can be resumed; a command line exits with 128 + `signum`.
-
-    Args:
-        signum: The signal.
-        steps: Steps done and saved.
-    """
-
-    def __init__(self, signum: int, steps: int) -> None:
-        super().__init__(signum, steps)
-        self.signum, self.steps = signum, steps
-
-    def __str__(self) -> str:
-        name = signal.Signals(self.signum).name
-        if not self.steps:
-            return f"{name} stopped the run before its first step; --resume starts it anew"
-        return (
-            f"{name} stopped the run after step {self.steps}, whose state is saved; the same "
-            "command with --resume continues it"
-        )
-
-
 class StopSignals:
-    """A context that turns SIGTERM, SIGINT and SIGUSR1 into a flag.
+    """A context in which SIGTERM, SIGINT and SIGUSR1 only set a flag.
 
-    Entered off the main thread it takes no signals, because Python gives them to the main thread
-    only; `request` works everywhere.
+    Entered outside the main thread it catches no signals, because Python delivers them to the main
+    thread only; `request` works everywhere.
     """
 
     def __init__(self) -> None:
@@ -76,16 +52,16 @@ class StopSignals:
 
     @property
     def pending(self) -> int | None:
-        """The signal that came first on this rank; None while there is none."""
+        """The signal that came first on this rank, or None."""
         return self._first
 
     def request(self, signum: int) -> None:
-        """Set the flag as if the signal had come; a flag that is set stays as it is."""
+        """Set the flag as if the signal had come; a flag that is already set stays as it is."""
         if self._first is None:
             self._first = signum
 
     def flags(self) -> Tensor:
-        """This rank's flag, to be summed over the ranks: float64, an entry for each of SIGNALS."""
+        """This rank's flag, to be summed over the ranks: float64 (3,), one entry per signal."""
         return torch.tensor([self._first == each for each in SIGNALS], dtype=torch.float64)
 
     @staticmethod
@@ -115,7 +91,7 @@ class StopSignals:
 
 
 def ignore_signals() -> None:
-    """Ignore SIGNALS from now on: for a process that has saved everything and is about to exit.
+    """Ignore SIGNALS from now on, in a process that has saved everything and is about to exit.
 
     Its exit code then says what stopped it, however often it is asked to stop.
     """
@@ -128,15 +104,15 @@ def ignore_signals() -> None:
 def watch_launcher(
     signals: StopSignals, *, poll: float = 1.0, grace: float = 45.0
 ) -> Iterator[None]:
-    """Within the context, stop this process when the launcher that started it has died.
+    """Within the context, stop this process once the launcher that started it has died.
 
-    A process that no launcher started is left alone: the shell that it came from may go.
+    A process that no launcher started is left alone: its shell may go away.
 
     Args:
-        signals: Where an orderly stop is asked for, as by SIGTERM.
+        signals: The flag through which the process is asked to stop, as by SIGTERM.
         poll: Seconds between looks at the launcher.
-        grace: Seconds after which the process is ended, with exit code 143, if it is still there:
-            another rank is gone or hangs. This holds beyond the context.
+        grace: Seconds after which the process is ended, with exit code 143, if it is still there
+            because another rank is gone or hangs; also after the context was left.
     """
     if LAUNCHER_VARIABLE not in os.environ:
         yield

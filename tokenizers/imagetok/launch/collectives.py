@@ -1,9 +1,9 @@
-"""Talk between the ranks of a run, and nothing at all where there is only one process.
+"""Sums, gathers and broadcasts between the ranks of a run; no-ops in a single process.
 
 Rank r holds samples r*b ... (r+1)*b - 1 of a global batch, so that concatenation by rank is sample
-order. Every function is a collective: all ranks call it, in the same order. Without an initialised
-process group each returns what one rank alone would get, so that callers need no second path.
-No gradient flows through any of them.
+order. Every function is a collective: all ranks call it, in the same order. Without a process group
+each one returns what a single rank would get, so that callers need no second path. No gradient
+flows through any of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def is_distributed() -> bool:
-    """Whether a process group stands."""
+    """Whether this process has joined a process group."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -31,7 +31,7 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """This process's place among the ranks, in [0, world_size)."""
+    """This process's number among the ranks, in [0, world_size)."""
     return dist.get_rank() if is_distributed() else 0
 
 
@@ -44,17 +44,16 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> list[Tensor]: ...
 def all_reduce_sum(
     tensors: Tensor | Mapping[str, Tensor] | Sequence[Tensor],
 ) -> Tensor | dict[str, Tensor] | list[Tensor]:
-    """Sum tensors over the ranks: all that share a dtype travel in one collective.
+    """Sum tensors over the ranks, with one collective for all tensors of a dtype.
 
-    Every rank gets the same bits. Half precision is summed in float32; who needs more passes
-    float64.
+    Every rank gets the same bits. Half precision is summed in float32; pass float64 for more.
 
     Args:
-        tensors: A tensor, or several by name or place; integer or floating, on any device; names,
-            shapes and dtypes are the same on every rank.
+        tensors: A tensor, a mapping or a sequence of them; integer or floating, on any device.
+            Names, shapes and dtypes are the same on every rank.
 
     Returns:
-        The sums, in the form, shapes and dtypes of `tensors`, which stay as they are.
+        The sums, with the structure, shapes and dtypes of `tensors`, which are not changed.
     """
     if isinstance(tensors, Tensor):
         return _sum_flat([tensors])[0]
@@ -97,7 +96,7 @@ def gather_samples(tensor: Tensor) -> Tensor:
         (sum of B, ...), the same on every rank, on the device of `tensor`.
 
     Raises:
-        InvalidValueError: There is no first dimension, or the ranks disagree on dtype or on the
+        InvalidValueError: The tensor is a scalar, or the ranks disagree on dtype or on the
             other dimensions.
     """
     if tensor.ndim == 0:
@@ -108,8 +107,7 @@ def gather_samples(tensor: Tensor) -> Tensor:
     if len({(dtype, shape) for dtype, shape, _ in kinds}) > 1:
         found = ", ".join(f"rank {i}: {d} (B, *{s})" for i, (d, s, _) in enumerate(kinds))
         raise InvalidValueError(f"the ranks' samples differ in dtype or shape: {found}")
-    # As bytes, because not every backend carries every dtype; padded, because they carry equal
-    # sizes only.
+    # As bytes, because not every backend knows every dtype; padded, because sizes must be equal.
     raw = tensor.contiguous().reshape(-1).view(torch.uint8)
     row_bytes = tensor.shape[1:].numel() * tensor.element_size()
     sizes = [rows * row_bytes for _, _, rows in kinds]
@@ -125,7 +123,7 @@ def gather_samples(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def gather_equal(tensor: Tensor) -> Tensor:
-    """As `gather_samples`, of shapes and dtypes known to be the same on every rank: one collective.
+    """Like `gather_samples`, in one collective, if shapes and dtypes are equal on every rank.
 
     Args:
         tensor: (B, ...) of any dtype; B is at least 1.
@@ -142,7 +140,7 @@ def gather_equal(tensor: Tensor) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """The ranks' small Python objects, by rank, on every rank."""
+    """The small Python objects of all ranks, in the order of the ranks."""
     values: list[T] = [value] * world_size()
     if is_distributed():
         dist.all_gather_object(values, value)
@@ -154,11 +152,12 @@ def broadcast_tensor(tensor: Tensor, source: int = 0) -> Tensor:
     """The tensor of rank `source`, on every rank.
 
     Args:
-        tensor: Of the same shape and dtype on every rank; only the source's values matter.
+        tensor: Any dtype, of the same shape and dtype on every rank; only the source's values
+            matter.
         source: The rank whose values are sent.
 
     Returns:
-        A tensor on the device of `tensor`, which stays as it is.
+        A tensor on the device of `tensor`, which is not changed.
     """
     if not is_distributed():
         return tensor
@@ -176,7 +175,7 @@ def broadcast_object(value: T, source: int = 0) -> T:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """Make a small Python object on rank 0 alone; every rank gets it, or the error it met.
+    """Make a small Python object on rank 0 only; every rank gets it, or the error raised there.
 
     Raises:
         ImagetokError: `make` raised it on rank 0.
@@ -206,7 +205,7 @@ def any_rank(flag: bool) -> bool:
 
 
 def _device() -> torch.device:
-    """Where the process group wants its tensors."""
+    """The device that the process group's backend takes tensors from."""
     if is_distributed() and "nccl" in str(dist.get_backend()):
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

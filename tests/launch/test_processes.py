@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from imagetok.errors import InvalidValueError
-from imagetok.tokenizing.ranks import Share, find_device, find_share
+from imagetok.launch import RankInfo, find_device, find_rank_info, has_only_cpu, read_device
 
 NAMES = [
     *("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -26,39 +28,64 @@ def launch(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
 
 
 def test_a_process_alone_has_the_whole_job() -> None:
-    assert find_share(None, None) == Share(0, 1, 0)
+    assert find_rank_info(None, None) == RankInfo(0, 1, 0)
 
 
 def test_torchrun_and_srun_say_the_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, SLURM_PROCID="5", SLURM_NTASKS="8", SLURM_LOCALID="1")
-    assert find_share(None, None) == Share(5, 8, 1)
+    assert find_rank_info(None, None) == RankInfo(5, 8, 1)
     launch(monkeypatch, RANK="9", WORLD_SIZE="16", LOCAL_RANK="3")
-    assert find_share(None, None) == Share(9, 16, 3)
+    assert find_rank_info(None, None) == RankInfo(9, 16, 3)
 
 
 def test_arguments_go_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, RANK="1", WORLD_SIZE="2")
-    assert find_share(3, 4) == Share(3, 4, 3)
+    assert find_rank_info(3, 4) == RankInfo(3, 4, 3)
 
 
 def test_no_process_group_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, RANK="1", WORLD_SIZE="2", LOCAL_RANK="1")
-    assert find_device("cpu", find_share(None, None)) == torch.device("cpu")
+    assert find_device("cpu", find_rank_info(None, None)) == torch.device("cpu")
     assert not torch.distributed.is_initialized()
 
 
 def test_a_rank_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, RANK="one", WORLD_SIZE="2")
     with pytest.raises(InvalidValueError, match="RANK is 'one', expected a number"):
-        find_share(None, None)
+        find_rank_info(None, None)
 
 
 def test_each_local_rank_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
-    monkeypatch.setattr("imagetok.tokenizing.ranks.read_device", torch.device)
-    found = [find_device("auto", Share(rank, 5, rank)) for rank in range(3)]
+    monkeypatch.setattr("imagetok.launch.processes.read_device", torch.device)
+    found = [find_device("auto", RankInfo(rank, 5, rank)) for rank in range(3)]
     assert found == [torch.device("cuda", number) for number in (0, 1, 0)]
-    assert find_device("cuda:1", Share(0, 1, 0)) == torch.device("cuda", 1)
-    assert find_device("cpu", Share(1, 2, 1)) == torch.device("cpu")
+    assert find_device("cuda:1", RankInfo(0, 1, 0)) == torch.device("cuda", 1)
+    assert find_device("cpu", RankInfo(1, 2, 1)) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("value", ["", "cpu\0", "hpu", "privateuseone", 10**30, -1, object(), "é"])
+def test_a_device_that_is_not_there_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidValueError, match="cannot be used here"):
+        read_device(value)
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("true", True), ("1", True), ("OFF", False)])
+def test_the_cpu_can_be_asked_for_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch, text: str, wanted: bool
+) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", text)
+    assert has_only_cpu() is wanted
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert has_only_cpu()
+
+
+def test_an_environment_that_is_neither_true_nor_false_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "maybe")
+    with pytest.raises(InvalidValueError, match="ACCELERATE_USE_CPU is 'maybe'; set it to true"):
+        has_only_cpu()
