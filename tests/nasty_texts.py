@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imagetok.hub.merging import CARD_BEGIN, CARD_END
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
 
 NASTY = {
     "quotes": """it's "quoted" """,

@@ -24,7 +24,7 @@ from imagetok.cards import dataset_source, render_model_card, told_name, write_m
 from imagetok.cards.naming import without_folders
 from imagetok.config import TokenizerConfig, load_recipe, recipe_names
 from imagetok.errors import HubAccessError
-from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END, merge_card
 from imagetok.markdown import plain
 from imagetok.training import train
 from nasty_texts import NASTY

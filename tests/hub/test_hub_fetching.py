@@ -23,12 +23,14 @@ from imagetok.errors import (
     ModelFileError,
     UnwritableFileError,
 )
-from imagetok.hub.cache import RepoCache
-from imagetok.hub.fetching import RemoteModel, is_repo_id, load_remote_model
-from imagetok.hub.revisions import resolve_revision
+from imagetok.hub import repo_commit
+from imagetok.hub.address import is_repo_id
+from imagetok.hub.remote_model import RemoteModel, load_remote_model
+from imagetok.hub.repo_commit import RepoCommit, remove_cached
 from loopback_hub import CDN, HUB, LoopbackHub, Request
 
 REPO = "user/model"
+CACHE = Path(constants.HF_HUB_CACHE) / "models--user--model"
 NAMES = [hub.CONFIG_FILE, hub.EVALUATION_FILE, hub.PICTURES_FILE, hub.MODEL_FILE]
 
 
@@ -57,13 +59,15 @@ def seed_of(model: RemoteModel) -> int:
     return int(model.files.tensors["bottleneck.count"]) - 2**40
 
 
-def cached(model_or_commit: str, name: str) -> Path:
-    return RepoCache.of(REPO, "model", None).snapshot(model_or_commit) / name
+def cached(commit: str, name: str) -> Path:
+    return CACHE / "snapshots" / commit / name
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program with `load_remote_model` at hand."""
-    lines = "from imagetok.hub.fetching import load_remote_model\nfrom imagetok.errors import *\n"
+    lines = (
+        "from imagetok.hub.remote_model import load_remote_model\nfrom imagetok.errors import *\n"
+    )
     return subprocess.run(
         [sys.executable, "-c", lines + code],
         env={**os.environ, **environment},
@@ -224,7 +228,7 @@ def test_a_revision_that_git_cannot_have_is_refused_before_any_request(
     loopback_hub: LoopbackHub, revision: str, local: bool
 ) -> None:
     with pytest.raises(HubAccessError, match="no revision of user/model"):
-        resolve_revision(REPO, revision=revision, local_files_only=local)
+        RepoCommit.resolve(REPO, "model", revision=revision, local_files_only=local)
     assert loopback_hub.requests == []
 
 
@@ -242,7 +246,7 @@ def test_two_processes_at_once_load_the_same(
     loopback_hub: LoopbackHub, files: dict[str, bytes]
 ) -> None:
     loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", times=2, delay=0.3)
-    command = f"from imagetok.hub.fetching import load_remote_model\n{PROGRAM}"
+    command = f"from imagetok.hub import load_remote_model\n{PROGRAM}"
     started = [
         subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -278,9 +282,9 @@ def test_a_damaged_download_is_refused_by_name_and_fetched_again(
     loopback_hub.fail(method="GET", path=f"{name}$", **DAMAGES[damage](files[name]))
     with pytest.raises(ModelFileError, match=rf"'{name}' of {REPO} at commit {commit}") as caught:
         load_remote_model(REPO)
-    assert str(RepoCache.of(REPO, "model", None).root) not in str(caught.value)
+    assert str(CACHE.parent) not in str(caught.value)
     assert not os.path.lexists(cached(commit, name))
-    held = {path.read_bytes() for path in RepoCache.of(REPO, "model", None).folder.glob("blobs/*")}
+    held = {path.read_bytes() for path in CACHE.glob("blobs/*")}
     assert held <= set(files.values())
     assert contents(load_remote_model(REPO)) == files
 
@@ -369,36 +373,36 @@ def test_a_cache_that_cannot_be_written_keeps_what_is_refused_and_says_so(
     def fail(*_: object) -> None:
         raise UnwritableFileError("cannot remove it")
 
-    monkeypatch.setattr(RepoCache, "take_out", fail)
+    monkeypatch.setattr(repo_commit, "remove_cached", fail)
     loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", corrupt=-1)
     with pytest.raises(ModelFileError, match="it stays in the cache: cannot remove it"):
         load_remote_model(REPO)
 
 
-def test_taking_a_file_out_touches_nothing_outside_the_cache(tmp_path: Path) -> None:
-    cache = RepoCache.of(REPO, "model", tmp_path / "cache")
-    snapshot = cache.snapshot("0" * 40)
+def test_removing_a_file_touches_nothing_outside_the_cache(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    snapshot = cache / "models--user--model" / "snapshots" / ("0" * 40)
     snapshot.mkdir(parents=True)
     outside = tmp_path / "precious"
     outside.write_text("mine")
     for name, target in (("a", outside), ("b", "../../../../precious"), ("loop", "loop")):
         (snapshot / name).symlink_to(target)
-        cache.take_out(snapshot / name)
+        remove_cached(snapshot / name, cache)
         assert not os.path.lexists(snapshot / name)
     assert outside.read_text() == "mine"
 
 
-def test_taking_a_file_out_takes_a_shared_content_too(tmp_path: Path) -> None:
-    cache = RepoCache.of(REPO, "model", tmp_path)
-    shared, blob = tmp_path / "blobs" / "ab" / "abc", cache.folder / "blobs" / "etag"
-    link = cache.snapshot("0" * 40) / "name"
+def test_removing_a_file_removes_its_shared_content_too(tmp_path: Path) -> None:
+    repository = tmp_path / "models--user--model"
+    shared, blob = tmp_path / "blobs" / "ab" / "abc", repository / "blobs" / "etag"
+    link = repository / "snapshots" / ("0" * 40) / "name"
     for path in (shared, blob, link):
         path.parent.mkdir(parents=True)
     shared.write_text("content")
     blob.symlink_to("../../blobs/ab/abc")
     link.symlink_to("../../blobs/etag")
     assert link.read_text() == "content"
-    cache.take_out(link)
+    remove_cached(link, tmp_path)
     assert not any(os.path.lexists(path) for path in (shared, blob, link))
 
 

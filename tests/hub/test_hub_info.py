@@ -11,7 +11,7 @@ from hub_models import below, make_config, model_files
 
 from imagetok import hub
 from imagetok.errors import HubAccessError, InvalidValueError, ModelFileError
-from imagetok.hub.info import FIRST_BYTES, read_remote_info
+from imagetok.hub.remote_model import FIRST_BYTES, read_remote_info
 from loopback_hub import CDN, HUB, LoopbackHub, Request
 
 REPO = "user/model"

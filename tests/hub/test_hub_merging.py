@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from imagetok.errors import HubAccessError
-from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END, merge_card
 
 FRONT = "library_name: imagetok\ntags:\n- imagetok\n- vq\nmodel-index:\n- name: new\n"
 BLOCK = f"{CARD_BEGIN}\n# Title\n\nnew text\n{CARD_END}"

@@ -17,9 +17,9 @@ import torch
 from imagetok import hub
 from imagetok.config import TokenizerConfig
 from imagetok.errors import HubAccessError, HubError, ModelFileError, UnreadableFileError
-from imagetok.hub import client, committing, pushing, rounds
-from imagetok.hub.merging import CARD_BEGIN, CARD_END
-from imagetok.hub.pushing import Pushed
+from imagetok.hub import Pushed, branch, client
+from imagetok.hub import push as pushing
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
 from loopback_hub import CDN, LoopbackHub
 
 REPO = "user/tiny"
@@ -254,7 +254,7 @@ def test_a_card_that_is_edited_while_it_is_pushed_to_is_kept(
 def test_a_branch_that_never_rests_is_given_up(
     loopback_hub: LoopbackHub, push: Callable[..., Pushed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "ROUNDS", 3)
+    monkeypatch.setattr(pushing, "MOST_RESTARTS", 3)
     loopback_hub.create(REPO)
     edits = iter(range(100))
     loopback_hub.fail(
@@ -284,7 +284,7 @@ def test_a_card_that_is_no_text_is_not_overwritten(
     loopback_hub: LoopbackHub, push: Callable[..., Pushed]
 ) -> None:
     loopback_hub.create(REPO, files={"README.md": b"caf\xe9"})
-    with pytest.raises(HubAccessError, match="no UTF-8 text"):
+    with pytest.raises(HubAccessError, match="not UTF-8 text"):
         push()
     assert loopback_hub.files(REPO) == {"README.md": b"caf\xe9"}
 
@@ -490,7 +490,7 @@ def test_a_small_dataset_lands_in_one_commit(
 def test_a_large_dataset_closes_with_the_last_of_its_commits(
     loopback_hub: LoopbackHub, push_dataset: Callable[..., Pushed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "COMMIT_FILES", 4)
+    monkeypatch.setattr(pushing, "COMMIT_FILES", 4)
     push_dataset(shards=7)  # and three error reports
     history = loopback_hub.commits(REPO, repo_type="dataset")[::-1]
     held = [set(commit.files) - {".gitattributes"} for commit in history]
@@ -503,7 +503,7 @@ def test_a_reader_never_takes_half_of_a_new_dataset_for_the_whole(
 ) -> None:
     push_dataset(text="a")
     before = len(dataset_commits(loopback_hub))
-    monkeypatch.setattr(rounds, "COMMIT_FILES", 4)
+    monkeypatch.setattr(pushing, "COMMIT_FILES", 4)
     push_dataset(text="b", shards=5)
     commits = loopback_hub.commits(REPO, repo_type="dataset")[::-1][before + 1 :]
     assert len(commits) == 2
@@ -531,8 +531,8 @@ def test_an_interrupted_push_goes_on_where_it_was(
     tmp_path: Path,
     committed: bool,
 ) -> None:
-    monkeypatch.setattr(committing, "UPLOAD_GROUP", 2)
-    monkeypatch.setattr(rounds, "COMMIT_FILES", 4 if committed else 1000)
+    monkeypatch.setattr(branch, "UPLOAD_GROUP", 2)
+    monkeypatch.setattr(pushing, "COMMIT_FILES", 4 if committed else 1000)
     loopback_hub.fail(method="PUT", skip=5, status=403, times=None)
     with loopback_hub.recording() as first, pytest.raises(HubError):
         push_dataset(shards=9)
@@ -562,7 +562,7 @@ def test_a_dataset_of_several_commits_goes_to_one_pull_request(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(rounds, "COMMIT_FILES", 4)
+    monkeypatch.setattr(pushing, "COMMIT_FILES", 4)
     loopback_hub.fail(path=COMMIT, drop=True, after=True)
     pushed = push_dataset(create_pr=True)
     assert pushed.pull_request == f"{loopback_hub.endpoint}/datasets/{REPO}/discussions/1"
@@ -592,7 +592,7 @@ def test_a_commit_of_several_whose_answer_is_lost_is_not_made_twice(
     monkeypatch: pytest.MonkeyPatch,
     skip: int,
 ) -> None:
-    monkeypatch.setattr(rounds, "COMMIT_FILES", 4)
+    monkeypatch.setattr(pushing, "COMMIT_FILES", 4)
     loopback_hub.fail(path=COMMIT, skip=skip, drop=True, after=True)
     push_dataset()
     assert len(dataset_commits(loopback_hub)) == 3
@@ -616,7 +616,7 @@ def test_the_bar_counts_the_bytes_that_are_left_and_can_be_turned_off(
 ) -> None:
     push_dataset(shards=3)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(rounds, "COMMIT_FILES", 4)
+    monkeypatch.setattr(pushing, "COMMIT_FILES", 4)
     push_dataset(shards=9, progress=True)
     told = capsys.readouterr().err
     there, wanted = on_disk(tmp_path / "3 a"), on_disk(tmp_path / "9 a")

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 from hub_models import dataset_files
+from huggingface_hub import constants
 
 from imagetok.errors import HubAccessError, UnreadableFileError
 from imagetok.files import file_sha256
-from imagetok.hub.cache import RepoCache
-from imagetok.hub.snapshots import CHECKED_FILE, fetch_dataset
+from imagetok.hub.dataset_snapshot import CHECKED_FILE, fetch_dataset
 from loopback_hub import CDN, HUB, LoopbackHub
 
 REPO = "user/tokens"
@@ -36,6 +36,12 @@ def files(loopback_hub: LoopbackHub) -> dict[str, bytes]:
 def contents(folder: Path) -> dict[str, bytes]:
     found = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKED_FILE)
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def snapshot_of(server: LoopbackHub) -> Path:
+    """The folder in the cache of the commit that the repository is at."""
+    head = server.head(REPO, repo_type="dataset")
+    return Path(constants.HF_HUB_CACHE) / "datasets--user--tokens" / "snapshots" / head
 
 
 def wanted(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -158,8 +164,7 @@ def test_shards_that_arrived_before_an_interruption_are_checked_after_it(
     loopback_hub.fail(path=f"{SHARDS[1]}$", times=None, status=403)
     with pytest.raises(HubAccessError):
         fetch_dataset(REPO)
-    cache = RepoCache.of(REPO, "dataset", None)
-    assert cache.find(loopback_hub.head(REPO, repo_type="dataset"), SHARDS[0]) is not None
+    assert (snapshot_of(loopback_hub) / SHARDS[0]).is_file()
     monkeypatch.setattr(loopback_hub, "_faults", [])
     with pytest.raises(UnreadableFileError, match=SHARDS[0]):
         fetch_dataset(REPO)
@@ -175,7 +180,7 @@ def test_shards_are_hashed_when_they_arrive_and_not_again(
         hashed.append(path.name)
         return file_sha256(path)
 
-    monkeypatch.setattr("imagetok.hub.snapshots.file_sha256", hash_noting)
+    monkeypatch.setattr("imagetok.hub.dataset_snapshot.file_sha256", hash_noting)
     folder = fetch_dataset(REPO).folder
     assert sorted(hashed) == [Path(name).name for name in SHARDS]
     fetch_dataset(REPO)
@@ -189,9 +194,7 @@ def test_shards_are_hashed_when_they_arrive_and_not_again(
 def test_an_interrupted_download_goes_on_with_what_is_missing(
     loopback_hub: LoopbackHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = RepoCache.of(REPO, "dataset", None).snapshot(
-        loopback_hub.head(REPO, repo_type="dataset")
-    )
+    folder = snapshot_of(loopback_hub)
     loopback_hub.fail(path=f"{SHARDS[2]}$", times=None, status=403)
     with pytest.raises(HubAccessError):
         fetch_dataset(REPO)

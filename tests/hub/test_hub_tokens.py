@@ -19,7 +19,6 @@ from imagetok.config import RunConfig
 from imagetok.data import PictureStream, open_stream
 from imagetok.data.streams import FileStreams
 from imagetok.errors import DataError, HubAccessError
-from imagetok.hub import rounds
 from imagetok.shards import TokenDataset
 from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.training import train
@@ -204,7 +203,7 @@ def test_token_dataset_refuses_what_lies_nowhere(logged_in: LoopbackHub, tmp_pat
 def test_an_interrupted_push_is_not_taken_for_the_whole_and_goes_on(
     logged_in: LoopbackHub, run: Run, tokens: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounds, "COMMIT_FILES", 1)
+    monkeypatch.setattr("imagetok.hub.push.COMMIT_FILES", 1)
     logged_in.fail(path="/commit/", skip=1, status=403, times=None)
     told(run("push-dataset", tokens, TOKENS), 2, TOKENS)
     assert len(logged_in.commits(TOKENS, repo_type="dataset")) == 2

@@ -15,7 +15,7 @@ from command_line import Ended, Run
 from imagetok import ImageTokenizer, hub
 from imagetok.build import build_parts
 from imagetok.errors import HubAccessError, InvalidValueError, ModelFileError
-from imagetok.hub.info import FIRST_BYTES
+from imagetok.hub.remote_model import FIRST_BYTES
 from imagetok.training import train
 from loopback_hub import CDN, LoopbackHub
 from readme_blocks import blocks

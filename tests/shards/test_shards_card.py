@@ -19,7 +19,7 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from tiny_jobs import do_job, streamed_job, table_of, tiny_job
 
-from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END, merge_card
 from imagetok.shards import Job, JobFolder, finalize, read_manifest
 from imagetok.shards.card import render_card
 from nasty_texts import NASTY as TEXTS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from imagetok.hub.merging import CARD_BEGIN, CARD_END
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
 from imagetok.markdown import front_matter
 
 UNKNOWN_LICENSE = "unknown"

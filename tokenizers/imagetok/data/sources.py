@@ -28,7 +28,7 @@ from datasets import (
 from imagetok.data.apart import has_many_files, kind_apart, kind_of, load_apart
 from imagetok.data.dataset_ref import DatasetRef
 from imagetok.errors import DataError, ImagetokError
-from imagetok.hub.cache import is_commit
+from imagetok.hub.address import is_commit
 
 FORMS = (
     "a folder of pictures, of zip archives of pictures, or of parquet, arrow or tar (WebDataset) "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from imagetok.hub.merging import CARD_BEGIN, CARD_END, merge_card
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END, merge_card
 from imagetok.modelfile import (
     CARD_FILE,
     CONFIG_FILE,
@@ -31,25 +31,23 @@ from imagetok.modelfile import (
 )
 
 if TYPE_CHECKING:
-    from imagetok.hub.fetching import RemoteModel, is_repo_id, load_remote_model, read_subfolder
-    from imagetok.hub.info import RemoteInfo, read_remote_info
-    from imagetok.hub.pushing import Pushed, prepare_repository, push_files, push_model
-    from imagetok.hub.snapshots import Snapshot, fetch_dataset
+    from imagetok.hub.address import is_repo_id, read_subfolder
+    from imagetok.hub.dataset_snapshot import Snapshot, fetch_dataset
+    from imagetok.hub.push import Pushed, prepare_repository, push_files, push_model
+    from imagetok.hub.remote_model import (
+        RemoteInfo,
+        RemoteModel,
+        load_remote_model,
+        read_remote_info,
+    )
 
-_HOMES = {
-    "Pushed": "pushing",
-    "RemoteInfo": "info",
-    "RemoteModel": "fetching",
-    "Snapshot": "snapshots",
-    "fetch_dataset": "snapshots",
-    "is_repo_id": "fetching",
-    "load_remote_model": "fetching",
-    "prepare_repository": "pushing",
-    "push_files": "pushing",
-    "push_model": "pushing",
-    "read_remote_info": "info",
-    "read_subfolder": "fetching",
+_LAZY = {
+    "address": ("is_repo_id", "read_subfolder"),
+    "dataset_snapshot": ("Snapshot", "fetch_dataset"),
+    "push": ("Pushed", "prepare_repository", "push_files", "push_model"),
+    "remote_model": ("RemoteInfo", "RemoteModel", "load_remote_model", "read_remote_info"),
 }
+_HOMES = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
     "CARD_BEGIN",

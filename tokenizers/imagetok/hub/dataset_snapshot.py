@@ -1,10 +1,10 @@
-"""A tokenized dataset on the Hub: its job, manifest, card and shards, all of one commit.
+"""A tokenized dataset on the Hub: its job, manifest, card and shards, all from one commit.
 
     folder = fetch_dataset("user/name").folder
 
 The shards are compared with the manifest: their sizes every time, their hashes once after they have
 arrived. An empty file in the snapshot remembers that the hashes were right; it goes where the
-snapshot goes. Of the manifest only the list of shards is read here: `imagetok.shards` reads it all.
+snapshot goes. Only the manifest's list of shards is read here: `imagetok.shards` reads it all.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from typing import Any
 from imagetok.config import printable
 from imagetok.files import file_sha256, naming_os_errors
 from imagetok.hub.client import calling, hub_api
-from imagetok.hub.commits import RemoteFile, RepoCommit, first_line, is_cut_short
-from imagetok.modelfile.model_folder import CARD_FILE
+from imagetok.hub.repo_commit import RemoteFile, RepoCommit
+from imagetok.modelfile import CARD_FILE
 
 MANIFEST_FILE, JOB_FILE = "manifest.json", "job.json"
 CHECKED_FILE = ".imagetok-checked"
-NO_DATASET = "no tokenized dataset of imagetok, or its upload is not finished"
+
+_NO_DATASET = "no tokenized dataset of imagetok, or its upload is not finished"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Snapshot:
     """A tokenized dataset of the Hub.
 
     Attributes:
-        folder: Where its files lie on this machine.
+        folder: The folder of its files on this machine.
         repo_id: `user/name`.
-        revision: The commit that all of them come from.
+        revision: The commit that all files come from.
     """
 
     folder: Path
@@ -67,41 +68,32 @@ def fetch_dataset(
         revision: Branch, tag, PR reference or commit; None is the main branch. It is resolved
             once, by one request; none is made for a commit that is in the cache.
         token: As for `hub_api`.
-        cache_dir: Of the Hub's files; None is huggingface_hub's own.
+        cache_dir: Cache for the Hub's files; None is huggingface_hub's own.
         local_files_only: Take what is in the cache, and make no request.
 
     Raises:
-        UnreadableFileError: The manifest is damaged, or a shard is not what it lists. It was taken
-            out of the cache.
-        HubAccessError: Repository or revision is not there, or not allowed; or there is no complete
-            tokenized dataset.
+        UnreadableFileError: The manifest is damaged, or a shard is not what it lists. It was
+            removed from the cache.
+        HubAccessError: Repository or revision does not exist or is not accessible; or it holds no
+            complete tokenized dataset.
         HubError: The Hub cannot be reached.
     """
     commit = RepoCommit.resolve(
         repo_id,
-        repo_type="dataset",
+        "dataset",
         revision=revision,
         token=token,
         cache_dir=cache_dir,
         local_files_only=local_files_only,
     )
-    manifest = _fetch_text(commit, MANIFEST_FILE)
-    if manifest is None:
-        raise commit.missing(MANIFEST_FILE, NO_DATASET)
+    manifest, job = (commit.need(name, _NO_DATASET) for name in (MANIFEST_FILE, JOB_FILE))
+    for file in (manifest, job, commit.fetch(CARD_FILE)):
+        if file is not None:
+            commit.check(file)
     shards = _read_shards(commit, manifest)
-    if _fetch_text(commit, JOB_FILE) is None:
-        raise commit.missing(JOB_FILE, NO_DATASET)
-    _fetch_text(commit, CARD_FILE)
     _fetch_shards(commit, shards)
     _check_shards(commit, shards)
     return Snapshot(commit.folder, repo_id, commit.revision)
-
-
-def _fetch_text(commit: RepoCommit, name: str) -> RemoteFile | None:
-    file = commit.fetch(name)
-    if file is not None:
-        commit.check(file)
-    return file
 
 
 def _read_shards(commit: RepoCommit, manifest: RemoteFile) -> list[_Shard]:
@@ -111,9 +103,9 @@ def _read_shards(commit: RepoCommit, manifest: RemoteFile) -> list[_Shard]:
             listed = json.loads(manifest.path.read_bytes())["shards"]
         return [_read_shard(entry) for entry in listed]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        fault = f"{type(error).__name__}: {printable(first_line(error))}"
-        reason = f"it is no manifest of this version ({fault})"
-        raise commit.refusal(manifest, reason) from None
+        fault = printable(str(error).partition("\n")[0])
+        reason = f"it is no manifest of this version ({type(error).__name__}: {fault})"
+        raise commit.refuse(manifest, reason) from None
 
 
 def _read_shard(entry: dict[str, Any]) -> _Shard:
@@ -128,59 +120,52 @@ def _read_shard(entry: dict[str, Any]) -> _Shard:
 
 def _fetch_shards(commit: RepoCommit, shards: Sequence[_Shard]) -> None:
     """Fetch the shards that are not in the cache."""
-    while left := [s for s in shards if commit.cache.find(commit.revision, s.path) is None]:
-        _forget_checks(commit)
+    while left := [shard for shard in shards if not (commit.folder / shard.path).is_file()]:
+        _forget_check(commit)
         if not commit.offline:
-            calling(f"fetching {len(left)} shards of {commit.place}", lambda: _fetch_folder(commit))
-        # Where it does not reach the Hub, huggingface_hub returns a folder that lacks files. To
+            calling(f"fetching {len(left)} shards of {commit.place}", lambda: _download(commit))
+        # If it does not reach the Hub, huggingface_hub may return a folder that lacks files. To
         # ask for one of them tells why, or helps.
-        first = left[0].path
-        if commit.fetch(first) is None:
-            raise commit.missing(first, NO_DATASET)
+        commit.need(left[0].path, _NO_DATASET)
 
 
-def _fetch_folder(commit: RepoCommit) -> None:
-    try:
+def _download(commit: RepoCommit) -> None:
+    with commit.refusing_wrong_sizes("a shard"):
         hub_api(commit.token).snapshot_download(
             commit.repo_id,
             repo_type=commit.repo_type,
             revision=commit.revision,
-            cache_dir=commit.cache.root,
-            allow_patterns="data/*.parquet",  # its `*` takes slashes as well
+            cache_dir=commit.cache.parent,
+            allow_patterns="data/*.parquet",  # its `*` matches slashes as well
         )
-    except OSError as error:
-        if is_cut_short(error):
-            raise commit.cut_short(error, "a shard") from None
-        raise
 
 
 def _check_shards(commit: RepoCommit, shards: Sequence[_Shard]) -> None:
-    """Compare the shards with the manifest, and take out of the cache those that differ."""
+    """Compare the shards with the manifest, and remove those that differ from the cache."""
     checked = commit.folder / CHECKED_FILE
-    whole = not checked.exists()
+    hashed = not checked.exists()
     wrong = [
-        shard for shard in shards if not _is_as_listed(commit.folder / shard.path, shard, whole)
+        RemoteFile(shard.path, commit.folder / shard.path, shard.sha256)
+        for shard in shards
+        if not _is_as_listed(commit.folder / shard.path, shard, hashed)
     ]
     reason = f"it is not what {MANIFEST_FILE} lists, as {len(wrong)} of {len(shards)} shards"
-    refusals = [
-        commit.refusal(RemoteFile(shard.path, commit.folder / shard.path, shard.sha256), reason)
-        for shard in wrong
-    ]
+    refusals = [commit.refuse(file, reason) for file in wrong]
     if refusals:
-        _forget_checks(commit)
+        _forget_check(commit)
         raise refusals[0]
-    if whole:
-        with suppress(OSError):  # a cache that cannot be written is read again the next time
+    if hashed:
+        with suppress(OSError):  # in a cache that cannot be written, the next call hashes again
             checked.touch()
 
 
-def _is_as_listed(path: Path, shard: _Shard, whole: bool) -> bool:
+def _is_as_listed(path: Path, shard: _Shard, hashed: bool) -> bool:
     with naming_os_errors("read", path):
         if path.stat().st_size != shard.bytes:
             return False
-    return not whole or file_sha256(path) == shard.sha256
+    return not hashed or file_sha256(path) == shard.sha256
 
 
-def _forget_checks(commit: RepoCommit) -> None:
+def _forget_check(commit: RepoCommit) -> None:
     with naming_os_errors("remove", commit.folder / CHECKED_FILE):
         (commit.folder / CHECKED_FILE).unlink(missing_ok=True)

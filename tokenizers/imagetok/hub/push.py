@@ -1,0 +1,285 @@
+"""Pushing to the Hub: a tokenizer in one commit, a folder of many files in as few as it takes.
+
+    read the branch and its card --> what differs --> upload --> one commit on top of what was read
+             ^                                                          |
+             +---------- the branch has moved on, or more is to come <--+
+
+What to do is found anew from what lies on the Hub, so an interrupted push is resumed by pushing
+again, and a push that finds nothing to do makes no commit.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import quote
+
+from huggingface_hub import CommitOperationAdd
+from tqdm.auto import tqdm
+
+from imagetok.errors import HubAccessError, HubError
+from imagetok.files import naming_os_errors
+from imagetok.hub.branch import Branch, Head, client_bars_off, content
+from imagetok.hub.card_merge import merge_card
+from imagetok.modelfile import (
+    CARD_FILE,
+    CONFIG_FILE,
+    EVALUATION_FILE,
+    MODEL_FILE,
+    PICTURES_FILE,
+    carry_evaluation,
+    load_model,
+)
+from imagetok.modelfile.model_folder import parse_evaluation
+
+logger = logging.getLogger(__name__)
+
+COMMIT_FILES = 1000
+"""Bulk files that one commit takes."""
+MOST_RESTARTS = 20
+"""How often a push starts over because somebody else has pushed to the branch."""
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """Where a push has ended.
+
+    Attributes:
+        url: Page of the repository, or of its branch.
+        revision: Commit that holds all that was pushed.
+        pull_request: Page of the pull request that it stands in, if one was asked for.
+    """
+
+    url: str
+    revision: str
+    pull_request: str | None
+
+
+def push_model(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> Pushed:
+    """Push a tokenizer's folder in one commit; there is none if nothing differs.
+
+    Figures and images on the Hub that belong to other weights are deleted in the same commit.
+
+    Args:
+        folder: Holds model.safetensors, and perhaps config.json, README.md, evaluation.json and
+            reconstructions.png.
+        repo_id: `user/name`; created if it is missing.
+        private: Make the repository private; None is the namespace's default.
+        revision: Branch, created if it is missing; None is the main one.
+        commit_message: Title of the commit, and of the pull request.
+        create_pr: Open a pull request instead of changing the branch.
+        token: None takes the one that `hf auth login` saved or HF_TOKEN.
+
+    Raises:
+        ModelFileError: The folder holds no tokenizer, or a damaged one; nothing is pushed.
+        HubAccessError: repo_id is malformed, or the Hub does not allow it; the message says what
+            to do.
+        HubError: The Hub cannot be reached or kept failing.
+    """
+    folder = Path(folder)
+    branch = Branch(repo_id, "model", revision, create_pr, token)
+    sha256 = load_model(folder).sha256
+    evaluation = (EVALUATION_FILE, PICTURES_FILE) if carry_evaluation(folder, folder) else ()
+    names = [MODEL_FILE, CONFIG_FILE, CARD_FILE, *evaluation]
+    closing = [_addition(folder, name) for name in names if (folder / name).exists()]
+    pushed = {addition.path_in_repo for addition in closing}
+    absent = [name for name in (EVALUATION_FILE, PICTURES_FILE) if name not in pushed]
+    branch.prepare(private)
+    push = _Push(
+        branch,
+        bulk=[],
+        closing=closing,
+        find_stale=lambda head: _find_stale_evaluation(branch, head, absent, sha256),
+        message=commit_message or "Push tokenizer with imagetok",
+    )
+    return _pushed(branch, revision, push.run(tqdm(disable=True)))
+
+
+def push_files(
+    folder: str | os.PathLike[str],
+    bulk: Sequence[str],
+    closing: Sequence[str],
+    repo_id: str,
+    *,
+    owned: Sequence[str],
+    card: str | None = None,
+    repo_type: str = "dataset",
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    progress: bool = True,
+) -> Pushed:
+    """Push many files, in one commit or in several of a thousand of them.
+
+    If there are several commits, only the last brings the closing files, and the first deletes
+    those on the Hub that differ (not the card), so that no reader takes a part for the whole.
+    Pushing again after an interruption skips what is there.
+
+    Args:
+        folder: The folder that holds the files.
+        bulk: Paths in it of the many: shards and error reports.
+        closing: Paths in it of what shows that all is there: job, manifest, card.
+        repo_id: `user/name`; created if it is missing.
+        owned: Prefixes of paths (`"data/"`); other files on the Hub with such a prefix are deleted
+            in the last commit.
+        card: Content of README.md, in place of what lies in the folder.
+        repo_type: `"dataset"` or `"model"`.
+        private: As for `push_model`, like all that follow.
+        revision: Branch.
+        commit_message: Title.
+        create_pr: Open a pull request, with several commits if it takes them.
+        token: For the Hub.
+        progress: Show a bar.
+
+    Raises:
+        UnreadableFileError: A file is missing.
+        HubAccessError: As `push_model`.
+        HubError: As `push_model`; what was pushed stays, and pushing again resumes.
+    """
+    folder = Path(folder)
+    branch = Branch(repo_id, repo_type, revision, create_pr, token)
+    additions = {name: _addition(folder, name) for name in (*bulk, *closing)}
+    if card is not None:
+        additions[CARD_FILE] = CommitOperationAdd(CARD_FILE, card.encode())
+    total = sum(addition.upload_info.size for addition in additions.values())
+    branch.prepare(private)
+    push = _Push(
+        branch,
+        bulk=[additions[name] for name in bulk],
+        closing=[additions[name] for name in closing],
+        find_stale=lambda head: [
+            name for name in head.files if name.startswith(tuple(owned)) and name not in additions
+        ],
+        message=commit_message or "Push files with imagetok",
+    )
+    with (
+        client_bars_off(),
+        tqdm(total=total, desc="push", unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        return _pushed(branch, revision, push.run(bar))
+
+
+def prepare_repository(
+    repo_id: str, *, private: bool | None = None, token: str | bool | None = None
+) -> None:
+    """Create a tokenizer's repository if it is missing, before there is anything to push.
+
+    Raises:
+        HubAccessError: As `push_model`; also for a repository that may be read but not written.
+        HubError: As `push_model`.
+    """
+    branch = Branch(repo_id, "model", token=token)
+    branch.prepare(private)
+    branch.check_writable()
+
+
+@dataclass(frozen=True)
+class _Push:
+    """What is to lie on a branch, and the loop that brings it there.
+
+    Attributes:
+        branch: Where to commit.
+        bulk: Files that may be many.
+        closing: Files of the last commit.
+        find_stale: Finds the paths on the branch that the last commit deletes.
+        message: Title of the commits.
+    """
+
+    branch: Branch
+    bulk: Sequence[CommitOperationAdd]
+    closing: Sequence[CommitOperationAdd]
+    find_stale: Callable[[Head], list[str]]
+    message: str
+
+    def run(self, bar: tqdm[NoReturn]) -> str:
+        """Commit until nothing is left to do; returns the last commit."""
+        for _ in range(MOST_RESTARTS + len(self.bulk) // COMMIT_FILES):
+            head = self.branch.read_head()
+            pending, differing = _missing(self.bulk, head), _missing(self.closing, head)
+            bar.total = bar.n + sum(file.upload_info.size for file in (*pending, *differing))
+            last = len(pending) <= COMMIT_FILES
+            if last:
+                closing = [self._merged(addition, head) for addition in self.closing]
+                additions, stale = pending + _missing(closing, head), self.find_stale(head)
+            else:
+                names = [file.path_in_repo for file in differing if file.path_in_repo != CARD_FILE]
+                additions, stale = pending[:COMMIT_FILES], [n for n in names if n in head.files]
+            if not additions and not stale:
+                return head.sha
+            made = self.branch.commit(self.message, additions, stale, head, bar.update)
+            if made is None:
+                logger.warning("warning: %s has moved on; reading it again", self.branch.page)
+            elif last:
+                return made
+        raise HubError(
+            f"{self.branch.page} kept changing while it was pushed to: push again when nobody "
+            "else does"
+        )
+
+    def _merged(self, addition: CommitOperationAdd, head: Head) -> CommitOperationAdd:
+        """A card with what people wrote into the one on the branch; other files as they are."""
+        if addition.path_in_repo != CARD_FILE:
+            return addition
+        existing = None
+        if CARD_FILE in head.files:
+            existing = _decode(self.branch.read_file(CARD_FILE, head), "README.md on the Hub")
+        card = merge_card(_decode(content(addition), "the card to be pushed"), existing)
+        return CommitOperationAdd(CARD_FILE, card.encode())
+
+
+def _addition(folder: Path, name: str) -> CommitOperationAdd:
+    """A file to be added; it is hashed now."""
+    path = (folder / name).absolute()
+    with naming_os_errors("read", path):
+        path.open("rb").close()  # huggingface_hub refuses a missing file without the reason
+        return CommitOperationAdd(name, path)
+
+
+def _missing(additions: Sequence[CommitOperationAdd], head: Head) -> list[CommitOperationAdd]:
+    return [addition for addition in additions if not head.holds(addition)]
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise HubAccessError(
+            f"{name} is not UTF-8 text (byte {error.start}), so it cannot be kept: repair it and "
+            "push again"
+        ) from None
+
+
+def _find_stale_evaluation(
+    branch: Branch, head: Head, absent: Sequence[str], sha256: str
+) -> list[str]:
+    """Those of the `absent` files that lie on the Hub and do not belong to the weights `sha256`."""
+    there = [name for name in absent if name in head.files]
+    if not there:
+        return []
+    if EVALUATION_FILE in head.files:
+        text = branch.read_file(EVALUATION_FILE, head)
+        fresh = parse_evaluation(text, sha256) is not None
+    else:
+        model = head.files.get(MODEL_FILE)
+        fresh = model is not None and model.lfs is not None and model.lfs.sha256 == sha256
+    return [] if fresh else there
+
+
+def _pushed(branch: Branch, revision: str | None, sha: str) -> Pushed:
+    tree = "" if revision is None else f"/tree/{quote(revision, safe='')}"
+    return Pushed(f"{branch.page}{tree}", sha, branch.pull_request)
