@@ -17,8 +17,8 @@ from imagetok.bottlenecks import (
     IdentityBottleneck,
     VectorQuantizer,
 )
-from imagetok.build import build_parts, build_schedule
-from imagetok.config import ScheduleConfig, recipe_names
+from imagetok.build import build_parts
+from imagetok.config import ScheduleConfig, build_schedule, recipe_names
 from imagetok.images import Preprocessor
 from imagetok.likelihoods import L1Likelihood, LogitLaplaceLikelihood, MseLikelihood
 from imagetok.networks import (

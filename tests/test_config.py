@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from imagetok.bottlenecks import GumbelConfig, VqConfig
+from imagetok.bottlenecks.bottleneck import MAX_TABLE_SIZE
 from imagetok.config import Config, DataConfig, RunConfig, TokenizerConfig, TrainConfig
-from imagetok.config.tokenizer import MAX_TABLE_SIZE, GumbelConfig, MseConfig, VqConfig
 from imagetok.errors import ConfigError, ImagetokError
+from imagetok.likelihoods import MseConfig
 
 VQ = {"type": "vq", "codebook_size": 8, "latent_dim": 4}
 

@@ -55,7 +55,7 @@ def naive_figures(tokenizer: ImageTokenizer, rows: ImageRows, indices: range) ->
         z_q = bottleneck.lookup(bottleneck.encode_ids(z))
     else:
         z_q = bottleneck.posterior(z).mean if isinstance(bottleneck, GaussianBottleneck) else z
-    x_hat = exact.likelihood.mean(exact.decoder(z_q))
+    x_hat = exact.likelihood.mean(exact.decoder(z_q)).clamp(0, 1)
     error = (x_hat - x).flatten(1)
     figures = {
         "psnr": float((-10 * error.square().mean(1).log10()).mean()),

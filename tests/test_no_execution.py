@@ -15,7 +15,7 @@ from PIL import Image
 
 from execution_rules import STARTS_PROGRAMS, violations
 from imagetok import ImageTokenizer, hub, load_recipe
-from imagetok.config.recipes import dump_recipe
+from imagetok.config.recipe import dump_recipe
 
 PACKAGE_FILES = {".py", ".yaml", ".typed"}
 

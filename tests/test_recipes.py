@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from imagetok.config import ScheduleConfig, TokenizerConfig, load_recipe, recipe_names
-from imagetok.config.recipes import dump_recipe
+from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError, UnreadableFileError
 from tiny_runs import SYSTEMS, tiny_run, tiny_values
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from imagetok.config import load_recipe
-from imagetok.config.yamltext import MAX_VALUES, parse_yaml
+from imagetok.config.yaml_text import MAX_VALUES, parse_yaml
 from imagetok.errors import ConfigError
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(

@@ -222,7 +222,7 @@ def test_counts_are_how_often_each_id_was_chosen(name: str) -> None:
     out = bottleneck(z, VALUES, KEYS)
     assert out.ids is not None
     expected = torch.bincount(out.ids.flatten(), minlength=16)
-    assert torch.equal(out.statistics.counts, expected.float())
+    assert torch.equal(out.statistics.sums["counts"], expected.float())
 
 
 @every_discrete

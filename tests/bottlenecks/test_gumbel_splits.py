@@ -34,7 +34,7 @@ def features(count: int = 40) -> Tensor:
 def statistics(rows: Tensor) -> Statistics:
     counts = torch.zeros(CODES).double()
     counts[0] = counts[1] = len(rows) / 2
-    return Statistics(counts=counts, candidates=rows)
+    return Statistics({"counts": counts}, {"candidates": rows})
 
 
 def ids(bottleneck: GumbelBottleneck, rows: Tensor) -> Tensor:
@@ -52,8 +52,9 @@ def test_codes_in_use_are_left_exactly_as_they_are() -> None:
     bottleneck, rows = build(), features()
     before = {name: value.clone() for name, value in bottleneck.named_parameters()}
     started_anew = bottleneck.update(statistics(rows), step=0)
-    assert started_anew is not None
-    assert started_anew.tolist() == [False] * 2 + [True] * (CODES - 2)
+    assert started_anew.keys() == before.keys()
+    for rows_anew in started_anew.values():
+        assert rows_anew.tolist() == [False] * 2 + [True] * (CODES - 2)
     for name, value in bottleneck.named_parameters():
         assert torch.equal(value[:2], before[name][:2]), name
         assert not torch.equal(value[2:], before[name][2:]), name
@@ -83,8 +84,8 @@ def test_a_split_is_a_function_of_statistics_and_step() -> None:
 def test_without_a_share_nothing_ever_splits() -> None:
     bottleneck, rows = build(split_below=0), features()
     before = bottleneck.logits.weight.clone()
-    assert bottleneck(rows[:, :, None, None]).statistics.candidates is None
-    bottleneck.update(Statistics(counts=statistics(rows).counts), step=0)
+    assert bottleneck(rows[:, :, None, None]).statistics.samples == {}
+    bottleneck.update(Statistics(statistics(rows).sums), step=0)
     assert torch.equal(bottleneck.logits.weight, before)
 
 

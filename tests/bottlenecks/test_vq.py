@@ -230,12 +230,14 @@ def test_statistics_of_two_halves_add_up_to_those_of_the_whole(design: str) -> N
     z = z.double()
     whole = bottleneck(z, keys=KEYS).statistics
     first, second = (bottleneck(z[i : i + 2], keys=KEYS[i : i + 2]).statistics for i in (0, 2))
-    assert torch.equal(first.counts + second.counts, whole.counts)
-    assert torch.equal(torch.cat([first.candidates, second.candidates]), whole.candidates)
-    if bottleneck.averaged:
-        torch.testing.assert_close(first.sums + second.sums, whole.sums)
-    else:
-        assert first.sums is second.sums is whole.sums is None
+    assert set(whole.sums) == {"counts", *(["vectors"] if bottleneck.averaged else [])}
+    assert torch.equal(first.sums["counts"] + second.sums["counts"], whole.sums["counts"])
+    for name, total in whole.sums.items():
+        torch.testing.assert_close(first.sums[name] + second.sums[name], total)
+    assert set(whole.samples) == {"candidates"}
+    for name, rows_in_order in whole.samples.items():
+        halves = torch.cat([first.samples[name], second.samples[name]])
+        assert torch.equal(halves, rows_in_order)
 
 
 def test_sums_are_those_of_the_members() -> None:
@@ -243,7 +245,7 @@ def test_sums_are_those_of_the_members() -> None:
     out = bottleneck(z)
     for index in range(10):
         expected = rows(z)[out.ids.flatten() == index].sum(dim=0)
-        torch.testing.assert_close(out.statistics.sums[index], expected)
+        torch.testing.assert_close(out.statistics.sums["vectors"][index], expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 1), (4, 4)])
@@ -252,7 +254,7 @@ def test_candidates_are_a_fixed_number_of_different_places_of_each_sample(
 ) -> None:
     bottleneck, _ = build()
     z = torch.randn(4, 5, *size)
-    candidates = bottleneck(z, keys=KEYS).statistics.candidates
+    candidates = bottleneck(z, keys=KEYS).statistics.samples["candidates"]
     count = min(CANDIDATES_PER_SAMPLE, size[0] * size[1])
     assert candidates.shape == (4 * count, 5)
     for sample, chosen in zip(z, candidates.split(count), strict=True):
@@ -263,11 +265,11 @@ def test_candidates_are_a_fixed_number_of_different_places_of_each_sample(
 
 def test_without_restarts_there_are_no_candidates() -> None:
     bottleneck, z = build(restart_below=0)
-    assert bottleneck(z).statistics.candidates is None
+    assert bottleneck(z).statistics.samples == {}
 
 
 def test_statistics_carry_no_graph() -> None:
     bottleneck, z = build(code_dim=3)
     statistics = bottleneck(z.requires_grad_(), keys=KEYS).statistics
-    for tensor in (statistics.counts, statistics.sums, statistics.candidates):
+    for tensor in (*statistics.sums.values(), *statistics.samples.values()):
         assert not tensor.requires_grad

@@ -94,9 +94,8 @@ def test_an_update_from_two_halves_is_that_from_the_whole() -> None:
         whole.update(whole(z, keys=keys).statistics, step)
         parts = [halves(z[i : i + 8], keys=keys[i : i + 8]).statistics for i in (0, 8)]
         merged = Statistics(
-            counts=parts[0].counts + parts[1].counts,
-            sums=parts[0].sums + parts[1].sums,
-            candidates=torch.cat([part.candidates for part in parts]),
+            {name: parts[0].sums[name] + parts[1].sums[name] for name in parts[0].sums},
+            {"candidates": torch.cat([part.samples["candidates"] for part in parts])},
         )
         halves.update(merged, step)
         assert torch.equal(whole.running_counts, halves.running_counts)
@@ -161,7 +160,7 @@ def dead_and_live(**options: Any) -> tuple[VectorQuantizer, Tensor, Tensor]:
         bottleneck.codebook[~live] += 100
     for step in range(12):
         statistics = bottleneck(batch(step), keys=KEYS[:16]).statistics
-        bottleneck.update(Statistics(statistics.counts, statistics.sums), step)
+        bottleneck.update(Statistics(statistics.sums), step)
     return bottleneck, ~live, live
 
 
@@ -172,10 +171,10 @@ def test_dead_codes_restart_at_different_candidates_and_live_ones_do_not_move(
     bottleneck, dead, live = dead_and_live(codebook=codebook)
     before, counts = bottleneck.codebook.detach().clone(), bottleneck.running_counts.clone()
     statistics = bottleneck(batch(99), keys=KEYS[:16]).statistics
-    bottleneck.update(Statistics(torch.zeros(32), None, statistics.candidates), 99)
+    bottleneck.update(Statistics({"counts": torch.zeros(32)}, statistics.samples), 99)
     assert torch.equal(bottleneck.codebook[live], before[live])
     restarted = {tuple(row) for row in bottleneck.codebook[dead].tolist()}
-    assert restarted <= {tuple(row) for row in statistics.candidates.tolist()}
+    assert restarted <= {tuple(row) for row in statistics.samples["candidates"].tolist()}
     assert len(restarted) == 24
     counts = counts / 2  # the update's own decay
     assert torch.equal(bottleneck.running_counts[live], counts[live])
@@ -195,7 +194,12 @@ def test_with_fewer_candidates_than_dead_codes_the_least_used_restart_first() ->
     bottleneck.running_counts[dead] = torch.arange(24, 0, -1) * 1e-6
     before = bottleneck.codebook.clone()
     candidates = torch.randn(5, 4)
-    bottleneck.update(Statistics(torch.zeros(32), torch.zeros(32, 4), candidates), 0)
+    bottleneck.update(
+        Statistics(
+            {"counts": torch.zeros(32), "vectors": torch.zeros(32, 4)}, {"candidates": candidates}
+        ),
+        0,
+    )
     moved = (bottleneck.codebook != before).any(dim=1).nonzero().flatten()
     assert torch.equal(moved, dead.nonzero().flatten()[-5:])
     found = bottleneck.codebook[moved]
@@ -207,7 +211,7 @@ def test_candidates_far_from_the_codebook_are_preferred() -> None:
     near = bottleneck.codebook[0] + 1e-3 * torch.randn(200, 4)
     far = -50 + torch.randn(24, 4)
     candidates = torch.cat([near, far])
-    bottleneck.update(Statistics(torch.zeros(32), None, candidates), 0)
+    bottleneck.update(Statistics({"counts": torch.zeros(32)}, {"candidates": candidates}), 0)
     chosen = {tuple(row) for row in bottleneck.codebook[dead].tolist()}
     assert chosen == {tuple(row) for row in far.tolist()}
 
@@ -215,7 +219,9 @@ def test_candidates_far_from_the_codebook_are_preferred() -> None:
 def test_restart_below_0_never_restarts() -> None:
     bottleneck, _, _ = dead_and_live(restart_below=0)
     before = bottleneck.codebook.clone()
-    bottleneck.update(Statistics(torch.zeros(32), None, torch.randn(50, 4)), 0)
+    bottleneck.update(
+        Statistics({"counts": torch.zeros(32)}, {"candidates": torch.randn(50, 4)}), 0
+    )
     assert torch.equal(bottleneck.codebook, before)
 
 
@@ -223,7 +229,9 @@ def test_codes_used_alike_do_not_restart() -> None:
     bottleneck = build(decay=0.5)
     before = bottleneck.codebook.clone()
     for step in range(20):
-        bottleneck.update(Statistics(torch.full((8,), 3.0), None, batch(0)[..., 0, 0]), step)
+        bottleneck.update(
+            Statistics({"counts": torch.full((8,), 3.0)}, {"candidates": batch(0)[..., 0, 0]}), step
+        )
     assert torch.equal(bottleneck.codebook, before)
 
 

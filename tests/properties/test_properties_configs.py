@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from imagetok import ImageTokenizer
 from imagetok.config import RunConfig, TokenizerConfig, load_recipe, recipe_names
-from imagetok.config.recipes import dump_recipe
+from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError, ImagetokError
 
 CONV = {"type": "conv", "hidden_channels": 8, "residual_channels": 4}

@@ -16,7 +16,7 @@ import torch
 
 from imagetok import ImageTokenizer, __version__
 from imagetok.config import RunConfig, load_recipe, recipe_names
-from imagetok.config.recipes import dump_recipe
+from imagetok.config.recipe import dump_recipe
 from imagetok.data import open_images
 from imagetok.training import train
 from imagetok.training.describing import find_recipe

@@ -16,7 +16,7 @@ from imagetok import ImageTokenizer
 from imagetok.bottlenecks import VectorQuantizer
 from imagetok.builtin import first_index, render, scene
 from imagetok.config import RunConfig
-from imagetok.config.recipes import dump_recipe
+from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError, ModelFileError
 from imagetok.keys import make_keys
 from imagetok.training import train

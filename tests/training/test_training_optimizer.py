@@ -22,7 +22,9 @@ def model(system: str, **bottleneck: Any) -> ImageTokenizer:
 
 def names_by_decay(tokenizer: ImageTokenizer, weight_decay: float) -> dict[str, float]:
     """The weight decay of each parameter, by name."""
-    optimizer = build_optimizer(tokenizer, OptimizerConfig(weight_decay=weight_decay))
+    optimizer = build_optimizer(
+        tokenizer, OptimizerConfig(weight_decay=weight_decay), tokenizer.parameter_groups()
+    )
     decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     return {name: decays[id(p)] for name, p in tokenizer.named_parameters() if id(p) in decays}
 
@@ -47,7 +49,9 @@ def test_projections_of_the_codebook_decay() -> None:
 def test_decay_pulls_kernels_and_leaves_codes_where_they_are() -> None:
     tokenizer = model("dvae")
     before = {name: p.detach().clone() for name, p in tokenizer.named_parameters()}
-    optimizer = build_optimizer(tokenizer, OptimizerConfig(weight_decay=0.1))
+    optimizer = build_optimizer(
+        tokenizer, OptimizerConfig(weight_decay=0.1), tokenizer.parameter_groups()
+    )
     set_learning_rate(optimizer, 0.5)
     for parameter in tokenizer.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -68,7 +72,7 @@ def test_frozen_weights_are_left_out() -> None:
 
 def test_the_settings_are_those_of_the_config() -> None:
     config = OptimizerConfig(betas=(0.5, 0.9), epsilon=1e-6)
-    for group in build_optimizer(model("ae"), config).param_groups:
+    for group in build_optimizer(model("ae"), config, {}).param_groups:
         assert (group["betas"], group["eps"]) == ((0.5, 0.9), 1e-6)
 
 
@@ -110,7 +114,7 @@ def test_a_schedule_without_steps_ends_with_the_run() -> None:
 def test_a_step_is_that_of_adam_with_decoupled_decay_computed_by_hand() -> None:
     tokenizer = model("ae").double()
     config = OptimizerConfig(betas=(0.8, 0.9), epsilon=1e-3, weight_decay=0.1)
-    optimizer = build_optimizer(tokenizer, config)
+    optimizer = build_optimizer(tokenizer, config, tokenizer.parameter_groups())
     kernel = tokenizer.get_parameter("decoder.layers.0.weight")
     expected, first, second = kernel.detach().clone(), 0.0, 0.0
     for step in range(1, 4):

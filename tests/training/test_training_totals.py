@@ -54,28 +54,28 @@ def test_statistics_are_summed_and_candidates_stay_in_sample_order() -> None:
         totals.add(
             scalars(loss=0.0),
             Statistics(
-                counts=torch.tensor([1.0, part]),
-                sums=torch.tensor([[part], [2.0]]),
-                candidates=torch.tensor([[part + 1], [part + 2]]),
+                {
+                    "counts": torch.tensor([1.0, part]),
+                    "vectors": torch.tensor([[part], [2.0]]),
+                },
+                {"candidates": torch.tensor([[part + 1], [part + 2]])},
             ),
         )
     totals.merge()
     assert totals.statistics is not None
-    assert totals.statistics.counts.tolist() == [2.0, 10.0]
-    assert totals.statistics.sums is not None
-    assert totals.statistics.sums.tolist() == [[10.0], [4.0]]
-    assert totals.statistics.candidates is not None
-    assert totals.statistics.candidates.flatten().tolist() == [1.0, 2.0, 11.0, 12.0]
+    assert totals.statistics.sums["counts"].tolist() == [2.0, 10.0]
+    assert totals.statistics.sums["vectors"].tolist() == [[10.0], [4.0]]
+    assert totals.statistics.samples["candidates"].flatten().tolist() == [1.0, 2.0, 11.0, 12.0]
 
 
 def test_counts_alone_are_statistics_too() -> None:
     totals = StepTotals(1)
-    totals.add(scalars(loss=0.0), Statistics(counts=torch.tensor([3.0, 1.0])))
+    totals.add(scalars(loss=0.0), Statistics({"counts": torch.tensor([3.0, 1.0])}))
     totals.merge()
     assert totals.statistics is not None
-    assert totals.statistics.counts.tolist() == [3.0, 1.0]
-    assert totals.statistics.sums is None
-    assert totals.statistics.candidates is None
+    assert totals.statistics.sums["counts"].tolist() == [3.0, 1.0]
+    assert list(totals.statistics.sums) == ["counts"]
+    assert not totals.statistics.samples
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import chain
 from typing import Any, Literal, Self, cast, get_args
 
@@ -23,40 +23,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from imagetok.bottlenecks import Bottleneck, Statistics
-from imagetok.config import TokenizerConfig, printable
+from imagetok.bottlenecks import Bottleneck, ParameterGroup
+from imagetok.config import printable
 from imagetok.errors import InvalidValueError
 from imagetok.ids import read_grid
 from imagetok.images import Preprocessor, to_pil
 from imagetok.likelihoods import Likelihood
 from imagetok.modelfile import tensors_digest
 from imagetok.networks import MlpEncoder
+from imagetok.outputs import TokenizerOutput
+from imagetok.tokenizer_config import TokenizerConfig
 
 BATCH_SIZE = 32
 """Images encoded or decoded at once; longer inputs are worked through in pieces of this many."""
 
 Output = Literal["pil", "pt"]
 Pictures = Image.Image | list[Image.Image]
-
-
-@dataclass(frozen=True)
-class TokenizerOutput:
-    """Result of the training pass.
-
-    Attributes:
-        x_hat: float (B, C, H, W) in [0, 1], the reconstruction, detached.
-        ids: int64 (B, h, w), or None for a continuous model.
-        losses: Unweighted scalars keyed `loss/...`; `loss/reconstruction` and `loss/kl` in nats a
-            pixel and channel, so that weight 1 on both is the ELBO for every shape.
-        metrics: Detached scalars keyed `group/name`.
-        statistics: For `bottleneck.update`.
-    """
-
-    x_hat: Tensor
-    ids: Tensor | None
-    losses: dict[str, Tensor]
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    statistics: Statistics | None = None
 
 
 class Codec(nn.Module):
@@ -111,13 +93,20 @@ class Codec(nn.Module):
         for name in ("loss/reconstruction", "loss/kl"):
             if name in nats:
                 nats[name] = nats[name] / x[0].numel()
+        mean = self.likelihood.mean(params)
         return TokenizerOutput(
-            x_hat=self.likelihood.mean(params.detach()),
+            mean=mean,
+            x_hat=mean.detach().clamp(0, 1),
             ids=inner.ids,
             losses=nats,
             metrics=inner.metrics,
             statistics=inner.statistics,
         )
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """How parameters are learnt, by name, where it is not by the defaults."""
+        groups = self.bottleneck.parameter_groups()
+        return {f"bottleneck.{name}": group for name, group in groups.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -223,7 +212,7 @@ class Codec(nn.Module):
             with torch.autocast(self.device.type, enabled=False):
                 params = self.decoder(lookup(part).to(dtype))
                 _check_finite(params, "decoder")
-                pieces.append(self.likelihood.mean(params))
+                pieces.append(self.likelihood.mean(params).clamp(0, 1))
         images = torch.cat(pieces)
         images = images[0] if single else images
         return images if output == "pt" else to_pil(images)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from imagetok.config.recipes import recipe_names
+from imagetok.config.recipe import recipe_names
 from imagetok.options import (
     DATASET_HELP,
     TOKENIZER_HELP,

@@ -134,7 +134,7 @@ def _run_model(tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int]) 
     else:
         z_q = bottleneck.latents(z)
     params = tokenizer.decoder(z_q.to(tokenizer.dtype))
-    x_hat = tokenizer.likelihood.mean(params)
+    x_hat = tokenizer.likelihood.mean(params).clamp(0, 1)
     code_length = None
     coded = bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
     if coded is not None:

@@ -15,7 +15,6 @@ from imagetok.arguments import read_dtype, read_folder
 from imagetok.build import build_parts
 from imagetok.cards import write_model_card
 from imagetok.codec import Codec
-from imagetok.config import TokenizerConfig
 from imagetok.errors import InvalidValueError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
 from imagetok.hub import Pushed, is_repo_id, load_remote_model, push_model, read_subfolder
@@ -29,6 +28,7 @@ from imagetok.modelfile import (
     read_evaluation,
     save_model,
 )
+from imagetok.tokenizer_config import TokenizerConfig
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,10 @@ from torch import Generator, Tensor
 
 from imagetok.bottlenecks import DiscreteBottleneck, GaussianBottleneck
 from imagetok.builtin import check_rate, check_scene, first_index, render, scene
-from imagetok.config import RunConfig, load_recipe
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.images import grid_image
 from imagetok.reports import show, show_evaluation
+from imagetok.run_config import RunConfig, load_recipe
 from imagetok.shards.opening import open_folder
 from imagetok.shards.verifying import verify
 from imagetok.tokenizer import ImageTokenizer

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from imagetok.bottlenecks import DiscreteBottleneck
-from imagetok.config import RunConfig
-from imagetok.config.recipes import dump_recipe
+from imagetok.config.recipe import dump_recipe
 from imagetok.evaluation import Evaluation
 from imagetok.hub import is_repo_id, read_remote_info
 from imagetok.images import grid_image, to_unit
 from imagetok.metrics import psnr
 from imagetok.modelfile import EVALUATED_KEY, read_evaluation
+from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.folder import save_picture
 from imagetok.training.plan import plan_run

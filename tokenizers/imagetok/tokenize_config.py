@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from imagetok.config.base import Config
+from imagetok.config.strict_config import Config
 from imagetok.data.dataset_ref import DatasetRef
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]

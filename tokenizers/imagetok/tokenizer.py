@@ -19,7 +19,7 @@ from imagetok.bottlenecks import (
     GaussianPosterior,
     GumbelBottleneck,
 )
-from imagetok.codec import Output, Pictures, TokenizerOutput
+from imagetok.codec import Output, Pictures
 from imagetok.errors import (
     InvalidValueError,
     NoPosteriorError,
@@ -27,6 +27,7 @@ from imagetok.errors import (
     NotDiscreteError,
 )
 from imagetok.ids import read_ids
+from imagetok.outputs import TokenizerOutput
 from imagetok.pretrained import PretrainedCodec
 
 __all__ = ["ImageTokenizer", "TokenizerOutput"]

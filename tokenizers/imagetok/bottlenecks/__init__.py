@@ -1,24 +1,35 @@
-"""What lies between encoder and decoder: the one part in which AE, VAE, VQ-VAE and dVAE differ."""
+"""What lies between encoder and decoder: the one part in which AE, VAE, VQ-VAE and dVAE differ.
 
-from imagetok.bottlenecks.base import (
+`bottleneck.py` says what a bottleneck is; a method's file holds its config, its module, and what
+cards say of it.
+"""
+
+from imagetok.bottlenecks.bottleneck import (
     Bottleneck,
-    BottleneckOutput,
+    BottleneckConfig,
     DiscreteBottleneck,
-    Statistics,
+    ParameterGroup,
 )
-from imagetok.bottlenecks.gaussian import GaussianBottleneck, GaussianPosterior
-from imagetok.bottlenecks.gumbel import GumbelBottleneck
-from imagetok.bottlenecks.identity import IdentityBottleneck
-from imagetok.bottlenecks.vq import VectorQuantizer
+from imagetok.bottlenecks.gaussian import GaussianBottleneck, GaussianConfig, GaussianPosterior
+from imagetok.bottlenecks.gumbel import GumbelBottleneck, GumbelConfig
+from imagetok.bottlenecks.identity import IdentityBottleneck, IdentityConfig
+from imagetok.bottlenecks.vq import VectorQuantizer, VqConfig
+from imagetok.outputs import BottleneckOutput, Statistics
 
 __all__ = [
     "Bottleneck",
+    "BottleneckConfig",
     "BottleneckOutput",
     "DiscreteBottleneck",
     "GaussianBottleneck",
+    "GaussianConfig",
     "GaussianPosterior",
     "GumbelBottleneck",
+    "GumbelConfig",
     "IdentityBottleneck",
+    "IdentityConfig",
+    "ParameterGroup",
     "Statistics",
     "VectorQuantizer",
+    "VqConfig",
 ]

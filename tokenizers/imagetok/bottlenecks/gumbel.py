@@ -19,17 +19,50 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from imagetok import keys as random_keys
-from imagetok.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Statistics
+from imagetok.bottlenecks.bottleneck import (
+    IDS_WEAKNESS,
+    BottleneckConfig,
+    CodebookSize,
+    DiscreteBottleneck,
+    LatentDim,
+    ParameterGroup,
+    check_table,
+)
+from imagetok.bottlenecks.gaussian import VAE
 from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
 from imagetok.codesearch import argmax_linear
+from imagetok.config.registry import Paper
 from imagetok.errors import InvalidValueError
+from imagetok.outputs import BottleneckOutput, Statistics
+
+DALL_E = Paper(
+    "inproceedings",
+    "ramesh2021zeroshot",
+    "Zero-Shot Text-to-Image Generation",
+    "Ramesh, Aditya and Pavlov, Mikhail and Goh, Gabriel and Gray, Scott and Voss, Chelsea and "
+    "Radford, Alec and Chen, Mark and Sutskever, Ilya",
+    2021,
+    "International Conference on Machine Learning",
+    "2102.12092",
+)
+GUMBEL_SOFTMAX = Paper(
+    "inproceedings",
+    "jang2017categorical",
+    "Categorical Reparameterization with {Gumbel-Softmax}",
+    "Jang, Eric and Gu, Shixiang and Poole, Ben",
+    2017,
+    "International Conference on Learning Representations",
+    "1611.01144",
+)
 
 COUNT_DECAY = 0.95
 """Decay of the running counts that tell dead codes."""
@@ -39,6 +72,63 @@ SPLIT_MARGIN = 2.0
 
 MIN_SPLIT_SPREAD = 1e-4
 """Least squared distance of a feature from its code's mean, over its squared length, to split."""
+
+
+class GumbelConfig(BottleneckConfig):
+    """Categorical posterior relaxed by Gumbel-softmax (Ramesh et al. 2021, arXiv 2102.12092).
+
+    Attributes:
+        codebook_size: Number of codes.
+        latent_dim: Width of the code embedding, given to the decoder.
+        hard: Give the decoder one-hot samples with a straight-through gradient.
+        split_below: A code that is the most probable one at less than this share of
+            1/codebook_size of the positions is dead and splits another one; 0 never splits, as in
+            the paper.
+    """
+
+    title: ClassVar[str] = "dVAE"
+    tag: ClassVar[str] = "dvae"
+    about: ClassVar[str] = (
+        "It turns an image into a grid of ids of a codebook, as the first stage of DALL-E does, "
+        "and back: a transformer can learn the ids as it learns a text."
+    )
+    card_words: ClassVar[str] = (
+        "categorical posterior over a codebook at every position, relaxed by Gumbel-softmax in "
+        "training; the ids are its most probable codes"
+    )
+    weakness: ClassVar[str] = IDS_WEAKNESS
+    is_discrete: ClassVar[bool] = True
+    has_posterior: ClassVar[bool] = True
+    training_only: ClassVar[frozenset[str]] = frozenset({"hard", "split_below"})
+
+    type: Literal["gumbel"] = "gumbel"
+    codebook_size: CodebookSize
+    latent_dim: LatentDim
+    hard: bool = False
+    split_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of the one level."""
+        return (self.codebook_size,)
+
+    @property
+    def encoder_channels(self) -> None:
+        """The map from features to logits is the bottleneck's own."""
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        """The dVAE, its relaxation, and the bound that it learns by."""
+        return DALL_E, GUMBEL_SOFTMAX, VAE
+
+    @model_validator(mode="after")
+    def _table_fits(self) -> Self:
+        check_table(self.codebook_size, self.latent_dim)
+        return self
+
+    def build(self, in_channels: int) -> GumbelBottleneck:
+        """Build the bottleneck with fresh weights."""
+        return GumbelBottleneck(in_channels, **self.model_dump(exclude={"type"}))
 
 
 class GumbelBottleneck(DiscreteBottleneck):
@@ -53,7 +143,6 @@ class GumbelBottleneck(DiscreteBottleneck):
     """
 
     running_counts: Tensor
-    tables = ("logits.weight", "logits.bias", "embedding")
 
     def __init__(
         self,
@@ -75,8 +164,16 @@ class GumbelBottleneck(DiscreteBottleneck):
         with self._exactly(z) as z_exact:
             return F.log_softmax(self.logits(rearrange(z_exact, "b c h w -> b h w c")), dim=-1)
 
+    def distribution(self, z: Tensor) -> Tensor:
+        """Log-probabilities of the codes, float (B, h, w, K)."""
+        return self.log_probs(z)
+
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """An embedding is looked up, not multiplied: decay would pull unused codes to zero."""
+        return {"embedding": ParameterGroup(decay=False)}
+
     def kl(self, z: Tensor) -> Tensor:
-        """KL to the uniform distribution in nats an image, (B,)."""
+        """KL to the uniform distribution in nats per image, (B,)."""
         return self._kl(self.log_probs(z))
 
     def sample_ids(
@@ -139,26 +236,28 @@ class GumbelBottleneck(DiscreteBottleneck):
         entropy = math.log(self.codebook_size) - kl.detach().mean() / ids[0].numel()
         ones = torch.ones_like(ids, dtype=log_probs.dtype).flatten()
         counts = ones.new_zeros(self.codebook_size).index_add_(0, ids.flatten(), ones)
-        candidates = None
+        samples = {}
         if self.split_below:
             rows = rearrange(z.detach(), "b c h w -> (b h w) c")
-            candidates = choose_candidates(rows, len(z), keys)
+            samples["candidates"] = choose_candidates(rows, len(z), keys)
         return BottleneckOutput(
             z_q=rearrange(sample @ self.embedding, "b h w d -> b d h w"),
             ids=ids,
             losses={"loss/kl": kl.mean()},
             metrics={"posterior/entropy": entropy},
-            statistics=Statistics(counts=counts, candidates=candidates),
+            statistics=Statistics({"counts": counts}, samples),
         )
 
     @torch.no_grad()
-    def update(self, statistics: Statistics, step: int) -> Tensor | None:
+    def update(self, statistics: Statistics, step: int) -> dict[str, Tensor]:
         """Keep the running counts; dead codes split the codes that features spread most around."""
-        counts = statistics.counts.to(self.running_counts.dtype)
+        counts = statistics.sums["counts"].to(self.running_counts.dtype)
         self.running_counts.mul_(COUNT_DECAY).add_(counts, alpha=1 - COUNT_DECAY)
-        if statistics.candidates is not None and len(statistics.candidates):
-            return self._split(statistics.candidates, step)
-        return None
+        candidates = statistics.samples.get("candidates")
+        if candidates is None or not len(candidates):
+            return {}
+        split = self._split(candidates, step)
+        return {"logits.weight": split, "logits.bias": split, "embedding": split}
 
     def _split(self, candidates: Tensor, step: int) -> Tensor:
         """Give dead codes a share of other codes' features.

@@ -3,10 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from imagetok.bottlenecks.base import Bottleneck, BottleneckOutput
+from imagetok.bottlenecks.bottleneck import Bottleneck, BottleneckConfig, LatentDim
+from imagetok.config.registry import Paper
+from imagetok.outputs import BottleneckOutput
+
+AUTOENCODER = Paper(
+    "article",
+    "hinton2006reducing",
+    "Reducing the Dimensionality of Data with Neural Networks",
+    "Hinton, Geoffrey E. and Salakhutdinov, Ruslan R.",
+    2006,
+    "Science 313(5786)",
+)
+
+
+class IdentityConfig(BottleneckConfig):
+    """No bottleneck but the width of the latents: a plain autoencoder."""
+
+    title: ClassVar[str] = "AE"
+    tag: ClassVar[str] = "autoencoder"
+    about: ClassVar[str] = "It turns an image into a grid of latents, and back."
+    card_words: ClassVar[str] = "none but the width of the latents"
+    weakness: ClassVar[str] = (
+        "Nothing orders the latents: one that no image gave decodes to nothing in particular, so "
+        "there is no sampling, and a walk between two images may lead through what is none."
+    )
+    is_discrete: ClassVar[bool] = False
+
+    type: Literal["identity"] = "identity"
+    latent_dim: LatentDim
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        """The autoencoder."""
+        return (AUTOENCODER,)
+
+    def build(self, in_channels: int) -> IdentityBottleneck:
+        """Build the bottleneck."""
+        return IdentityBottleneck(self.latent_dim)
 
 
 class IdentityBottleneck(Bottleneck):

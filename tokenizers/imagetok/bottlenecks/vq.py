@@ -21,20 +21,126 @@ al., Restructuring Vector Quantization with the Rotation Trick, 2024, arXiv 2410
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from imagetok.bottlenecks.base import BottleneckOutput, DiscreteBottleneck, Statistics
+from imagetok.bottlenecks.bottleneck import (
+    IDS_WEAKNESS,
+    BottleneckConfig,
+    CodebookSize,
+    DiscreteBottleneck,
+    LatentDim,
+    ParameterGroup,
+    check_table,
+)
 from imagetok.bottlenecks.kmeans import kmeans
 from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
 from imagetok.codesearch import nearest_code
+from imagetok.config.registry import Paper
 from imagetok.exact import no_autocast
+from imagetok.outputs import BottleneckOutput, Statistics
+
+VQ_VAE = Paper(
+    "inproceedings",
+    "oord2017neural",
+    "Neural Discrete Representation Learning",
+    'van den Oord, A{\\"a}ron and Vinyals, Oriol and Kavukcuoglu, Koray',
+    2017,
+    "Advances in Neural Information Processing Systems",
+    "1711.00937",
+)
+VQ_VAE_2 = Paper(
+    "inproceedings",
+    "razavi2019generating",
+    "Generating Diverse High-Fidelity Images with {VQ-VAE-2}",
+    'Razavi, Ali and van den Oord, A{\\"a}ron and Vinyals, Oriol',
+    2019,
+    "Advances in Neural Information Processing Systems",
+    "1906.00446",
+)
+ROTATION_TRICK = Paper(
+    "misc",
+    "fifty2024restructuring",
+    "Restructuring Vector Quantization with the Rotation Trick",
+    "Fifty, Christopher and Junkins, Ronald G. and Duan, Dennis and Iyengar, Aniketh and Liu, "
+    "Jerry W. and Amid, Ehsan and Thrun, Sebastian and R{\\'e}, Christopher",
+    2024,
+    "arXiv preprint",
+    "2410.06424",
+)
+
+
+class VqConfig(BottleneckConfig):
+    """Nearest code with a straight-through gradient (van den Oord et al. 2017, arXiv 1711.00937).
+
+    Attributes:
+        codebook_size: Number of codes.
+        latent_dim: Channels taken from the encoder and given to the decoder.
+        code_dim: Width of a code; where it differs from latent_dim, 1x1 projections lead in and
+            out. None means latent_dim.
+        normalize: l2-normalise codes and encoder outputs (cosine similarity).
+        codebook: Learnt by exponential moving averages or by the codebook loss.
+        decay: EMA decay of the codebook, and of the running usage.
+        epsilon: Floor of the EMA counts.
+        gradient: `straight_through`, or `rotation` (Fifty et al. 2024, arXiv 2410.06424).
+        kmeans_init: Start from k-means over encoder outputs instead of random codes.
+        restart_below: A code whose running usage falls under this share of 1/codebook_size is
+            dead and restarts at an encoder output; 0 never restarts.
+    """
+
+    title: ClassVar[str] = "VQ-VAE"
+    tag: ClassVar[str] = "vq-vae"
+    about: ClassVar[str] = (
+        "It turns an image into a grid of ids of a codebook, and back: a transformer can learn the "
+        "ids as it learns a text."
+    )
+    card_words: ClassVar[str] = (
+        "nearest code of a learnt codebook, with a straight-through gradient"
+    )
+    weakness: ClassVar[str] = IDS_WEAKNESS
+    is_discrete: ClassVar[bool] = True
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        {"codebook", "decay", "epsilon", "gradient", "kmeans_init", "restart_below"}
+    )
+
+    type: Literal["vq"] = "vq"
+    codebook_size: CodebookSize
+    latent_dim: LatentDim
+    code_dim: LatentDim | None = None
+    normalize: bool = False
+    codebook: Literal["ema", "loss"] = "ema"
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.99
+    epsilon: Annotated[float, Field(gt=0, le=1)] = 1e-5
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    kmeans_init: bool = True
+    restart_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Number of codes of the one level."""
+        return (self.codebook_size,)
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        """What the chosen options come from."""
+        averages = (VQ_VAE_2,) if self.codebook == "ema" else ()
+        rotation = (ROTATION_TRICK,) if self.gradient == "rotation" else ()
+        return (VQ_VAE, *averages, *rotation)
+
+    @model_validator(mode="after")
+    def _table_fits(self) -> Self:
+        check_table(self.codebook_size, self.code_dim or self.latent_dim)
+        return self
+
+    def build(self, in_channels: int) -> VectorQuantizer:
+        """Build the quantizer with fresh weights."""
+        return VectorQuantizer(**self.model_dump(exclude={"type"}))
 
 
 class VectorQuantizer(DiscreteBottleneck):
@@ -91,7 +197,6 @@ class VectorQuantizer(DiscreteBottleneck):
             self.register_buffer("codebook", table)
         else:
             self.codebook = nn.Parameter(table)
-            self.tables = ("codebook",)
         # Running counts belong to training: they are no part of a saved tokenizer.
         self.register_buffer("running_counts", torch.ones(codebook_size), persistent=False)
 
@@ -109,8 +214,7 @@ class VectorQuantizer(DiscreteBottleneck):
     def rate(self, z: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """The chosen codes, at ln K nats a position."""
         z_q = self.latents(z)
-        positions = z.shape[2] * z.shape[3]
-        return z_q, z_q.new_full((len(z),), math.log(self.codebook_size) * positions)
+        return z_q, z_q.new_full((len(z),), self.code_nats((z.shape[2], z.shape[3])))
 
     def _forward(
         self, z: Tensor, values: Mapping[str, float], keys: Tensor | None
@@ -151,19 +255,26 @@ class VectorQuantizer(DiscreteBottleneck):
             off = (norms - 1).abs() > tolerance
             self.codebook.copy_(torch.where(off, self._normalized(self.codebook), self.codebook))
 
+    def parameter_groups(self) -> dict[str, ParameterGroup]:
+        """A codebook is looked up, not multiplied: decay would pull unused codes to zero."""
+        return {} if self.averaged else {"codebook": ParameterGroup(decay=False)}
+
     @torch.no_grad()
-    def update(self, statistics: Statistics, step: int) -> Tensor | None:
+    def update(self, statistics: Statistics, step: int) -> dict[str, Tensor]:
         """Average the codebook, keep the running counts, restart dead codes."""
-        counts = statistics.counts.to(self.running_counts.dtype)
+        counts = statistics.sums["counts"].to(self.running_counts.dtype)
         self.running_counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
-        if self.averaged and statistics.sums is not None:
-            pull = statistics.sums - counts[:, None] * self.codebook
+        vectors = statistics.sums.get("vectors")
+        if self.averaged and vectors is not None:
+            pull = vectors - counts[:, None] * self.codebook
             total = self.running_counts.clamp_min(self.epsilon)[:, None]
             self.codebook.add_((1 - self.decay) * pull / total)
         self.constrain()
-        if statistics.candidates is not None and len(statistics.candidates):
-            return self._restart(statistics.candidates, step)
-        return None
+        candidates = statistics.samples.get("candidates")
+        if candidates is None or not len(candidates):
+            return {}
+        restarted = self._restart(candidates, step)
+        return {} if self.averaged else {"codebook": restarted}
 
     def _restart(self, candidates: Tensor, step: int) -> Tensor:
         """Move the codes used least, where they are dead, to candidates far from the codebook."""
@@ -181,13 +292,13 @@ class VectorQuantizer(DiscreteBottleneck):
     ) -> Statistics:
         one_of = vectors.new_ones(len(flat_ids))
         counts = vectors.new_zeros(self.codebook_size).index_add_(0, flat_ids, one_of)
-        sums = candidates = None
+        sums, samples = {"counts": counts}, {}
         if self.averaged:
-            sums = torch.zeros_like(self.codebook, dtype=vectors.dtype)
-            sums.index_add_(0, flat_ids, vectors)
+            zeros = torch.zeros_like(self.codebook, dtype=vectors.dtype)
+            sums["vectors"] = zeros.index_add_(0, flat_ids, vectors)
         if self.restart_below:
-            candidates = choose_candidates(vectors, num_samples, keys)
-        return Statistics(counts=counts, sums=sums, candidates=candidates)
+            samples["candidates"] = choose_candidates(vectors, num_samples, keys)
+        return Statistics(sums, samples)
 
     def _vectors(self, z: Tensor) -> Tensor:
         return self._normalized(self.project_in(rearrange(z, "b d h w -> (b h w) d")))

@@ -12,8 +12,8 @@ from imagetok.cards.figures import CODEBOOK_FIGURES, FIGURES
 from imagetok.cards.layout import UNKNOWN_LICENSE
 from imagetok.cards.naming import is_hub_name, without_folders
 from imagetok.cards.systems import system_of
-from imagetok.config import TokenizerConfig
 from imagetok.markdown import plain
+from imagetok.tokenizer_config import TokenizerConfig
 
 
 def model_metadata(config: TokenizerConfig, facts: Facts, repo_id: str | None) -> dict[str, Any]:

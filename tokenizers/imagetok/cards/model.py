@@ -14,9 +14,9 @@ from imagetok.cards.naming import dataset_words, without_folders
 from imagetok.cards.systems import System, system_of
 from imagetok.cards.training import training_section
 from imagetok.cards.usage import usage_code
-from imagetok.config import TokenizerConfig
 from imagetok.markdown import code, table
 from imagetok.modelfile import EVALUATED_KEY, PICTURES_FILE
+from imagetok.tokenizer_config import TokenizerConfig
 
 _CHANNELS = {1: "gray", 3: "red, green, blue", 4: "red, green, blue, alpha"}
 _PROTOCOL = {
@@ -79,8 +79,8 @@ def _grid(config: TokenizerConfig, system: System) -> Iterator[str]:
         "grid": f"{h} x {w} = {h * w} positions",
         "pixels of a position": "{} x {}".format(*config.factors),
     }
-    if bottleneck.type in ("vq", "gumbel"):
-        rows["codebook"] = f"{bottleneck.codebook_size} codes"
+    if bottleneck.is_discrete:
+        rows["codebook"] = f"{max(bottleneck.codebook_sizes)} codes"
         rows["width of a code in the decoder"] = str(bottleneck.latent_dim)
     else:
         rows["codebook"] = "none: the latents are continuous"
@@ -129,7 +129,7 @@ def _results(facts: Facts) -> Iterator[str]:
 
 
 def _codebook(config: TokenizerConfig, facts: Facts) -> Iterator[str]:
-    if config.bottleneck.type not in ("vq", "gumbel"):
+    if not config.bottleneck.is_discrete:
         yield "There is none: the latents are continuous."
         return
     yield (
@@ -169,7 +169,7 @@ def _seen(facts: Facts) -> str:
 
 
 def _intended_use(config: TokenizerConfig) -> Iterator[str]:
-    if config.bottleneck.type in ("vq", "gumbel"):
+    if config.bottleneck.is_discrete:
         use = "turning pictures into ids for a generative model, and generated ids into pictures"
     else:
         use = "latents to study or to model, and a baseline that shows what quantizing costs"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from imagetok.config import TokenizerConfig
 from imagetok.markdown import python_block, python_text
+from imagetok.tokenizer_config import TokenizerConfig
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
@@ -26,7 +26,7 @@ def usage_code(config: TokenizerConfig, repo_id: str | None) -> str:
         f'picture = Image.new({mode}, {size}, "teal")  # or a path, bytes, an array; or a list',
         "",
     ]
-    if bottleneck.type in ("vq", "gumbel"):
+    if bottleneck.is_discrete:
         lines += _discrete(config)
     else:
         lines += _continuous(config, f'Image.new({mode}, {size}, "orange")')
@@ -35,16 +35,15 @@ def usage_code(config: TokenizerConfig, repo_id: str | None) -> str:
 
 def _discrete(config: TokenizerConfig) -> list[str]:
     bottleneck, (h, w) = config.bottleneck, config.grid_size
-    assert bottleneck.type in ("vq", "gumbel")
+    codebook_size = max(bottleneck.codebook_sizes)
     lines = [
-        f"ids = tok.encode(picture)  # int64 ({h}, {w}), each in [0, {bottleneck.codebook_size})",
+        f"ids = tok.encode(picture)  # int64 ({h}, {w}), each in [0, {codebook_size})",
         f"sequence = ids.flatten(-2)  # the {h * w} ids row by row, as a transformer reads them",
         "decoded = tok.decode(sequence)  # a PIL image",
     ]
-    if bottleneck.type == "gumbel":
+    if bottleneck.has_posterior:
         lines += [
-            "log_probs = tok.encode_distribution(picture)  "
-            f"# float ({h}, {w}, {bottleneck.codebook_size})",
+            f"log_probs = tok.encode_distribution(picture)  # float ({h}, {w}, {codebook_size})",
             "drawn = tok.sample_ids(picture)  # ids drawn from it",
         ]
     return lines
@@ -57,7 +56,7 @@ def _continuous(config: TokenizerConfig, other: str) -> list[str]:
         "decoded = tok.decode_latents(latents)  # a PIL image",
         f"walk = tok.interpolate(picture, {other}, steps=8)  # PIL images",
     ]
-    if config.bottleneck.type == "gaussian":
+    if config.bottleneck.has_prior:
         lines += [
             "mean, log_var = tok.encode_distribution(picture)  # of the posterior",
             "samples = tok.sample(4)  # decoded draws from N(0, I)",

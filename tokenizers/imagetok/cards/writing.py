@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from imagetok.cards.model import render_model_card
-from imagetok.config import TokenizerConfig
 from imagetok.files import naming_os_errors, write_atomic
 from imagetok.hub import merge_card
 from imagetok.modelfile import CARD_FILE
+from imagetok.tokenizer_config import TokenizerConfig
 
 
 def write_model_card(

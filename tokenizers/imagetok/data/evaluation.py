@@ -18,13 +18,13 @@ import datasets
 from datasets import Dataset, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 
-from imagetok.config import RunConfig
 from imagetok.data.dataset_ref import DatasetRef
 from imagetok.data.files import read_file
 from imagetok.data.rows import ImageRows, as_picture, open_rows, undecoded
 from imagetok.data.sources import Source, find_location, reading, split_ranges, take_split
 from imagetok.data.streams import FileStreams
 from imagetok.files import atomic_path, naming_os_errors
+from imagetok.run_config import RunConfig
 
 _LENGTHS = (2**50, 2**51)
 """Two lengths that no dataset has: a slice that is the same of both does not depend on it."""

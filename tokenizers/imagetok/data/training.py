@@ -12,7 +12,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from imagetok.config import RunConfig
 from imagetok.data.batches import TrainingBatch, join_batches, split_batch
 from imagetok.data.dataset_ref import DatasetRef
 from imagetok.data.feed import Feed, Loading
@@ -25,6 +24,7 @@ from imagetok.data.streams import PictureStream, open_image_stream
 from imagetok.data.transforms import TrainTransform
 from imagetok.errors import ConfigError, InvalidValueError
 from imagetok.images import Preprocessor
+from imagetok.run_config import RunConfig
 
 
 class TrainingData(ABC):

@@ -31,7 +31,6 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]
 )
 from torch import Tensor
 
-from imagetok.config import TokenizerConfig
 from imagetok.errors import HubError, ModelFileError
 from imagetok.files import naming_os_errors
 from imagetok.hub.address import read_subfolder
@@ -47,6 +46,7 @@ from imagetok.modelfile import (
 )
 from imagetok.modelfile.model_folder import read_config, read_text
 from imagetok.modelfile.tensorfile import read_shapes
+from imagetok.tokenizer_config import TokenizerConfig
 
 FIRST_BYTES = 64 * 1024
 """Fetched at once: more than the header of any model that imagetok makes."""

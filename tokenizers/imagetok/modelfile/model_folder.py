@@ -24,10 +24,11 @@ from typing import Any
 
 from torch import Tensor
 
-from imagetok.config import TokenizerConfig, printable
+from imagetok.config import printable
 from imagetok.errors import ConfigError, ModelFileError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
 from imagetok.modelfile.tensorfile import load_tensors, read_header, save_tensors
+from imagetok.tokenizer_config import TokenizerConfig
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

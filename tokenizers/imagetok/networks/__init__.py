@@ -1,22 +1,41 @@
-"""Encoders and decoders, a family a file. They never see the codebook.
+"""Encoders and decoders, a family a file: configs and modules. They never see the codebook.
 
-An encoder takes pixels (B, C, H, W) in [0, 1] to (B, out_channels, H / f, W / f), a decoder takes
-latents (B, in_channels, H / f, W / f) to the likelihood's parameters (B, out_channels, H, W). Both
-state `factors`, the (height, width) in pixels of one position. With `out_channels=None` an encoder
-has no last projection and yields its features, for a bottleneck that owns that map.
+`network.py` says what both are; a family's file holds the configs that describe it and the modules
+that they build.
 """
 
-from imagetok.networks.checkpointing import checkpoint_activations
-from imagetok.networks.conv import ConvDecoder, ConvEncoder
-from imagetok.networks.dalle import DalleDecoder, DalleEncoder
-from imagetok.networks.mlp import MlpDecoder, MlpEncoder
+from imagetok.networks.activation_checkpoint import checkpoint_activations
+from imagetok.networks.conv import (
+    ConvDecoder,
+    ConvDecoderConfig,
+    ConvEncoder,
+    ConvEncoderConfig,
+)
+from imagetok.networks.dalle import (
+    DalleDecoder,
+    DalleDecoderConfig,
+    DalleEncoder,
+    DalleEncoderConfig,
+)
+from imagetok.networks.mlp import MlpDecoder, MlpDecoderConfig, MlpEncoder, MlpEncoderConfig
+from imagetok.networks.network import Decoder, DecoderConfig, Encoder, EncoderConfig
 
 __all__ = [
     "ConvDecoder",
+    "ConvDecoderConfig",
     "ConvEncoder",
+    "ConvEncoderConfig",
     "DalleDecoder",
+    "DalleDecoderConfig",
     "DalleEncoder",
+    "DalleEncoderConfig",
+    "Decoder",
+    "DecoderConfig",
+    "Encoder",
+    "EncoderConfig",
     "MlpDecoder",
+    "MlpDecoderConfig",
     "MlpEncoder",
+    "MlpEncoderConfig",
     "checkpoint_activations",
 ]

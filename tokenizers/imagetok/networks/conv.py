@@ -8,10 +8,70 @@ number.
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
 from torch import Tensor, nn
 
-from imagetok.networks.checkpointing import CheckpointedBlock
-from imagetok.networks.initialization import initialize_relu_network
+from imagetok.config.registry import PartConfig
+from imagetok.networks.activation_checkpoint import CheckpointedBlock
+from imagetok.networks.network import Blocks, Channels, DecoderConfig, EncoderConfig
+from imagetok.networks.relu_init import initialize_relu_network
+
+
+class _ConvSizes(PartConfig):
+    """The sizes that encoder and decoder have in common.
+
+    Attributes:
+        hidden_channels: Width of the convolutions and residual blocks.
+        residual_channels: Width inside a residual block.
+        num_residual_blocks: Residual blocks at the token grid.
+        num_downsamplings: Strided 4x4 convolutions; the factor is 2^num_downsamplings.
+    """
+
+    type: Literal["conv"] = "conv"
+    hidden_channels: Channels = 128
+    residual_channels: Channels = 32
+    num_residual_blocks: Blocks = 2
+    num_downsamplings: Annotated[int, Field(ge=0, le=10)] = 2
+
+    def factors(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels of one position."""
+        return 2**self.num_downsamplings, 2**self.num_downsamplings
+
+
+class ConvEncoderConfig(_ConvSizes, EncoderConfig):
+    """The encoder of the VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937)."""
+
+    def build(
+        self, image_size: tuple[int, int], in_channels: int, out_channels: int | None
+    ) -> ConvEncoder:
+        """Build the encoder with fresh weights."""
+        return ConvEncoder(
+            in_channels,
+            self.hidden_channels,
+            self.residual_channels,
+            self.num_residual_blocks,
+            self.num_downsamplings,
+            out_channels,
+        )
+
+
+class ConvDecoderConfig(_ConvSizes, DecoderConfig):
+    """The decoder of the VQ-VAE, the encoder mirrored."""
+
+    def build(
+        self, image_size: tuple[int, int], in_channels: int, out_channels: int
+    ) -> ConvDecoder:
+        """Build the decoder with fresh weights."""
+        return ConvDecoder(
+            in_channels,
+            self.hidden_channels,
+            self.residual_channels,
+            self.num_residual_blocks,
+            self.num_downsamplings,
+            out_channels,
+        )
 
 
 class ResidualBlock(CheckpointedBlock):
@@ -59,6 +119,8 @@ class ConvEncoder(nn.Module):
         num_scales: Downsamplings n.
         out_channels: Width of the result; None leaves the last convolution out.
     """
+
+    fixed_size = False
 
     def __init__(
         self,
@@ -133,6 +195,11 @@ class ConvDecoder(nn.Module):
         self.layers = nn.Sequential(*layers)
         initialize_relu_network(self.layers, last_gain=0.1)
         self.factors = (2**num_scales, 2**num_scales)
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that yields the result."""
+        return self.layers[-1]
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to (B, out_channels, 2^n h, 2^n w)."""

@@ -10,13 +10,61 @@ logits and from codes to the decoder's input belong to the bottleneck.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
-from imagetok.networks.checkpointing import CheckpointedBlock
+from imagetok.config.registry import PartConfig
+from imagetok.networks.activation_checkpoint import CheckpointedBlock
+from imagetok.networks.network import DecoderConfig, EncoderConfig
 
 SQUEEZE = 0.1
 """The encoder sees pixels squeezed to [SQUEEZE, 1 - SQUEEZE], as the likelihood scores them."""
+
+
+class _DalleSizes(PartConfig):
+    """The sizes that encoder and decoder have in common.
+
+    Attributes:
+        hidden_channels: Width n of the group at the image's resolution; a group at 1 / 2^g of it
+            has width 2^g n.
+        num_groups: Groups of residual blocks; the factor is 2^(num_groups - 1).
+        blocks_per_group: Bottleneck residual blocks a group.
+    """
+
+    type: Literal["dalle"] = "dalle"
+    hidden_channels: Annotated[int, Field(ge=4, le=16_384, multiple_of=4)] = 256
+    num_groups: Annotated[int, Field(ge=1, le=8)] = 4
+    blocks_per_group: Annotated[int, Field(ge=1, le=64)] = 2
+
+    def factors(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels of one position."""
+        return 2 ** (self.num_groups - 1), 2 ** (self.num_groups - 1)
+
+
+class DalleEncoderConfig(_DalleSizes, EncoderConfig):
+    """The dVAE's encoder (Ramesh et al. 2021, arXiv 2102.12092, App. A.2)."""
+
+    def build(
+        self, image_size: tuple[int, int], in_channels: int, out_channels: int | None
+    ) -> DalleEncoder:
+        """Build the encoder with fresh weights."""
+        return DalleEncoder(
+            in_channels, self.hidden_channels, self.num_groups, self.blocks_per_group, out_channels
+        )
+
+
+class DalleDecoderConfig(_DalleSizes, DecoderConfig):
+    """The dVAE's decoder, the encoder mirrored; its input width is the bottleneck's latent_dim."""
+
+    def build(
+        self, image_size: tuple[int, int], in_channels: int, out_channels: int
+    ) -> DalleDecoder:
+        """Build the decoder with fresh weights."""
+        return DalleDecoder(
+            in_channels, self.hidden_channels, self.num_groups, self.blocks_per_group, out_channels
+        )
 
 
 def _conv(in_channels: int, out_channels: int, kernel: int) -> nn.Conv2d:
@@ -70,6 +118,8 @@ class DalleEncoder(nn.Module):
         blocks_per_group: Residual blocks a group.
         out_channels: Width of the result; None leaves the last convolution out.
     """
+
+    fixed_size = False
 
     def __init__(
         self,
@@ -139,6 +189,11 @@ class DalleDecoder(nn.Module):
         layers += [nn.ReLU(), _conv(width, out_channels, 1)]
         self.layers = nn.Sequential(*layers)
         self.factors = (2 ** (num_groups - 1), 2 ** (num_groups - 1))
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that yields the result."""
+        return self.layers[-1]
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, in_channels, h, w) to (B, out_channels, 2^(G-1) h, 2^(G-1) w)."""

@@ -9,11 +9,51 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
 
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor, nn
 
-from imagetok.networks.initialization import initialize_relu_network
+from imagetok.config.registry import PartConfig
+from imagetok.networks.network import Channels, DecoderConfig, EncoderConfig
+from imagetok.networks.relu_init import initialize_relu_network
+
+
+class _MlpSizes(PartConfig):
+    """The sizes that encoder and decoder have in common.
+
+    Attributes:
+        hidden: Widths of the hidden layers, in the order in which data flows; the network is linear
+            where there are none.
+    """
+
+    fixed_size: ClassVar[bool] = True
+
+    type: Literal["mlp"] = "mlp"
+    hidden: Annotated[tuple[Channels, ...], Field(max_length=64)] = ()
+
+    def factors(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(height, width) in pixels of the one position: the whole image."""
+        return image_size
+
+
+class MlpEncoderConfig(_MlpSizes, EncoderConfig):
+    """A fully connected encoder over the whole image."""
+
+    def build(
+        self, image_size: tuple[int, int], in_channels: int, out_channels: int | None
+    ) -> MlpEncoder:
+        """Build the encoder with fresh weights."""
+        return MlpEncoder(image_size, in_channels, self.hidden, out_channels)
+
+
+class MlpDecoderConfig(_MlpSizes, DecoderConfig):
+    """A fully connected decoder to the whole image."""
+
+    def build(self, image_size: tuple[int, int], in_channels: int, out_channels: int) -> MlpDecoder:
+        """Build the decoder with fresh weights."""
+        return MlpDecoder(image_size, in_channels, self.hidden, out_channels)
 
 
 def _layers(widths: Sequence[int]) -> list[nn.Module]:
@@ -32,6 +72,8 @@ class MlpEncoder(nn.Module):
         hidden: Widths of the hidden layers, each followed by a ReLU.
         out_channels: Width of the vector; None yields the last hidden layer.
     """
+
+    fixed_size = True
 
     def __init__(
         self,
@@ -79,6 +121,11 @@ class MlpDecoder(nn.Module):
         self.layers = nn.Sequential(*_layers(widths), last)
         initialize_relu_network(self.layers, last_gain=0.1)
         self.factors = image_size
+
+    @property
+    def last_layer(self) -> nn.Module:
+        """The layer that yields the result."""
+        return self.layers[-1]
 
     def forward(self, z: Tensor) -> Tensor:
         """Map (B, in_channels, 1, 1) to (B, out_channels, H, W)."""

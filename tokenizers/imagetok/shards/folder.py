@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from imagetok.config.base import Config
+from imagetok.config.strict_config import Config
 from imagetok.errors import ConfigError, DataError, UnreadableFileError, UnwritableFileError
 from imagetok.files import TEMPORARY_PREFIX, create_atomic, make_folder, naming_os_errors
 from imagetok.shards.claims import claimed

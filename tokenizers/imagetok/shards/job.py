@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 from datasets import Features
 from pydantic import model_validator
 
-from imagetok.config.base import Config, StrictInteger
+from imagetok.config.strict_config import Config, StrictInteger
 from imagetok.errors import ConfigError
 from imagetok.shards.paths import ShardPaths
 from imagetok.shards.schema import ShardSchema

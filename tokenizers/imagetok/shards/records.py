@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from imagetok.config.base import Config, StrictInteger
+from imagetok.config.strict_config import Config, StrictInteger
 from imagetok.shards.paths import DATA, ERRORS, ERRORS_SUFFIX, SHARD_SUFFIX
 from imagetok.shards.settings import Numerics, TokenizerSource
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from imagetok.config.base import Config
+from imagetok.config.strict_config import Config
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Size = Annotated[int, Field(ge=1, le=2**31)]

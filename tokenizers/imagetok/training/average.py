@@ -7,6 +7,7 @@ linger.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -41,26 +42,22 @@ class WeightAverage(AveragedModel):
         return cast(ImageTokenizer, self.module)
 
     @torch.no_grad()
-    def take_in(self, model: ImageTokenizer, restarted: Tensor | None) -> None:
+    def take_in(self, model: ImageTokenizer, restarted: Mapping[str, Tensor]) -> None:
         """Take in the weights of the model after a step.
 
         Frozen weights stay the same bits, and a codebook that is copied is not touched either.
 
         Args:
             model: The model.
-            restarted: What `bottleneck.update` returned. A code that started anew has no past that
-                could be averaged: its rows are copied.
+            restarted: What `bottleneck.update` returned, by parameter name. Rows that began anew
+                have no past that could be averaged: they are copied.
         """
         self.update_parameters(model)
         for weight, current in zip(self.module.parameters(), model.parameters(), strict=True):
             if not current.requires_grad:
                 weight.copy_(current)  # the average of -0.0 is 0.0
         averaged = self.tokenizer.bottleneck
-        tables = [
-            (averaged.get_parameter(n), model.bottleneck.get_parameter(n)) for n in averaged.tables
-        ]
-        if restarted is not None:
-            for rows, current in tables:
-                rows[restarted] = current[restarted]
-        if any(current.requires_grad for _, current in tables):
+        for name, rows in restarted.items():
+            averaged.get_parameter(name)[rows] = model.bottleneck.get_parameter(name)[rows]
+        if any(current.requires_grad for current in model.bottleneck.parameters()):
             averaged.constrain()

@@ -16,10 +16,11 @@ from accelerate import Accelerator
 
 from imagetok._version import __version__
 from imagetok.cards import dataset_source, told_name
-from imagetok.config import RunConfig, load_recipe, recipe_names
-from imagetok.config.yamltext import parse_yaml
+from imagetok.config import recipe_names
+from imagetok.config.yaml_text import parse_yaml
 from imagetok.data import TrainingData
 from imagetok.errors import ConfigError
+from imagetok.run_config import RunConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
 
 MOST_CHANGES = 24

@@ -13,12 +13,12 @@ from PIL import Image
 
 from imagetok._version import __version__
 from imagetok.cards import write_model_card
-from imagetok.config import RunConfig
-from imagetok.config.recipes import dump_recipe
+from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError
 from imagetok.evaluation import Evaluation
 from imagetok.files import atomic_path, file_sha256, naming_os_errors, write_atomic
 from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
+from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 
 CONFIG_FILE = "config.yaml"

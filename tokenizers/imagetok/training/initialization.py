@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from imagetok.config import TrainConfig
 from imagetok.data import TrainingBatch, TrainingData
 from imagetok.images import to_unit
 from imagetok.keys import choose, make_keys
 from imagetok.launch import collectives
+from imagetok.run_config import TrainConfig
 from imagetok.tokenizer import ImageTokenizer
 
 VECTORS_PER_IMAGE = 64

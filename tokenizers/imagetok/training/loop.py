@@ -14,11 +14,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from imagetok.config import RunConfig
 from imagetok.data import Feed, ImageRows, TrainingBatch, TrainingData, check_error_share
 from imagetok.errors import Stopped
 from imagetok.evaluation import Evaluation, reconstruction_grid
 from imagetok.launch import StopSignals, collectives
+from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.checkpoint import list_checkpoints, read_checkpoint, tidy_checkpoints
 from imagetok.training.describing import describe_training

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 
-from imagetok.config import RunConfig, TokenizerConfig, load_recipe
 from imagetok.errors import ConfigError
 from imagetok.hub import is_repo_id, load_remote_model
 from imagetok.modelfile import load_model
 from imagetok.networks import checkpoint_activations
+from imagetok.run_config import RunConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
+from imagetok.tokenizer_config import TokenizerConfig
 
 PARTS = ("encoder", "bottleneck", "decoder")
 """What can be frozen. A likelihood's learnt scale never is: it measures the error that is left."""

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from imagetok.build import build_schedule
-from imagetok.config import OptimizerConfig
+from imagetok.bottlenecks import ParameterGroup
+from imagetok.config import OptimizerConfig, build_schedule
 from imagetok.schedules import Schedule, warmup
 
-TABLES = ("bottleneck.codebook", "bottleneck.embedding")
-"""Parameters that are looked up, not multiplied: decay would pull unused codes to zero."""
 
+def build_optimizer(
+    model: nn.Module, config: OptimizerConfig, groups: Mapping[str, ParameterGroup]
+) -> AdamW:
+    """AdamW with weight decay on matrices and kernels only, but for what the groups say.
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> AdamW:
-    """AdamW with weight decay on matrices and kernels only."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    Args:
+        model: Its parameters that require gradients are learnt.
+        config: Settings.
+        groups: How parameters are learnt, by their names in the model.
+    """
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if parameter.ndim >= 2 and name not in TABLES else plain).append(parameter)
+            group = groups.get(name, ParameterGroup())
+            decays = parameter.ndim >= 2 if group.decay is None else group.decay
+            members.setdefault((group.lr_factor, decays), []).append(parameter)
     return AdamW(
         [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr_factor": lr_factor,
+            }
+            for (lr_factor, decays), parameters in members.items()
         ],
         lr=0.0,
         betas=config.betas,
@@ -37,6 +49,6 @@ def build_learning_rate(config: OptimizerConfig, run_steps: int) -> Schedule:
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameters."""
+    """Set the learning rate of all parameters, times the factor of each."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]

@@ -9,8 +9,8 @@ from torch import Tensor, UntypedStorage
 from torch.autograd.graph import saved_tensors_hooks
 
 from imagetok.bottlenecks import DiscreteBottleneck
-from imagetok.config import RunConfig
 from imagetok.errors import ConfigError
+from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.model import prepare_parts
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from imagetok.config import RunConfig
 from imagetok.data import ImageRows
 from imagetok.evaluation import Evaluation, evaluate, reconstruction_grid
 from imagetok.metrics import perplexity, usage
+from imagetok.outputs import is_counts
+from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.folder import SAMPLES, save_picture
 from imagetok.training.records import Records
@@ -75,10 +76,13 @@ class Reporter:
         """
         figures = {**totals.means, **figures}
         text = f"loss {totals.means['loss']:.4f}, PSNR {totals.means['psnr']:.2f} dB"
-        if totals.statistics is not None:
-            figures["codebook/usage"] = usage(totals.statistics.counts)
-            figures["codebook/perplexity"] = perplexity(totals.statistics.counts)
-            text += f", codes used {figures['codebook/usage']:.0%}"
+        sums = totals.statistics.sums if totals.statistics is not None else {}
+        for name in filter(is_counts, sums):
+            level = name.removesuffix("counts")
+            used = usage(sums[name])
+            figures[f"codebook/{level}usage"] = used
+            figures[f"codebook/{level}perplexity"] = perplexity(sums[name])
+            text += f", codes used {used:.0%}"
         self._write_metrics(step, figures)
         self._bar.set_postfix_str(
             f"{text}, {figures['time/images_per_second']:.0f} images/s", refresh=False

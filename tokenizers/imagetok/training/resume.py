@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagetok.config import RunConfig
 from imagetok.errors import ConfigError, DataError, ImagetokError
 from imagetok.evaluation import Evaluation
 from imagetok.files import file_sha256
 from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
+from imagetok.run_config import RunConfig
 from imagetok.training.checkpoint import check_files, newest_checkpoint
 from imagetok.training.folder import CHECKPOINTS, TOKENIZER, holds_run
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from imagetok.config import RunConfig
 from imagetok.data import open_evaluation, open_training, worded_error
 from imagetok.errors import TrainingError
 from imagetok.evaluation import Evaluation
 from imagetok.hub import Pushed
 from imagetok.launch import StopSignals, collectives, watch_launcher
+from imagetok.run_config import RunConfig
 from imagetok.training.folder import PATIENCE, TOKENIZER, FolderLock, make_folder, start_folder
 from imagetok.training.loop import Run
 from imagetok.training.model import build_model

@@ -7,9 +7,9 @@ from datetime import timedelta
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
-from imagetok.config import TrainConfig
 from imagetok.errors import ConfigError
 from imagetok.launch import collectives, has_only_cpu, leave_group_at_exit
+from imagetok.run_config import TrainConfig
 
 PATIENCE = timedelta(hours=6)
 """How long a rank waits for another: the first one may be preparing a large dataset."""

@@ -16,14 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from imagetok.bottlenecks import Statistics
-from imagetok.build import build_schedule
-from imagetok.config import TrainConfig
+from imagetok.config import build_schedule
 from imagetok.data import TrainingBatch
 from imagetok.errors import TrainingError
 from imagetok.images import to_unit
 from imagetok.keys import make_keys
 from imagetok.metrics import psnr
+from imagetok.outputs import Statistics, is_counts
+from imagetok.run_config import TrainConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.average import WeightAverage
 from imagetok.training.optimizer import build_learning_rate, build_optimizer, set_learning_rate
@@ -53,7 +53,8 @@ class Stepper:
         self, settings: TrainConfig, accelerator: Accelerator, tokenizer: ImageTokenizer
     ) -> None:
         self.settings, self.accelerator, self.tokenizer = settings, accelerator, tokenizer
-        self.optimizer = build_optimizer(tokenizer, settings.optimizer)
+        groups = tokenizer.parameter_groups()
+        self.optimizer = build_optimizer(tokenizer, settings.optimizer, groups)
         self.skipped = self.skipped_in_a_row = 0
         self._bottleneck_learns = "bottleneck" not in settings.freeze
         with warnings.catch_warnings():
@@ -126,7 +127,8 @@ class Stepper:
         """What of the statistics is wanted: of a frozen bottleneck only how often codes occur."""
         if statistics is None or self._bottleneck_learns:
             return statistics
-        return Statistics(statistics.counts)
+        counts = {name: s for name, s in statistics.sums.items() if is_counts(name)}
+        return Statistics(counts)
 
     def _update(self, step: int, totals: StepTotals) -> None:
         """Change weights, bottleneck and average, or nothing at all."""
@@ -148,7 +150,7 @@ class Stepper:
         if not finite:
             return
         self.skipped_in_a_row = 0
-        restarted = None
+        restarted: dict[str, Tensor] = {}
         if totals.statistics is not None and self._bottleneck_learns:
             restarted = self.tokenizer.bottleneck.update(totals.statistics, step)
         if self.average is not None:

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from imagetok.bottlenecks import Statistics
 from imagetok.launch import collectives
+from imagetok.outputs import Statistics
 
 
 class StepTotals:
@@ -52,19 +52,21 @@ class StepTotals:
         # On the CPU: not every device has float64.
         sums = {"scalars": torch.stack([self._scalars[name].cpu().double() for name in names])}
         sums |= {f"counts/{name}": vector for name, vector in counts.items()}
-        if self._statistics:
-            sums["codes"] = torch.stack([part.counts for part in self._statistics]).sum(0)
-            averaged = [part.sums for part in self._statistics if part.sums is not None]
-            if averaged:
-                sums["sums"] = torch.stack(averaged).sum(0)
+        parts = self._statistics
+        for name in parts[0].sums if parts else ():
+            sums[f"statistics/{name}"] = torch.stack([part.sums[name] for part in parts]).sum(0)
         sums = collectives.all_reduce_sum(sums)
         means = (sums["scalars"] / self._num_parts).tolist()
         self.means = dict(zip(names, means, strict=True))
         self.counts = {name: sums[f"counts/{name}"] for name in counts}
-        if self._statistics:
-            parts = [p.candidates for p in self._statistics if p.candidates is not None]
-            candidates = collectives.gather_equal(torch.cat(parts)) if parts else None
-            self.statistics = Statistics(sums["codes"], sums.get("sums"), candidates)
+        if parts:
+            samples = {
+                name: torch.cat([part.samples[name] for part in parts]) for name in parts[0].samples
+            }
+            self.statistics = Statistics(
+                {name: sums[f"statistics/{name}"] for name in parts[0].sums},
+                {name: collectives.gather_equal(rows) for name, rows in samples.items()},
+            )
 
     def is_finite(self) -> bool:
         """Whether the loss is finite on every rank; the same answer on all of them."""

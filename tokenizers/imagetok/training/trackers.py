@@ -24,9 +24,9 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from PIL import Image
 
-from imagetok.config import RunConfig
 from imagetok.errors import MissingExtraError
 from imagetok.files import write_atomic
+from imagetok.run_config import RunConfig
 from imagetok.training.resume import flatten
 
 FOLDER = "trackers"

@@ -1,7 +1,7 @@
 """The base of all configuration models: strict, frozen, validated from JSON text.
 
 Values are validated from JSON text rather than from Python objects because only pydantic's strict
-JSON mode means what a file says: `"8"` and `true` are no integers, and a list is a tuple.
+JSON mode means what a file says: `"8"` and `true` are not integers, and a list is a tuple.
 
 Messages stay short and printable whatever a file holds.
 """
@@ -12,9 +12,16 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from pydantic_core import ErrorDetails
 
 from imagetok.errors import ConfigError
@@ -26,23 +33,31 @@ _OF_PYDANTIC = re.compile(r"(constrained-|function-|literal\[)")  # no keys of t
 
 
 class Config(BaseModel):
-    """A configuration model that refuses unknown keys and mistyped values in words."""
+    """A configuration model that refuses unknown keys and mistyped values in words.
+
+    Attributes:
+        later_keys: Keys that were added after a format was published. While such a key has its
+            default, which means what older versions did, it is left out of everything that is
+            written, so that digests and files of older versions stay what they were.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    later_keys: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """Validate JSON text.
 
         Raises:
-            ConfigError: The text is no JSON, or an entry is unknown, missing, mistyped, out of
+            ConfigError: The text is not JSON, or an entry is unknown, missing, mistyped, out of
                 range, given twice or contradicts another; every fault is named with its place.
         """
         try:
             config = cls.model_validate_json(text)
             json.loads(text, object_pairs_hook=unique_keys)  # pydantic takes the last of several
         except ValidationError as error:
-            faults = [_describe(cls, fault) for fault in error.errors()]
+            faults = describe_faults(cls, error.errors())
             more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
             found = "; ".join(faults[:MAX_FAULTS] + more)
             raise ConfigError(f"{cls.__name__}: {found}") from None
@@ -66,6 +81,42 @@ class Config(BaseModel):
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no white space; equal configurations give equal text."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        for key in self.later_keys:
+            if getattr(self, key) == fields[key].get_default(call_default_factory=True):
+                values.pop(key, None)
+        return values
+
+
+class NestedFaultsError(ValueError):
+    """Faults of a part whose model was looked up while its parent was validated.
+
+    Args:
+        model: The part's model.
+        tag: Its `type`.
+        errors: What pydantic found, with places inside the part.
+    """
+
+    def __init__(self, model: type[BaseModel], tag: str, errors: Sequence[ErrorDetails]) -> None:
+        super().__init__(f"{model.__name__} is not valid")
+        self.model, self.tag, self.errors = model, tag, errors
+
+
+class UnknownTypeError(ValueError):
+    """A part names a `type` that nothing has registered, or none at all.
+
+    Args:
+        tag: The type that was found; None where the key is missing.
+        remedy: What is known, and how to make a type known.
+    """
+
+    def __init__(self, tag: str | None, remedy: str) -> None:
+        super().__init__(remedy)
+        self.tag, self.remedy = tag, remedy
 
 
 def printable(text: str, most: int = 80) -> str:
@@ -98,28 +149,53 @@ StrictInteger = BeforeValidator(_integer)
 """For `Literal` integers: a literal compares by value, so that true and 1.0 would pass as 1."""
 
 
-def _describe(root: type[BaseModel], fault: ErrorDetails) -> str:
-    parts = [printable(str(part)) for part in fault["loc"] if not _OF_PYDANTIC.match(str(part))]
-    place = ".".join(parts) or "(top level)"
+def describe_faults(
+    root: type[BaseModel], faults: Sequence[ErrorDetails], above: tuple[int | str, ...] = ()
+) -> list[str]:
+    """What pydantic found, in words.
+
+    Args:
+        root: The model that was validated.
+        faults: `ValidationError.errors()`.
+        above: Place of the model in the file; empty for the whole of it.
+    """
+    lines = []
+    for fault in faults:
+        error = fault.get("ctx", {}).get("error")
+        if isinstance(error, NestedFaultsError):
+            place = (*above, *fault["loc"], error.tag)
+            lines += describe_faults(error.model, error.errors, place)
+        else:
+            lines.append(_describe(root, fault, above))
+    return lines
+
+
+def _describe(root: type[BaseModel], fault: ErrorDetails, above: tuple[int | str, ...]) -> str:
+    where = [str(part) for part in (*above, *fault["loc"])]
+    place = ".".join(printable(part) for part in where if not _OF_PYDANTIC.match(part))
+    place = place or "(top level)"
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
         valid = ", ".join(sorted(_valid_keys(root, fault["loc"][:-1])))
         return f"unknown key '{place}'; valid keys here: {valid}"
-    if kind == "union_tag_invalid":
-        expected = ", ".join(sorted(tag.strip(" '") for tag in context["expected_tags"].split(",")))
-        return f"unknown {place} '{printable(context['tag'])}'; choose one of: {expected}"
-    if kind == "union_tag_not_found":
-        return f"{place} has no key 'type'"
     if kind == "missing":
         return f"missing key '{place}'"
     if kind == "json_invalid":
         return f"not valid JSON: {context['error']}"
     if kind == "value_error":
-        return f"{place}: {context['error']}" if fault["loc"] else str(context["error"])
+        return _describe_refusal(place if where else None, context["error"])
     if kind == "float_type" and _is_number_text(fault["input"]):
         found = printable(fault["input"])
         return f"{place}: found the text '{found}'; YAML wants a point in it, as in 1.0e-3"
     return f"{place}: found {printable(repr(fault['input']))}; {fault['msg']}"
+
+
+def _describe_refusal(place: str | None, error: ValueError) -> str:
+    if not isinstance(error, UnknownTypeError):
+        return str(error) if place is None else f"{place}: {error}"
+    if error.tag is None:
+        return f"{place} has no key 'type'; {error.remedy}"
+    return f"unknown {place} '{printable(error.tag)}'; {error.remedy}"
 
 
 def _is_number_text(value: Any) -> bool:
@@ -130,15 +206,14 @@ def _is_number_text(value: Any) -> bool:
 
 
 def _valid_keys(root: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Field names of the model at `location`; union tags select among the union's members."""
+    """Field names of the model at `location`, of all members where it is a union."""
     models: list[type[BaseModel]] = [root]
     for part in location:
         below: list[type[BaseModel]] = []
         for model in models:
             if str(part) in model.model_fields:
                 below += _models_in(model.model_fields[str(part)].annotation)
-        tagged = [m for m in models if part == _tag(m)]
-        models = below or tagged or models
+        models = below or models
     return sorted({name for model in models for name in model.model_fields})
 
 
@@ -146,8 +221,3 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for inner in get_args(annotation) for model in _models_in(inner)]
-
-
-def _tag(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("type")
-    return get_args(field.annotation)[0] if field is not None else None

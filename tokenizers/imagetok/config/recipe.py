@@ -6,15 +6,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from imagetok.config.base import printable, unique_keys
-from imagetok.config.run import RunConfig
-from imagetok.config.tokenizer import TokenizerConfig
-from imagetok.config.yamltext import parse_yaml
+from imagetok.config.strict_config import Config, printable, unique_keys
+from imagetok.config.yaml_text import parse_yaml
 from imagetok.errors import ConfigError, UnreadableFileError
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def recipe_names() -> list[str]:
@@ -23,17 +23,18 @@ def recipe_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files.iterdir() if f.name.endswith(".yaml"))
 
 
-def load_recipe(
+def read_recipe(
     recipe: str,
-    overrides: Sequence[str] = (),
-    read_saved: Callable[[str], TokenizerConfig] | None = None,
-) -> RunConfig:
-    """Read a recipe and apply overrides.
+    overrides: Sequence[str],
+    model: type[AnyConfig],
+    read_saved: Callable[[str], Config] | None = None,
+) -> AnyConfig:
+    """Read a recipe, apply overrides, and validate what comes of it as a model.
 
     Args:
         recipe: Name of a recipe of the package, or path of a YAML file.
-        overrides: `key.path=value` each, the value as in YAML: `train.steps=100`,
-            `data.crop_scale=[0.8, 1.0]`, `train.optimizer.lr={type: cosine, ...}`.
+        overrides: `key.path=value` each, the value as in YAML.
+        model: The config that the recipe describes.
         read_saved: Gives the config of the tokenizer that `train.init_from` names, which takes the
             place of a `tokenizer` section that the recipe lacks; overrides lie on top. With None
             the section is required.
@@ -49,11 +50,11 @@ def load_recipe(
     if read_saved is not None and folder is not None and not complete:
         values["tokenizer"] = read_saved(folder).to_dict()
         _apply_all(values, overrides)
-    return RunConfig.from_dict(values)
+    return model.from_dict(values)
 
 
-def dump_recipe(config: RunConfig) -> str:
-    """A run as the text of a complete recipe, defaults included, that `load_recipe` reads back."""
+def dump_recipe(config: Config) -> str:
+    """A run as the text of a complete recipe, defaults included, that `read_recipe` reads back."""
     values = config.to_dict()
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=100)
 
@@ -74,7 +75,7 @@ def _read(recipe: str) -> dict[str, Any]:
         )
     values = parse_yaml(text, f"recipe '{recipe}'")
     if not isinstance(values, dict):
-        raise ConfigError(f"recipe '{recipe}' is no mapping with tokenizer, data and train")
+        raise ConfigError(f"recipe '{recipe}' is not a mapping with tokenizer, data and train")
     return values
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from imagetok.config.base import printable
+from imagetok.config.strict_config import printable
 from imagetok.errors import ConfigError
 
 MAX_VALUES = 10_000

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from imagetok.config.base import Config
-from imagetok.config.tokenizer import TokenizerConfig
+from imagetok.config.optimization import (
+    Count,
+    CountOrNone,
+    Decay,
+    OptimizerConfig,
+    Scheduled,
+    least_value,
+)
+from imagetok.config.recipe import read_recipe
+from imagetok.config.strict_config import Config
+from imagetok.tokenizer_config import TokenizerConfig
 
-Count = Annotated[int, Field(ge=1, le=2**40)]
-CountOrNone = Annotated[int, Field(ge=0, le=2**40)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
 DEFAULT_LANES = 8
 
@@ -61,74 +68,9 @@ class DataConfig(Config):
     @model_validator(mode="after")
     def _crop_scale_is_a_range(self) -> Self:
         if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise ValueError(f"crop_scale {self.crop_scale} is no range (low, high) within (0, 1]")
-        return self
-
-
-class ScheduleConfig(Config):
-    """A value that changes with the step; a plain number stands for `constant`.
-
-    Attributes:
-        type: Shape of the change.
-        start: Value up to step `begin`.
-        end: Value from step `begin + steps` on.
-        steps: Steps that the change takes; None lasts to the end of the run.
-        begin: Step at which the change begins.
-    """
-
-    type: Literal["linear", "cosine", "exponential"]
-    start: float
-    end: float
-    steps: Count | None = None
-    begin: CountOrNone = 0
-
-    @model_validator(mode="after")
-    def _exponential_ends_are_positive(self) -> Self:
-        if self.type == "exponential" and min(self.start, self.end) <= 0:
             raise ValueError(
-                f"an exponential schedule needs positive ends, got {self.start} and {self.end}"
+                f"crop_scale {self.crop_scale} is not a range (low, high) within (0, 1]"
             )
-        return self
-
-
-def _kind(value: Any) -> str:
-    return "schedule" if isinstance(value, dict | ScheduleConfig) else "number"
-
-
-Scheduled = Annotated[
-    Annotated[float, Tag("number")] | Annotated[ScheduleConfig, Tag("schedule")],
-    Discriminator(_kind),
-]
-
-
-def _least(value: float | ScheduleConfig) -> float:
-    """Schedules are monotone: the least value is at an end."""
-    return min(value.start, value.end) if isinstance(value, ScheduleConfig) else value
-
-
-class OptimizerConfig(Config):
-    """AdamW and its learning rate.
-
-    Attributes:
-        lr: Learning rate, a number or a schedule.
-        warmup_steps: Steps of a linear rise in front of it.
-        betas: Decay of the first and second moment.
-        epsilon: Added to the denominator.
-        weight_decay: Decoupled decay of matrices and kernels; vectors and codebooks have none.
-        clip_norm: Largest gradient norm; None does not clip.
-    """
-
-    lr: Scheduled = 3e-4
-    warmup_steps: CountOrNone = 0
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
-
-    @model_validator(mode="after")
-    def _lr_is_not_negative(self) -> Self:
-        if _least(self.lr) < 0:
-            raise ValueError(f"lr must not be negative, got {_least(self.lr)}")
         return self
 
 
@@ -185,8 +127,8 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _temperature_is_positive(self) -> Self:
-        if _least(self.temperature) <= 0:
-            raise ValueError(f"temperature must stay positive, got {_least(self.temperature)}")
+        if least_value(self.temperature) <= 0:
+            raise ValueError(f"temperature must stay positive, got {least_value(self.temperature)}")
         return self
 
     @model_validator(mode="after")
@@ -229,3 +171,25 @@ class RunConfig(Config):
                 f"{self.train.batch_size}; make one a multiple of the other"
             )
         return self
+
+
+def load_recipe(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    read_saved: Callable[[str], TokenizerConfig] | None = None,
+) -> RunConfig:
+    """Read a recipe and apply overrides.
+
+    Args:
+        recipe: Name of a recipe of the package, or path of a YAML file.
+        overrides: `key.path=value` each, the value as in YAML: `train.steps=100`,
+            `data.crop_scale=[0.8, 1.0]`, `train.optimizer.lr={type: cosine, ...}`.
+        read_saved: Gives the config of the tokenizer that `train.init_from` names, which takes the
+            place of a `tokenizer` section that the recipe lacks; overrides lie on top. With None
+            the section is required.
+
+    Raises:
+        ConfigError: Unknown recipe, malformed override, or a config that does not validate.
+        UnreadableFileError: The file cannot be read.
+    """
+    return read_recipe(recipe, overrides, RunConfig, read_saved)
