@@ -22,8 +22,8 @@ import pyarrow.parquet as pq
 from datasets import Features, Value
 
 from imagetok.shards import Job, JobFolder, finalize
-from imagetok.shards.loading import TokenLoader
-from imagetok.shards.reading import TokenDataset
+from imagetok.shards.token_dataset import TokenDataset
+from imagetok.shards.token_loader import TokenLoader
 
 CODEBOOK_SIZE = 8192
 KEPT = Features({"caption": Value("string"), "label": Value("int64")})

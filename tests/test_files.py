@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -17,11 +18,12 @@ import pytest
 from imagetok.errors import UnreadableFileError, UnwritableFileError
 from imagetok.files import (
     TEMPORARY_PREFIX,
+    Lock,
     atomic_path,
     create_atomic,
     file_sha256,
+    lock_folder,
     make_folder,
-    take_lock,
     write_atomic,
 )
 
@@ -40,6 +42,10 @@ with atomic_path(sys.argv[1]) as temporary:
     print("writing", flush=True)
     sys.stdin.read()
 """
+
+
+def no_locks(handle: int, operation: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
 
 def litter(folder: Path) -> list[str]:
@@ -174,9 +180,6 @@ def test_two_writers_in_one_process_do_not_disturb_each_other(tmp_path: Path) ->
 def test_a_file_system_without_locks_still_writes_and_keeps_what_it_cannot_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_locks(handle: int, operation: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
     monkeypatch.setattr("imagetok.files.fcntl.flock", no_locks)
     stranger = tmp_path / f"{TEMPORARY_PREFIX}stranger"
     stranger.mkdir()
@@ -220,15 +223,58 @@ def test_a_folder_and_its_parents_are_on_the_disk_before_they_are_used(
     assert len(flushed) == 2
 
 
-def test_a_lock_is_held_by_one_and_may_be_waited_for(tmp_path: Path) -> None:
-    held = take_lock(tmp_path)
-    with pytest.raises(BlockingIOError):
-        take_lock(tmp_path)
+def test_a_folder_is_locked_by_one_and_may_be_waited_for(tmp_path: Path) -> None:
+    held = lock_folder(tmp_path)
+    assert held is not None
+    assert lock_folder(tmp_path) is None
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(take_lock, tmp_path, wait=True)
+        waiting = pool.submit(lock_folder, tmp_path, wait=True)
         assert not waiting.done()
-        os.close(held)
-        os.close(waiting.result(timeout=60))
+        held.close()
+        lock = waiting.result(timeout=60)
+        assert lock is not None
+        assert lock.is_held
+        lock.close()
+
+
+def test_a_folder_whose_lock_is_removed_before_it_is_taken_is_not_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+
+    def late(handle: int, operation: int) -> None:
+        (tmp_path / "lock").unlink()
+        flock(handle, operation)
+
+    monkeypatch.setattr("imagetok.files.fcntl.flock", late)
+    with pytest.raises(FileNotFoundError, match="removed before it was taken"):
+        lock_folder(tmp_path)
+
+
+def test_a_lock_is_shared_with_those_that_share_it_and_with_nobody_else(tmp_path: Path) -> None:
+    one, other, third = Lock(tmp_path), Lock(tmp_path), Lock(tmp_path)
+    assert one.take(shared=True)
+    assert other.take(shared=True)
+    assert not third.take()
+    assert not one.take()
+    other.close()
+    assert one.take()
+    assert not third.take(shared=True)
+    one.close()
+    assert third.take(shared=True)
+    third.close()
+
+
+def test_a_file_system_without_locks_refuses_nobody_and_says_that_nothing_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagetok.files.fcntl.flock", no_locks)
+    one, other = Lock(tmp_path), Lock(tmp_path)
+    assert one.take()
+    assert other.take()
+    assert not one.is_held
+    one.close()
+    other.close()
 
 
 def test_sha256_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:

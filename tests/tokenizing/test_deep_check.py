@@ -11,7 +11,7 @@ from small_jobs import ROWS, RunJob, make_tokenizer, save_pictures
 
 from imagetok import ImageTokenizer
 from imagetok.errors import DataError
-from imagetok.shards.opening import open_folder
+from imagetok.shards.token_folder import open_folder
 from imagetok.tokenizing import deep_check
 from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.tokenizing.deep_check import compare_rows

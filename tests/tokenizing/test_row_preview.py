@@ -12,7 +12,7 @@ from small_jobs import DATASET, RunJob, make_tokenizer, rows_in, save_pictures
 
 from imagetok import ImageTokenizer, open_images
 from imagetok.errors import DataError, InvalidValueError
-from imagetok.shards.opening import open_folder
+from imagetok.shards.token_folder import open_folder
 from imagetok.tokenizing.row_preview import CELL, decode_rows, draw_grid, read_range
 from tiny_data import png
 

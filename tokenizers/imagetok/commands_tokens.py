@@ -26,7 +26,7 @@ from imagetok.options import (
 
 if TYPE_CHECKING:
     from imagetok.shards.manifest import Totals
-    from imagetok.shards.opening import TokenFolder
+    from imagetok.shards.token_folder import TokenFolder
     from imagetok.tokenizer import ImageTokenizer
 
 app = typer.Typer()
@@ -198,8 +198,8 @@ def verify(
     """
     from imagetok.errors import TokenizingError
     from imagetok.reports import show
-    from imagetok.shards.opening import open_folder
-    from imagetok.shards.verifying import verify as check
+    from imagetok.shards.token_folder import open_folder
+    from imagetok.shards.verification import verify as check
     from imagetok.tokenizing.deep_check import compare_rows
 
     report = check(folder)
@@ -241,7 +241,7 @@ def decode(
 ) -> None:
     """Show what the shards hold: pictures decoded from their ids, with their captions."""
     from imagetok.reports import show
-    from imagetok.shards.opening import open_folder
+    from imagetok.shards.token_folder import open_folder
     from imagetok.tokenizing.row_preview import decode_rows, draw_grid, read_range
     from imagetok.training.folder import save_picture
 

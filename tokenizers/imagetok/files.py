@@ -4,9 +4,11 @@
         ...                                 # write a file, or a folder of files, at `temporary`
 
 `temporary` lies in a private folder beside the target, so that the rename stays on one file system
-and so does whatever a library leaves behind when it is killed. A lock (flock) in that folder is
-held for as long as its writer lives; every later write into the same parent first removes the
-private folders that nobody holds. A file system without locks keeps such litter, harmlessly.
+and so does whatever a library leaves behind when it is killed. A lock in that folder is held for as
+long as its writer lives; every later write into the same parent first removes the private folders
+that nobody holds. A file system without locks keeps such litter, harmlessly.
+
+`Lock` is the only user of flock in the package: it goes with its process, however that ends.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from imagetok.errors import ImagetokError, UnreadableFileError, UnwritableFileError
@@ -131,67 +133,119 @@ def file_sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _private_folder(parent: Path) -> Iterator[tuple[Path, int]]:
-    """A locked temporary folder in `parent`, and the permissions that new files get there."""
-    remove_abandoned(parent)
-    folder, lock = _claim_folder(parent)
-    try:
-        # The lock file was created as any program's files are: reading the umask itself would
-        # mean setting it, for all threads, for a moment.
-        yield folder, stat.S_IMODE(os.fstat(lock).st_mode)
-    finally:
-        os.close(lock)
-        shutil.rmtree(folder, ignore_errors=True)
+class Lock:
+    """A lock (flock) on a file or folder, of one process or shared by several.
 
+    It ends with the process that holds it, however that ends. Two locks of one process exclude each
+    other as those of two processes do.
 
-def _claim_folder(parent: Path) -> tuple[Path, int]:
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
+    Args:
+        path: A folder, or a file.
+        create: Make the file where it is missing.
+
+    Attributes:
+        descriptor: The open file.
+        is_held: Whether the lock is taken. It never is on a file system without locks.
+
+    Raises:
+        OSError: The file or folder cannot be opened.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False) -> None:
+        self._path = path
+        flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+        self.descriptor = os.open(path, flags, 0o666)
+        self.is_held = False
+
+    def take(self, *, shared: bool = False, wait: bool = False) -> bool:
+        """Take the lock, or exchange the one that is held for one of another kind.
+
+        Args:
+            shared: Share it with others that do the same.
+            wait: Wait for the process that holds it.
+
+        Returns:
+            False if another process holds it; True if this one does by now, or if the file system
+            has no locks.
+        """
+        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            return folder, take_lock(folder)
-        except (BlockingIOError, FileNotFoundError):
-            continue  # another process found the folder before it was locked, and removes it
+            fcntl.flock(self.descriptor, operation if wait else operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
         except OSError:
-            return folder, open_lock(folder)  # no locks on this file system
+            return True
+        self.is_held = True
+        return True
 
-
-def remove_abandoned(parent: Path) -> None:
-    """Remove what processes that were killed left half written in a folder."""
-    for folder in parent.glob(f"{TEMPORARY_PREFIX}*"):
+    def has_its_path(self) -> bool:
+        """Whether the path still leads to what is locked, rather than to nothing or another."""
         try:
-            lock = take_lock(folder)
-        except OSError:
-            continue  # its writer lives, or nobody can tell
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+            return os.path.samestat(os.fstat(self.descriptor), os.stat(self._path))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Leave the lock to others."""
+        os.close(self.descriptor)
 
 
-def take_lock(folder: Path, *, wait: bool = False) -> int:
-    """Lock `folder` and return the descriptor that holds the lock.
+def lock_folder(folder: Path, *, wait: bool = False) -> Lock | None:
+    """Lock a folder that may be removed, by the file `lock` in it.
 
     Args:
         folder: It holds nothing else under the name of the lock.
         wait: Wait for a process that holds it.
 
+    Returns:
+        The lock, not held on a file system without locks; None if another process holds it.
+
     Raises:
-        OSError: Another process holds the folder (BlockingIOError) or has removed it
-            (FileNotFoundError), or the file system has no locks.
+        FileNotFoundError: Another process has removed the folder or its lock.
+        OSError: The lock cannot be opened.
     """
-    lock = open_lock(folder)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.path.samestat(os.fstat(lock), os.stat(folder / LOCK_NAME)):
-            return lock
+    lock = Lock(folder / LOCK_NAME, create=True)
+    if not lock.take(wait=wait):
+        lock.close()
+        return None
+    if lock.is_held and not lock.has_its_path():
+        lock.close()
         raise FileNotFoundError(errno.ENOENT, "the lock was removed before it was taken")
-    except OSError:
-        os.close(lock)
-        raise
+    return lock
 
 
-def open_lock(folder: Path) -> int:
-    """The descriptor of a folder's lock, not yet taken."""
-    return os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o666)
+def remove_abandoned(parent: Path) -> None:
+    """Remove what processes that were killed left half written in a folder."""
+    for folder in parent.glob(f"{TEMPORARY_PREFIX}*"):
+        with suppress(OSError):  # its writer is removing it, or it is another user's
+            lock = lock_folder(folder)
+            if lock is not None:
+                if lock.is_held:  # without locks nobody can tell whether its writer lives
+                    shutil.rmtree(folder, ignore_errors=True)
+                lock.close()
+
+
+@contextmanager
+def _private_folder(parent: Path) -> Iterator[tuple[Path, int]]:
+    """A locked temporary folder in `parent`, and the permissions that new files get there."""
+    remove_abandoned(parent)
+    folder, lock = _make_private_folder(parent)
+    try:
+        # The lock file was created as any program's files are: reading the umask itself would
+        # mean setting it, for all threads, for a moment.
+        yield folder, stat.S_IMODE(os.fstat(lock.descriptor).st_mode)
+    finally:
+        lock.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_private_folder(parent: Path) -> tuple[Path, Lock]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=parent))
+        with suppress(FileNotFoundError):  # found by another process and removed before the lock
+            lock = lock_folder(folder)
+            if lock is not None:
+                return folder, lock
 
 
 def _settle(path: Path, mode: int) -> None:

@@ -25,8 +25,8 @@ from imagetok.errors import ConfigError, ImagetokError
 from imagetok.images import grid_image
 from imagetok.reports import show, show_evaluation
 from imagetok.run_config import RunConfig, load_recipe
-from imagetok.shards.opening import open_folder
-from imagetok.shards.verifying import verify
+from imagetok.shards.token_folder import open_folder
+from imagetok.shards.verification import verify
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.tokenizing.row_preview import decode_rows, draw_grid

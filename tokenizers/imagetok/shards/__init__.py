@@ -1,10 +1,10 @@
-"""Tokenized datasets: folders of parquet files that a job fills, once a row.
+"""Tokenized datasets: folders of parquet files that a job fills, each row exactly once.
 
     Job --JobFolder--> units --UnitWriter--> shards --finalize--> manifest and card
                                              shards --TokenDataset--> batches of ids
 
-Any number of processes fill a folder together, without talking to each other; see
-`imagetok.shards.folder`. `datasets.load_dataset` reads it as well. Names are imported when they
+Any number of processes fill a folder together without talking to each other; see
+`imagetok.shards.job_folder`. `datasets.load_dataset` reads it as well. Names are imported when they
 are first used.
 """
 
@@ -14,33 +14,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from imagetok.shards.folder import JobFolder, read_job
-    from imagetok.shards.job import Job
-    from imagetok.shards.layout import TokenLayout
-    from imagetok.shards.loading import TokenLoader
+    from imagetok.shards.job import Job, read_job
+    from imagetok.shards.job_folder import JobFolder
     from imagetok.shards.manifest import Manifest, finalize, read_manifest
-    from imagetok.shards.pushing import push_dataset
-    from imagetok.shards.reading import TokenDataset
-    from imagetok.shards.schema import RESERVED, ShardSchema
-    from imagetok.shards.verifying import Report, verify
-    from imagetok.shards.writing import UnitWriter
+    from imagetok.shards.shard_schema import RESERVED, ShardSchema
+    from imagetok.shards.token_dataset import TokenDataset
+    from imagetok.shards.token_folder import push_dataset
+    from imagetok.shards.token_layout import TokenLayout
+    from imagetok.shards.token_loader import TokenLoader
+    from imagetok.shards.unit_writer import UnitWriter
+    from imagetok.shards.verification import Report, verify
 
 _HOMES = {
     "Job": "job",
-    "JobFolder": "folder",
+    "JobFolder": "job_folder",
     "Manifest": "manifest",
-    "RESERVED": "schema",
-    "Report": "verifying",
-    "ShardSchema": "schema",
-    "TokenDataset": "reading",
-    "TokenLayout": "layout",
-    "TokenLoader": "loading",
-    "UnitWriter": "writing",
+    "RESERVED": "shard_schema",
+    "Report": "verification",
+    "ShardSchema": "shard_schema",
+    "TokenDataset": "token_dataset",
+    "TokenLayout": "token_layout",
+    "TokenLoader": "token_loader",
+    "UnitWriter": "unit_writer",
     "finalize": "manifest",
-    "push_dataset": "pushing",
-    "read_job": "folder",
+    "push_dataset": "token_folder",
+    "read_job": "job",
     "read_manifest": "manifest",
-    "verify": "verifying",
+    "verify": "verification",
 }
 
 __all__ = [

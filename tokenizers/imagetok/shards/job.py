@@ -1,39 +1,162 @@
-"""What a tokenizing job is, and the folder that it fills.
+"""A tokenizing job: everything that fixes the bytes of a tokenized dataset.
 
-A job is all that fixes the bytes of a tokenized dataset. It stands in `job.json`, holds no time,
-host, rank or path, and its fingerprint stands in the footer of every shard. Numeric settings are
-kept apart: they change at most ids whose two best codes lie within rounding of each other, and a
-job may be told to go on under others.
+It is written to `job.json` and holds no time, host, rank or path. Its fingerprint stands in the
+footer of every shard. Numeric settings are kept apart from the fingerprint: they change at most ids
+whose two best codes lie within rounding of each other, and a job may be told to go on under others.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from datasets import Features
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from imagetok.config.strict_config import Config, StrictInteger
-from imagetok.errors import ConfigError
-from imagetok.shards.paths import ShardPaths
-from imagetok.shards.schema import ShardSchema
-from imagetok.shards.settings import InputSource, Numerics, Output, TokenizerSource, Units
+from imagetok.errors import ConfigError, UnreadableFileError
+from imagetok.files import naming_os_errors
+from imagetok.shards.shard_paths import JOB_FILE, ShardPaths
+from imagetok.shards.shard_schema import ShardSchema
+
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Size = Annotated[int, Field(ge=1, le=2**31)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class TokenizerSource(Config):
+    """The tokenizer that made the ids.
+
+    Attributes:
+        name: Repository on the Hub, or the name of a local folder.
+        revision: Commit on the Hub; None for a local folder.
+        fingerprint: `ImageTokenizer.fingerprint`.
+        codebook_size: Ids lie in [0, codebook_size).
+        grid_size: (h, w) of the ids of an image of `image_size`.
+        image_size: (height, width) in pixels that images are brought to.
+    """
+
+    name: Text
+    revision: str | None
+    fingerprint: Text
+    codebook_size: Annotated[int, Field(ge=1, le=2**32)]
+    grid_size: tuple[Size, Size]
+    image_size: tuple[Size, Size]
+
+
+class InputSource(Config):
+    """The rows that are tokenized.
+
+    Attributes:
+        name: Dataset as `imagetok.data.open_images` takes it; for a folder or file its bare name,
+            without the path.
+        subset: Configuration name of a dataset that has several.
+        revision: Commit of a dataset on the Hub.
+        split: A split, a slice, or a sum of these.
+        image_column: Column of the images.
+        fingerprint: Hash of the content; see `imagetok.data.fingerprint`.
+        streaming: Whether files are read in sequence and a row is identified by its file.
+        num_rows: Number of rows of the split; None if it is streamed.
+        limit: Largest number of rows that are tokenized; None takes all.
+    """
+
+    name: Text
+    subset: str | None
+    revision: str | None
+    split: Text
+    image_column: Text
+    fingerprint: Text
+    streaming: bool
+    num_rows: Count | None
+    limit: Count | None
+
+    @model_validator(mode="after")
+    def _check_num_rows(self) -> Self:
+        if self.streaming != (self.num_rows is None):
+            raise ValueError("num_rows is null where streaming is true, and only there")
+        return self
+
+
+class InputFile(Config):
+    """A file of a streamed dataset: its base name, and its size in bytes where that is known."""
+
+    name: Text
+    size: Annotated[int, Field(ge=0)] | None
+
+
+class Units(Config):
+    """How rows are divided into units of work.
+
+    Attributes:
+        rows_per_shard: Number of input rows that a shard stands for.
+        count: Number of units; None takes the number of files.
+        files: Files of a streamed dataset, one for each unit.
+    """
+
+    rows_per_shard: Count
+    count: Count | None
+    files: tuple[InputFile, ...]
+
+
+class Output(Config):
+    """What is written of each row.
+
+    Attributes:
+        resize: `crop` brings images to the tokenizer's size; `native` keeps each image's own.
+        keep: Names of the columns that are carried along, in order.
+    """
+
+    resize: Literal["crop", "native"]
+    keep: tuple[Text, ...]
+
+
+class Versions(Config):
+    """Versions of the libraries that compute."""
+
+    imagetok: Text
+    torch: Text
+    numpy: Text
+    pillow: Text
+    pyarrow: Text
+
+
+class Numerics(Config):
+    """Settings under which ids may differ by rounding.
+
+    Attributes:
+        device: Kind of the device, such as `cpu`.
+        dtype: Dtype of the encoder.
+        batch_size: Number of images encoded at once; the last batch is padded to it.
+        threads: Number of threads of a process.
+        search: Backend of the code search.
+        image_decoder: Library that decodes images.
+        versions: Versions of the libraries.
+    """
+
+    device: Text
+    dtype: Text
+    batch_size: Count
+    threads: Count
+    search: Text
+    image_decoder: Text
+    versions: Versions
 
 
 class Job(Config):
     """A tokenizing job; see the module and its parts.
 
     Attributes:
-        format_version: Of the folder's layout.
-        tokenizer: What made the ids.
-        input: What they were made of.
+        format_version: Version of the folder's layout.
+        tokenizer: What makes the ids.
+        input: What they are made from.
         units: How the work is divided.
         output: What is written.
-        features: The kept columns' features, as `datasets.Features.to_dict` gives them.
-        numerics: Settings of the process that began the job.
+        features: Features of the kept columns, as `datasets.Features.to_dict` gives them.
+        numerics: Numeric settings of the process that began the job.
     """
 
     format_version: Annotated[Literal[1], StrictInteger] = 1
@@ -45,7 +168,7 @@ class Job(Config):
     numerics: Numerics
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _check_parts(self) -> Self:
         if sorted(self.features) != sorted(self.output.keep):
             raise ValueError(
                 f"features describes the columns {sorted(self.features)}, output.keep names "
@@ -66,18 +189,18 @@ class Job(Config):
 
     @property
     def num_units(self) -> int:
-        """Units of the job."""
+        """Number of units."""
         return self.units.count or len(self.units.files)
 
     @property
     def num_rows(self) -> int | None:
-        """Rows that are tokenized or refused; None where only reading tells."""
+        """Number of rows that are tokenized or refused; None where only reading tells."""
         if self.input.num_rows is None:
             return None
         return min(self.input.num_rows, self.input.limit or self.input.num_rows)
 
     def rows_of(self, unit: int) -> range | None:
-        """Rows of a unit; None where only reading tells."""
+        """Rows of the input that a unit covers; None where only reading tells."""
         if self.num_rows is None:
             return None
         start = unit * self.units.rows_per_shard
@@ -85,18 +208,18 @@ class Job(Config):
 
     @property
     def split_name(self) -> str:
-        """The split that the tokenized dataset has: the input's, `train` for a sum of several."""
+        """Split of the tokenized dataset: that of the input, or `train` for a sum of several."""
         word = re.fullmatch(r"(\w+(?:\.\w+)*)(?:\[[^\]]*\])?", self.input.split)
         return word[1] if word and word[1] != "all" else "train"
 
     @property
     def paths(self) -> ShardPaths:
-        """Where its files lie."""
+        """Where the files of the tokenized dataset lie."""
         return ShardPaths(self.split_name, self.num_units, in_parts=self.input.streaming)
 
     @property
     def kept(self) -> Features:
-        """Features of the kept columns, in order."""
+        """Features of the kept columns, in the order of `output.keep`."""
         try:
             features = Features.from_dict({name: self.features[name] for name in self.output.keep})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
@@ -105,7 +228,7 @@ class Job(Config):
 
     @property
     def schema(self) -> ShardSchema:  # type: ignore[override]
-        """Columns of its shards."""
+        """Columns of the shards."""
         return ShardSchema(
             codebook_size=self.tokenizer.codebook_size,
             grid=self.tokenizer.grid_size if self.output.resize == "crop" else None,
@@ -118,3 +241,18 @@ class Job(Config):
         """Hash of everything but the numeric settings: 64 hexadecimal digits."""
         text = self.model_copy(update={"numerics": None}).to_json()
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_job(folder: str | os.PathLike[str]) -> Job:
+    """Read the job that fills a folder.
+
+    Raises:
+        UnreadableFileError: The folder holds no job.json, or a damaged one.
+    """
+    path = Path(folder) / JOB_FILE
+    with naming_os_errors("read", path):
+        text = path.read_bytes()
+    try:
+        return Job.from_json(text)
+    except ConfigError as error:
+        raise UnreadableFileError(f"'{path}' is not a job of this version: {error}") from error

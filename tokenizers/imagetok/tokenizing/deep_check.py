@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from imagetok.data import DatasetRef, fixed_rows
 from imagetok.errors import DataError, UnreadableFileError
-from imagetok.shards.opening import TokenFolder
+from imagetok.shards.token_folder import TokenFolder
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.tokenizing.image_preparation import Preparation, Prepared

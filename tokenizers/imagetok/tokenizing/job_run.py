@@ -19,9 +19,9 @@ from typing import Any
 from imagetok.arguments import read_count
 from imagetok.errors import InvalidTypeError, JobStopped, TokenizingError
 from imagetok.launch import RankInfo, StopSignals, find_rank_info, watch_launcher
-from imagetok.shards.folder import JobFolder
+from imagetok.shards.job_folder import JobFolder
 from imagetok.shards.manifest import Manifest, finalize
-from imagetok.shards.schema import ShardSchema
+from imagetok.shards.shard_schema import ShardSchema
 from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.batch_encoder import Encoder

@@ -14,10 +14,10 @@ from imagetok._version import __version__
 from imagetok.errors import InvalidValueError
 from imagetok.launch import RankInfo, find_device
 from imagetok.networks import MlpEncoder
-from imagetok.shards.job import Job
-from imagetok.shards.settings import (
+from imagetok.shards.job import (
     InputFile,
     InputSource,
+    Job,
     Numerics,
     TokenizerSource,
     Units,

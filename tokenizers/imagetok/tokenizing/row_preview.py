@@ -16,8 +16,8 @@ from torch import Tensor
 
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import to_pil
-from imagetok.shards.opening import TokenFolder
-from imagetok.shards.rows import ShardRows
+from imagetok.shards.shard_reader import ShardReader
+from imagetok.shards.token_folder import TokenFolder
 from imagetok.tokenizer import ImageTokenizer
 
 CELL = 160
@@ -78,7 +78,7 @@ def decode_rows(
     schema = folder.job.schema
     column = _caption_column(schema.kept)
     columns = [] if column is None else [column]
-    reader = ShardRows(folder.path, shards, folder.manifest.job, schema, columns)
+    reader = ShardReader(folder.path, shards, folder.manifest.job, schema, columns)
     batch = reader.gather(numbers, wanted - starts[numbers]).batch(0, len(wanted))
     return _decode(tokenizer, batch, schema.grid), _captions(batch, column, schema.kept)
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from imagetok.shards.schema import ShardSchema
+from imagetok.shards.shard_schema import ShardSchema
 from imagetok.tokenizing.batch_encoder import Batch, Batcher, Encoder
 from imagetok.tokenizing.image_preparation import Prepared
 from imagetok.tokenizing.job_input import Chunk

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from imagetok.cards import write_model_card
 from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError
 from imagetok.evaluation import Evaluation
-from imagetok.files import atomic_path, file_sha256, naming_os_errors, write_atomic
+from imagetok.files import Lock, atomic_path, file_sha256, naming_os_errors, write_atomic
 from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
@@ -39,8 +37,8 @@ def holds_run(folder: Path) -> bool:
 class FolderLock:
     """A run's hold on its folder, because two runs at once would mix their files.
 
-    The lock (flock) is on the folder itself: it leaves no file and ends with its process. A file
-    system without locks has none.
+    The lock is on the folder itself: it leaves no file and ends with its process. A file system
+    without locks has none.
 
     Args:
         folder: The run's folder.
@@ -48,7 +46,7 @@ class FolderLock:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._descriptor: int | None = None
+        self._lock: Lock | None = None
 
     def take(self, patience: float) -> bool:
         """Take the folder if it exists; one that is held already stays so.
@@ -62,11 +60,11 @@ class FolderLock:
         Raises:
             ConfigError: Another run holds it.
         """
-        if self._descriptor is not None or not self._folder.is_dir():
+        if self._lock is not None or not self._folder.is_dir():
             return False
         end, told = time.monotonic() + patience, False
-        self._descriptor = os.open(self._folder, os.O_RDONLY)
-        while not self._try():
+        self._lock = Lock(self._folder)
+        while not self._lock.take():
             if time.monotonic() >= end:
                 self.close()
                 raise ConfigError(
@@ -81,19 +79,9 @@ class FolderLock:
 
     def close(self) -> None:
         """Leave the folder to others."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _try(self) -> bool:
-        assert self._descriptor is not None
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True  # no locks on this file system
-        return True
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
 
 def make_folder(folder: Path) -> None:

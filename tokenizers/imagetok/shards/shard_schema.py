@@ -3,11 +3,11 @@
 In this order:
 
 ids                fixed-size list of uint8, uint16 or uint32: the tokens in raster order
-grid_h, grid_w     uint16; only where pictures keep their own sizes, and ids are of any length
-file               string; only of a streamed dataset: base name of the file that the row is in
-row                int64; place in the dataset, or in that file
-height, width      int32; the picture's own size, upright, in pixels
-...                the kept columns, as they were
+grid_h, grid_w     uint16; only where images keep their own sizes and lists of ids vary in length
+file               string; only for a streamed dataset: base name of the file that holds the row
+row                int64; position in the dataset, or in that file
+height, width      int32; the image's own size, upright, in pixels
+...                the kept columns, unchanged
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from imagetok.errors import DataError, IdsError, IdsTypeError, InvalidValueError
 
 RESERVED = ("ids", "row", "file", "height", "width", "grid_h", "grid_w", "grid")
-"""Names that kept columns cannot have."""
+"""Names that kept columns cannot take."""
 
 IDS_PATH = "ids.list.element"
 """What parquet calls the numbers in the column of ids."""
@@ -39,8 +39,8 @@ class ShardSchema:
 
     Attributes:
         codebook_size: Ids lie in [0, codebook_size).
-        grid: (h, w) of every picture's ids; None where each picture has its own.
-        by_file: Rows are known by file and row in it, rather than by row.
+        grid: (h, w) of every image's ids; None where each image has its own.
+        by_file: Whether a row is identified by its file and its position there.
         kept: Features of the columns that are carried along, in order.
     """
 
@@ -68,7 +68,7 @@ class ShardSchema:
 
     @cached_property
     def features(self) -> Features:
-        """All columns in order, as the `datasets` library types them."""
+        """All columns in order, typed for the `datasets` library."""
         token = Value(str(self.ids_dtype))
         if self.grid is None:
             columns = {"ids": List(token), "grid_h": Value("uint16"), "grid_w": Value("uint16")}
@@ -82,7 +82,7 @@ class ShardSchema:
 
     @cached_property
     def arrow(self) -> pa.Schema:
-        """The same for pyarrow; its metadata has the features for the `datasets` library."""
+        """All columns typed for pyarrow; the metadata hold `features`."""
         return self.features.arrow_schema
 
     def table(
@@ -93,24 +93,24 @@ class ShardSchema:
         sizes: NDArray[np.integer],
         kept: pa.Table,
     ) -> pa.Table:
-        """Rows of a shard from arrays.
+        """Build rows of a shard from arrays.
 
         Args:
             ids: Integers (N, h * w) or (N, h, w), raster order; without a fixed grid, N arrays
                 (h, w) instead.
-            rows: N places in the dataset, or in the rows' files.
-            files: N base names of files; None where rows are not known by file.
-            sizes: Integers (N, 2), the pictures' own heights and widths in pixels.
+            rows: N positions in the dataset, or in the rows' files.
+            files: N base names of files if `by_file`, otherwise None.
+            sizes: Integers (N, 2), the images' own heights and widths in pixels.
             kept: The kept columns of the same N rows; others are left out.
 
         Returns:
-            A table of `arrow`'s columns.
+            A table with the columns of `arrow`.
 
         Raises:
             IdsError: Ids are out of range or of another grid.
-            IdsTypeError: They are no integers.
+            IdsTypeError: Ids are not integers.
             InvalidValueError: The arguments differ in their number of rows, or `files` is missing
-                or one too many.
+                or superfluous.
             DataError: A kept column is missing or of another type.
         """
         self._check_counts(ids, rows, files, sizes, kept)
@@ -162,7 +162,7 @@ class ShardSchema:
         }
 
     def _tokens(self, parts: Sequence[NDArray[np.integer]]) -> pa.Array:
-        """All ids in a row, in the type of the column."""
+        """All ids one after another, in the type of the column."""
         for part in parts:
             if part.dtype.kind not in "iu":
                 raise IdsTypeError(f"ids are {part.dtype}, expected integers")

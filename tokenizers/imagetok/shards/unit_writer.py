@@ -1,8 +1,8 @@
 """`UnitWriter`: the rows of one unit of work, committed whole or not at all.
 
-Shards and error files are written in a folder of their own and renamed at the end: of each part
-the error file first and the shard last, and the first part after all others, so that a unit is
-done when its first shard is there.
+Shards and error files are written in a workspace and renamed at the end. The error file of a part
+is renamed before its shard, and the first part after all others, so that a unit is done when its
+first shard is there.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from numpy.typing import NDArray
 
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.files import flush, make_folder, naming_os_errors
-from imagetok.shards.parquet import PARTS_KEY, ShardFile
-from imagetok.shards.paths import ShardPaths
-from imagetok.shards.schema import ShardSchema
+from imagetok.shards.shard_file import PARTS_KEY, ShardFile
+from imagetok.shards.shard_paths import ShardPaths
+from imagetok.shards.shard_schema import ShardSchema
 
 
 class UnitWriter:
     """Takes the rows of a unit in order, and the rows that cannot be read in any order.
 
     Args:
-        folder: Of the tokenized dataset.
-        place: An empty folder on the same file system.
+        folder: Folder of the tokenized dataset.
+        workspace: An empty folder on the same file system.
         paths: Names of the shards.
-        schema: Their columns.
+        schema: Columns of the shards.
         footer: Key-value pairs for the footer of every shard.
         unit: Number of the unit.
-        rows: Rows that it consists of; None where only reading tells.
-        rows_per_shard: Rows of the input that a shard stands for, where `rows` is None.
+        rows: Rows that the unit consists of; None where only reading tells.
+        rows_per_shard: Number of input rows that a shard stands for, where `rows` is None.
     """
 
     def __init__(
         self,
         folder: Path,
-        place: Path,
+        workspace: Path,
         *,
         paths: ShardPaths,
         schema: ShardSchema,
@@ -50,7 +50,7 @@ class UnitWriter:
         rows_per_shard: int,
     ) -> None:
         self.unit, self.rows = unit, rows
-        self._folder, self._place = folder, place
+        self._folder, self._workspace = folder, workspace
         self._paths, self._schema, self._footer = paths, schema, footer
         self._rows_per_shard = rows_per_shard
         self._written: list[NDArray[np.int64]] = []
@@ -62,10 +62,10 @@ class UnitWriter:
         """Add rows.
 
         Args:
-            table: As `ShardSchema.table` makes it; rows ascend in it and from call to call.
+            table: A table that `ShardSchema.table` made; rows ascend in it and from call to call.
 
         Raises:
-            InvalidValueError: The columns are others, or the rows do not ascend.
+            InvalidValueError: The table has other columns, or its rows do not ascend.
             UnwritableFileError: The disk is full, or the like.
         """
         if not table.schema.equals(self._schema.arrow):
@@ -88,27 +88,28 @@ class UnitWriter:
         """Report a row that cannot be read.
 
         Args:
-            row: Its place in the dataset, or in its file.
-            key: What the input calls it, such as the picture's name; None if nothing.
-            reason: Why it cannot be read, the same in every run.
-            file: Base name of the file that it is in; None where rows are not known by file.
+            row: Position of the row in the dataset, or in its file.
+            key: What the input calls the row, such as the image's name; None if nothing.
+            reason: Why the row cannot be read, the same in every run.
+            file: Base name of the file that holds the row; None where rows are not identified by
+                file.
 
         Raises:
-            InvalidValueError: `file` is missing, or one too many.
+            InvalidValueError: `file` is missing or superfluous.
         """
         if (file is None) == self._schema.by_file:
             expected = "the file that it is in" if self._schema.by_file else "no file"
             raise InvalidValueError(
                 f"row {row} was refused with file={file!r}, expected {expected}"
             )
-        place = {"row": row} if file is None else {"row": row, "file": file}
-        self._refused.append((row, json.dumps({**place, "key": key, "reason": reason})))
+        position = {"row": row} if file is None else {"row": row, "file": file}
+        self._refused.append((row, json.dumps({**position, "key": key, "reason": reason})))
 
     def commit(self) -> None:
         """Give all files their final names.
 
         Raises:
-            DataError: A row was neither written nor refused, or is there twice.
+            DataError: A row was neither written nor refused, or came twice.
             UnwritableFileError: The disk is full, or the like.
         """
         last = self._account()
@@ -120,7 +121,7 @@ class UnitWriter:
             self._publish(self._paths.shard(self.unit, part))
 
     def abandon(self) -> None:
-        """Let go of what was not committed; after a commit, nothing."""
+        """Close what was not committed; does nothing after a commit."""
         if self._shard is not None:
             self._shard.abandon()
 
@@ -128,7 +129,7 @@ class UnitWriter:
         return rows // self._rows_per_shard if self.rows is None else np.zeros_like(rows)
 
     def _open(self, part: int) -> ShardFile:
-        """The file of a part; parts between the last one and this one are empty."""
+        """Open the file of a part; parts between the last one and this one are empty."""
         while self._part < part or self._shard is None:
             self._finish_shard({})
             self._part += 1
@@ -142,7 +143,7 @@ class UnitWriter:
             self._shard = None
 
     def _account(self) -> int:
-        """The last row of the unit, 0 where there is none; each must be there once."""
+        """Check that each row came once; returns the last row, or 0 where there is none."""
         refused = np.array([row for row, _ in self._refused], dtype=np.int64)
         found = np.sort(np.concatenate([*self._written, refused]))
         expected = range(len(found)) if self.rows is None else self.rows
@@ -158,7 +159,7 @@ class UnitWriter:
         return int(found[-1]) if len(found) else 0
 
     def _commit_errors(self, part: int) -> None:
-        """Publish the rows that a part refused; a report of an earlier attempt does not stay."""
+        """Publish the rows that a part refused, or remove the report of an earlier attempt."""
         name = self._paths.errors(self.unit, part)
         parts = self._parts_of(np.array([row for row, _ in self._refused], dtype=np.int64))
         lines = sorted(entry for entry, at in zip(self._refused, parts, strict=True) if at == part)
@@ -191,7 +192,7 @@ class UnitWriter:
             flush(target.parent)
 
     def _temporary(self, name: str) -> Path:
-        return self._place / name.replace("/", "-")
+        return self._workspace / name.replace("/", "-")
 
 
 def _some(rows: NDArray[np.int64]) -> str:

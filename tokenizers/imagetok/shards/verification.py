@@ -1,9 +1,20 @@
-"""One shard, and the list of its unreadable rows, against what job and manifest say of them."""
+"""`verify`: whether a tokenized dataset is exactly what its manifest says, and nothing else.
+
+    report = verify("tokens")
+    report.is_sound                             # or, for people:
+    print(report)                               # data/train-00003.parquet: row 52 is missing
+
+Every shard and every list of unreadable rows is hashed, and every value is read, one row group at a
+time: features, numbers of rows, range of the ids, and that each row of the input is there exactly
+once, in the shard that it belongs to. Only encoding again can tell whether the ids are those of
+their images.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +24,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from imagetok.errors import UnreadableFileError
-from imagetok.files import file_sha256
+from imagetok.files import TEMPORARY_PREFIX, file_sha256
 from imagetok.shards.job import Job
-from imagetok.shards.manifest import ShardRecord
-from imagetok.shards.parquet import JOB_KEY, NUMERICS_KEY
-from imagetok.shards.rows import Numbers, check_ids, describe, words
+from imagetok.shards.manifest import ShardRecord, Totals
+from imagetok.shards.row_order import Numbers
+from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY
+from imagetok.shards.shard_paths import CARD_FILE, JOB_FILE, MANIFEST_FILE
+from imagetok.shards.shard_reader import check_ids, describe_columns, one_line
+from imagetok.shards.token_folder import TokenFolder, open_folder
 
 _FEATURES_KEY = b"huggingface"
 
@@ -39,16 +53,111 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class ShardCheck:
-    """A shard that is to be checked.
+class Report:
+    """What `verify` found.
 
     Attributes:
-        folder: Of the dataset.
-        job: What made it.
+        folder: Path of the dataset.
+        totals: What the dataset holds according to its manifest.
+        faults: Everything that is wrong; empty for a sound dataset.
+    """
+
+    folder: Path
+    totals: Totals
+    faults: tuple[Fault, ...]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether there is no fault."""
+        return not self.faults
+
+    def __str__(self) -> str:
+        if self.faults:
+            return "\n".join(str(fault) for fault in self.faults)
+        found = self.totals
+        return f"{found.shards} shards with {found.rows} rows and {found.refused} refused: sound"
+
+
+def verify(folder: str | os.PathLike[str]) -> Report:
+    """Check every file of a tokenized dataset.
+
+    Args:
+        folder: Folder of a dataset with its manifest.
+
+    Raises:
+        InvalidTypeError: `folder` is not a path.
+        UnreadableFileError: The manifest or the job is missing or cannot be read.
+        DataError: The manifest belongs to another job than job.json.
+    """
+    opened = open_folder(folder)
+    checks, faults = _list_shards(opened)
+    faults += [*_wrong_totals(opened), *_foreign_files(opened, checks)]
+    for check in checks:
+        faults += check.faults()
+    return Report(opened.path, opened.manifest.totals, tuple(faults))
+
+
+def _list_shards(opened: TokenFolder) -> tuple[list[ShardCheck], list[Fault]]:
+    """The shards on which job and manifest agree, and faults where they do not."""
+    job, records = opened.job, {shard.path: shard for shard in opened.manifest.shards}
+    checks, faults = [], []
+    for unit in range(job.num_units):
+        part, more = 0, True
+        while more:
+            name = job.paths.shard(unit, part)
+            more = job.paths.in_parts and job.paths.shard(unit, part + 1) in records
+            if name in records:
+                record = records.pop(name)
+                checks.append(ShardCheck(opened.path, job, record, unit, part, is_last=not more))
+            else:
+                faults.append(Fault(name, "missing in the manifest, the job has this shard"))
+            part += 1
+    faults += [
+        Fault(
+            name, "the manifest lists it, but the job has no such shard, or lacks those before it"
+        )
+        for name in records
+    ]
+    if len(checks) + len(records) < len(opened.manifest.shards):
+        faults.append(Fault(MANIFEST_FILE, "it lists a shard twice"))
+    return checks, faults
+
+
+def _wrong_totals(opened: TokenFolder) -> Iterator[Fault]:
+    """Totals that are not the sums of what the manifest says of its shards."""
+    found, sums = opened.manifest.totals.to_dict(), Totals.of(opened.manifest.shards).to_dict()
+    for name, total in sums.items():
+        if found[name] != total:
+            yield Fault(MANIFEST_FILE, f"its total of {name} is {found[name]}, the sum is {total}")
+
+
+def _foreign_files(opened: TokenFolder, checks: Sequence[ShardCheck]) -> Iterator[Fault]:
+    """Files that do not belong to the dataset; hidden ones of other programs are ignored."""
+    own = {JOB_FILE, MANIFEST_FILE, CARD_FILE, *(check.record.path for check in checks)}
+    own |= {check.errors_path for check in checks if check.record.refused}
+    for parent, folders, names in os.walk(opened.path):
+        below = Path(parent).relative_to(opened.path)
+        for name in folders:
+            if name.startswith(TEMPORARY_PREFIX):
+                yield Fault((below / name).as_posix(), "left behind by a process that was killed")
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            file = (below / name).as_posix()
+            if not name.startswith(".") and file not in own:
+                yield Fault(file, "it is not of the dataset")
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """A shard and the list of its unreadable rows, to be checked against job and manifest.
+
+    Attributes:
+        folder: Folder of the dataset.
+        job: The job that filled it.
         record: What the manifest says of the shard.
-        unit: The unit that it is of.
-        part: Its place in the unit.
-        is_last: Whether it is the unit's last part.
+        unit: Unit that the shard belongs to.
+        part: Number of the shard in its unit.
+        is_last: Whether the shard is the last part of its unit.
     """
 
     folder: Path
@@ -64,7 +173,7 @@ class ShardCheck:
         return self.job.paths.errors(self.unit, self.part)
 
     def faults(self) -> Iterator[Fault]:
-        """All that is wrong, in the order of the checks."""
+        """Everything that is wrong, in the order of the checks."""
         name, refused = self.record.path, list[int]()
         for reason in self._check_errors(refused):
             yield Fault(self.errors_path, reason)
@@ -77,7 +186,7 @@ class ShardCheck:
         except UnreadableFileError as error:
             yield Fault(name, str(error))
         except (OSError, ValueError, pa.ArrowException) as error:
-            yield Fault(name, f"damaged: {words(error)}")
+            yield Fault(name, f"damaged: {one_line(error)}")
 
     def _check_bytes(self) -> Iterator[str]:
         path, record = self.folder / self.record.path, self.record
@@ -104,7 +213,7 @@ class ShardCheck:
         except UnreadableFileError as error:
             yield str(error)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            yield f"no list of unreadable rows: {error!r}"
+            yield f"not a list of unreadable rows: {error!r}"
         else:
             if len(lines) != self.record.refused:
                 yield f"{len(lines)} rows; the manifest says {self.record.refused}"
@@ -121,7 +230,8 @@ class ShardCheck:
             yield "its numeric settings are not those that the manifest names"
         schema = self.job.schema.arrow
         if not file.schema_arrow.equals(schema):
-            yield f"the columns {describe(file.schema_arrow)}, expected {describe(schema)}"
+            found, expected = describe_columns(file.schema_arrow), describe_columns(schema)
+            yield f"the columns {found}, expected {expected}"
             return
         if metadata.get(_FEATURES_KEY) != schema.metadata[_FEATURES_KEY]:
             yield "its features are not those of the job"
@@ -193,7 +303,7 @@ class ShardCheck:
 
     @property
     def _file(self) -> str | None:
-        """The file that the shard's rows are of; None where rows are not known by file."""
+        """The file that holds the shard's rows; None where rows are not identified by file."""
         files = self.job.units.files
         return files[self.unit].name if self.job.input.streaming and files else None
 

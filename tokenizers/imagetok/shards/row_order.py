@@ -1,13 +1,13 @@
-"""The order in which rows of shards are read: a function of seed, epoch and ranks alone.
+"""`RowOrder`: the order in which rows of shards are read, given by seed, epoch and ranks alone.
 
     shards in a new order
-      --> in every 16 that follow each other, runs of 2,048 rows, a row group, in a new order
+      --> within every 16 consecutive ones, runs of 2,048 rows (a row group) in a new order
       --> one sequence of all rows, cut into equal parts for the ranks
-      --> in every window of a part, rows in a new order
+      --> within every shuffle buffer of a part, rows in a new order
 
-So every row comes exactly once an epoch over all ranks, whose parts differ by one row at most; a
-rank works on few shards at a time; and neighbours in the input come far apart: a window holds
-runs of up to 16 shards.
+So every row comes exactly once per epoch over all ranks, whose parts differ by at most one row; a
+rank works on few shards at a time; and neighbours in the input end up far apart, as a shuffle
+buffer holds runs of up to 16 shards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from imagetok.keys import generator, make_key
-from imagetok.shards.rowgroups import MOST_ROWS as RUN_ROWS
+from imagetok.shards.shard_file import MOST_ROWS as RUN_ROWS
 
 SHARDS_TOGETHER = 16
 """Shards whose runs are mixed."""
@@ -29,13 +29,13 @@ Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Window:
-    """Rows that are mixed, in the order of reading.
+class ShuffleBuffer:
+    """Rows that are mixed with each other, in the order in which they are read.
 
     Attributes:
-        start: Place of the first among this rank's rows.
-        shards: int64 (N,), number of the shard that each row is in.
-        rows: int64 (N,), its place in that shard.
+        start: Position of the first one among this rank's rows.
+        shards: int64 (N,), number of the shard that holds each row.
+        rows: int64 (N,), position of each row in its shard.
     """
 
     start: int
@@ -44,16 +44,16 @@ class Window:
 
 
 @dataclass(frozen=True)
-class ReadingOrder:
-    """The windows of one rank.
+class RowOrder:
+    """The order of one rank's rows, in shuffle buffers.
 
     Attributes:
-        counts: Rows of each shard.
-        seed: Of the order.
-        rank: In [0, world_size).
+        counts: Number of rows of each shard.
+        seed: Seed of the order.
+        rank: Number of the rank, in [0, world_size).
         world_size: Number of ranks.
-        window: Rows of a window, at least 1.
-        shuffle: Whether there is anything random; otherwise rows come as they lie in the shards.
+        window: Number of rows of a shuffle buffer, at least 1.
+        shuffle: Whether the order is random; otherwise rows come as they lie in the shards.
     """
 
     counts: Sequence[int]
@@ -65,16 +65,16 @@ class ReadingOrder:
 
     @property
     def num_rows(self) -> int:
-        """Rows of this rank."""
+        """Number of rows of this rank."""
         return self._boundary(self.rank + 1) - self._boundary(self.rank)
 
     @property
     def common_rows(self) -> int:
-        """Rows that every rank has."""
+        """Number of rows that every rank has at least."""
         return sum(self.counts) // self.world_size
 
-    def windows(self, epoch: int, start: int) -> Iterator[Window]:
-        """The windows of an epoch from the one that holds row `start` of this rank."""
+    def buffers(self, epoch: int, start: int) -> Iterator[ShuffleBuffer]:
+        """Yield the buffers of an epoch from the one that holds row `start` of this rank."""
         runs = self._runs(epoch)
         ends = np.cumsum(runs[:, 2])
         first = self._boundary(self.rank)
@@ -84,7 +84,7 @@ class ReadingOrder:
             if self.shuffle:
                 mixed = _permutation(end - begin, self.seed, epoch, first + begin, "window")
                 shards, rows = shards[mixed], rows[mixed]
-            yield Window(begin, shards, rows)
+            yield ShuffleBuffer(begin, shards, rows)
 
     def _boundary(self, rank: int) -> int:
         return sum(self.counts) * rank // self.world_size
@@ -96,8 +96,8 @@ class ReadingOrder:
             return np.array([(shard, 0, self.counts[shard]) for shard in range(count)])
         order = _permutation(count, self.seed, epoch, 0, "shards").tolist()
         groups = []
-        for place in range(0, count, SHARDS_TOGETHER):
-            together = order[place : place + SHARDS_TOGETHER]
+        for first in range(0, count, SHARDS_TOGETHER):
+            together = order[first : first + SHARDS_TOGETHER]
             runs = np.array(
                 [
                     (shard, row, min(RUN_ROWS, self.counts[shard] - row))
@@ -106,12 +106,12 @@ class ReadingOrder:
                 ],
                 dtype=np.int64,
             ).reshape(-1, 3)
-            groups.append(runs[_permutation(len(runs), self.seed, epoch, place, "runs")])
+            groups.append(runs[_permutation(len(runs), self.seed, epoch, first, "runs")])
         return np.concatenate(groups)
 
 
 def _rows_between(runs: Numbers, ends: Numbers, first: int, last: int) -> tuple[Numbers, Numbers]:
-    """Shards and rows of the places `first` to `last`, exclusively, of the sequence of runs."""
+    """Shards and rows at the positions from `first` up to `last` of the sequence of runs."""
     low, high = np.searchsorted(ends, first, "right"), np.searchsorted(ends, last, "left") + 1
     inside = runs[low:high].copy()
     skipped = first - (ends[low] - inside[0, 2])
@@ -122,7 +122,7 @@ def _rows_between(runs: Numbers, ends: Numbers, first: int, last: int) -> tuple[
     return shards, starts + np.arange(last - first) - before
 
 
-def _permutation(count: int, seed: int, epoch: int, place: int, purpose: str) -> Numbers:
-    random = generator(make_key(seed, epoch, place, purpose))
+def _permutation(count: int, seed: int, epoch: int, position: int, purpose: str) -> Numbers:
+    random = generator(make_key(seed, epoch, position, purpose))
     order: Numbers = torch.randperm(count, generator=random).numpy()
     return order

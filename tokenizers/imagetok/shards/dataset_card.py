@@ -1,9 +1,9 @@
-"""The card of a tokenized dataset: a README.md with settings for `datasets` and text for people."""
+"""The card of a tokenized dataset: README.md, with settings for `datasets` and text for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, DatasetInfo
 from datasets.info import DatasetInfosDict
@@ -12,38 +12,40 @@ from datasets.splits import SplitDict, SplitInfo
 from imagetok.cards.layout import UNKNOWN_LICENSE, lay_out, licence_words
 from imagetok.markdown import code, python_block, python_text, table
 from imagetok.shards.job import Job
-from imagetok.shards.paths import DATA, ERRORS, SHARD_SUFFIX
-from imagetok.shards.records import Manifest, Totals
+from imagetok.shards.shard_paths import DATA, ERRORS, SHARD_SUFFIX
+
+if TYPE_CHECKING:  # the manifest is finalized together with its card
+    from imagetok.shards.manifest import Manifest, Totals
 
 _COLUMNS = {
-    "grid_h": "rows of the picture's grid of ids",
-    "grid_w": "columns of the picture's grid of ids",
-    "file": "file of the source that the picture is in",
-    "height": "the picture's own height in pixels",
-    "width": "the picture's own width in pixels",
+    "grid_h": "rows of the image's grid of ids",
+    "grid_w": "columns of the image's grid of ids",
+    "file": "file of the source that holds the image",
+    "height": "the image's own height in pixels",
+    "width": "the image's own width in pixels",
 }
 _LIMITATIONS = (
-    "The ids mean something to one tokenizer alone, and keep of the pictures what it keeps: how "
-    "much that is stands in its card, and is not measured here. Whatever the pictures show, people "
-    "among it, can be seen in what the ids decode to; what the source lacks or favours, a model "
+    "The ids mean something to one tokenizer alone, and keep of the images what it keeps; how much "
+    "that is stands in its card and is not measured here. Whatever the images show, including "
+    "people, can be seen in what the ids decode to. What the source lacks or favours, a model "
     "trained on the ids lacks or favours too."
 )
 
 
 def render_card(job: Job, manifest: Manifest, repo_id: str | None = None) -> str:
-    """The text of README.md, from nothing but the job and what came of it.
+    """Render README.md from nothing but the job and what came of it.
 
     Args:
         job: The job.
-        manifest: Of its shards.
+        manifest: The manifest of its shards.
         repo_id: Repository on the Hub that the card's code reads from; None makes it read from the
-            folder that the card lies in.
+            folder that holds the card.
     """
     size = job.tokenizer.codebook_size
     opening = (
         f"# Image tokens of {code(job.input.name)}",
-        f"Every row is a picture as the ids of an image tokenizer, integers in [0, {size}). They "
-        "were made with imagetok, which turns them back into pictures.",
+        f"Every row is an image as the ids of an image tokenizer, integers in [0, {size}). They "
+        "were made with imagetok, which turns them back into images.",
     )
     sections: dict[str, Iterable[str]] = {
         "Columns": [table(("column", "type", "holds"), _columns(job))],
@@ -73,8 +75,8 @@ def _metadata(job: Job, manifest: Manifest) -> dict[str, Any]:
         "configs": [{"config_name": "default", "data_files": [files]}],
     }
     DatasetInfosDict(default=info).to_dataset_card_data(head)
-    # `datasets` knows what it has in its cache by the folder's name and by what stands here, not by
-    # the files: without this it would take other ids of as many pictures for the same.
+    # `datasets` tells what it has in its cache by the folder's name and by what stands here, not by
+    # the files: without this it would take other ids of as many images for the same.
     head["dataset_info"]["description"] = f"imagetok {manifest.fingerprint}"
     return head
 
@@ -84,7 +86,9 @@ def _columns(job: Job) -> Iterator[tuple[str, str, str]]:
     order = "row by row from the top left"
     texts = _COLUMNS | {
         "ids": f"{grid[0]} x {grid[1]} ids, {order}" if grid else f"grid_h x grid_w ids, {order}",
-        "row": "place of the picture in its file" if job.schema.by_file else "place in the source",
+        "row": "position of the image in its file"
+        if job.schema.by_file
+        else "position in the source",
     }
     for name, feature in job.schema.features.items():
         text = "from the source" if name in job.schema.kept else texts[name]
@@ -103,14 +107,14 @@ def _tokenizer(job: Job) -> Iterator[tuple[str, str]]:
     yield "codebook", f"{source.codebook_size} codes"
     if job.output.resize == "crop":
         height, width = source.image_size
-        yield "pictures", f"centre crops, resized to {height} x {width} pixels"
+        yield "images", f"centre crops, resized to {height} x {width} pixels"
     else:
         factor = source.image_size[0] // source.grid_size[0]
-        yield "pictures", f"sides rounded down to multiples of {factor} pixels"
+        yield "images", f"sides rounded down to multiples of {factor} pixels"
 
 
 def _source(job: Job) -> Iterator[tuple[str, str]]:
-    told: Mapping[str, str | int | None] = {
+    entries: Mapping[str, str | int | None] = {
         "dataset": job.input.name,
         "subset": job.input.subset,
         "revision": job.input.revision,
@@ -119,13 +123,13 @@ def _source(job: Job) -> Iterator[tuple[str, str]]:
         "first rows": job.input.limit,
         "fingerprint": job.input.fingerprint,
     }
-    yield from ((name, code(value)) for name, value in told.items() if value is not None)
+    yield from ((name, code(value)) for name, value in entries.items() if value is not None)
 
 
 def _counts(totals: Totals) -> Iterator[tuple[str, str]]:
-    yield "pictures", f"{totals.rows:,}"
+    yield "images", f"{totals.rows:,}"
     if totals.refused:
-        yield "unreadable pictures", f"{totals.refused:,}, listed with reasons in `{ERRORS}/`"
+        yield "unreadable images", f"{totals.refused:,}, listed with reasons in `{ERRORS}/`"
     yield "ids", f"{totals.tokens:,}"
     yield "shards", f"{totals.shards:,}"
     yield "bytes", f"{totals.bytes:,}"
@@ -148,14 +152,14 @@ def _reading(job: Job, repo_id: str | None) -> Iterator[str]:
         f"tokens = load_dataset({place}, split={split})",
         'ids = tokens[0]["ids"]',
     )
-    yield "Back to pictures, with the tokenizer of the fingerprint above:"
+    yield "Back to images, with the tokenizer of the fingerprint above:"
     commit = "" if revision is None else f", revision={python_text(revision)}"
     yield python_block(
         "from imagetok import ImageTokenizer",
         "",
         f"tokenizer = ImageTokenizer.from_pretrained({name}{commit})",
         "row = tokens[0]",
-        f'picture = tokenizer.decode(row["ids"]{_grid_argument(job)})',
+        f'image = tokenizer.decode(row["ids"]{_grid_argument(job)})',
     )
     yield "For training, shuffled, divided over ranks and resumable in the middle of an epoch:"
     yield python_block(

@@ -24,9 +24,9 @@ from imagetok.errors import (
     InvalidValueError,
     UnreadableFileError,
 )
-from imagetok.shards.loading import TokenLoader
-from imagetok.shards.reading import TokenDataset
-from imagetok.shards.rows import ShardRows
+from imagetok.shards.shard_reader import ShardReader
+from imagetok.shards.token_dataset import TokenDataset
+from imagetok.shards.token_loader import TokenLoader
 
 ROWS = 50
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -262,15 +262,15 @@ def test_nothing_is_read_of_what_lies_behind(tokens: Path, monkeypatch: pytest.M
 
 
 def recorded_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows of every call of `ShardRows.gather` from now on."""
+    """Rows of every call of `ShardReader.gather` from now on."""
     sizes: list[int] = []
-    gather = ShardRows.gather
+    gather = ShardReader.gather
 
-    def recorded(self: ShardRows, shards: Any, rows: Any) -> Any:
+    def recorded(self: ShardReader, shards: Any, rows: Any) -> Any:
         sizes.append(len(rows))
         return gather(self, shards, rows)
 
-    monkeypatch.setattr(ShardRows, "gather", recorded)
+    monkeypatch.setattr(ShardReader, "gather", recorded)
     return sizes
 
 
@@ -342,7 +342,7 @@ def test_a_folder_without_a_manifest_is_refused(copy: Path, tmp_path: Path) -> N
     (copy / "manifest.json").unlink()
     with pytest.raises(UnreadableFileError, match="imagetok tokenize --finalize"):
         dataset(copy)
-    with pytest.raises(UnreadableFileError, match="no tokenized dataset"):
+    with pytest.raises(UnreadableFileError, match="not a tokenized dataset"):
         dataset(tmp_path)
 
 

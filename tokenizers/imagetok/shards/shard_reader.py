@@ -1,8 +1,8 @@
-"""Rows of shards by place: which shard, which row of it.
+"""`ShardReader`: rows of shards by position, that is by shard and row in it.
 
-Each shard is opened once a call, and of its row groups those are read that hold a wanted row, one
-at a time. Shards are read as ordinary files rather than mapped to memory: a file that shrinks under
-a map would end the process, and decompressing copies the values in any case.
+Each shard is opened once per call, and only the row groups that hold a wanted row are read, one at
+a time. Shards are read as ordinary files rather than mapped to memory: a file that shrinks under a
+map would end the process, and decompressing copies the values in any case.
 """
 
 from __future__ import annotations
@@ -22,35 +22,34 @@ from numpy.typing import NDArray
 
 from imagetok.errors import DataError, ImagetokError, UnreadableFileError
 from imagetok.shards.manifest import ShardRecord
-from imagetok.shards.parquet import JOB_KEY
-from imagetok.shards.schema import ShardSchema
-
-Numbers = NDArray[np.int64]
+from imagetok.shards.row_order import Numbers
+from imagetok.shards.shard_file import JOB_KEY
+from imagetok.shards.shard_schema import ShardSchema
 
 
 class GatheredRows:
-    """Rows in the order that they were asked for in.
+    """Rows in the order in which they were asked for.
 
     Args:
-        ids: (N, n) in the shards' own dtype; None where each row has its own number of ids, which
-            are then a column of `table`.
+        ids: Array (N, n) in the shards' own dtype; None where rows differ in their number of ids,
+            which are then a column of `table`.
         table: The other columns, in an order of their own.
-        places: int64 (N,), the row of `table` that belongs to each row.
+        positions: int64 (N,), the row of `table` that belongs to each row.
     """
 
     def __init__(
-        self, ids: NDArray[np.unsignedinteger] | None, table: pa.Table, places: Numbers
+        self, ids: NDArray[np.unsignedinteger] | None, table: pa.Table, positions: Numbers
     ) -> None:
-        self._ids, self._table, self._places = ids, table, places
+        self._ids, self._table, self._positions = ids, table, positions
 
     def batch(self, first: int, last: int) -> dict[str, Any]:
-        """Rows `first` to `last`, exclusively.
+        """Rows from `first` up to, but not including, `last`.
 
         Returns:
             `ids`, int64 tensor (B, n), or a list of tensors (h * w,) and `grid`, a list of (h, w);
-            `row`, int64 tensor (B,); every other column as a list of Python values.
+            `row`, int64 tensor (B,); and every other column as a list of Python values.
         """
-        table = self._table.take(pa.array(self._places[first:last]))
+        table = self._table.take(pa.array(self._positions[first:last]))
         columns = {name: table.column(name) for name in table.column_names}
         batch: dict[str, Any] = {}
         if self._ids is not None:
@@ -64,15 +63,15 @@ class GatheredRows:
 
 
 @dataclass(frozen=True)
-class ShardRows:
-    """The rows of a folder's shards.
+class ShardReader:
+    """Reads rows of the shards of a dataset.
 
     Attributes:
-        folder: Of the dataset.
-        shards: Their records in the manifest.
-        job: The job's fingerprint.
-        schema: Their columns.
-        columns: Columns to read besides ids and identity.
+        folder: Folder of the dataset.
+        shards: Records of the shards in the manifest.
+        job: Fingerprint of the job.
+        schema: Columns of the shards.
+        columns: Columns to read besides ids and row.
     """
 
     folder: Path
@@ -86,14 +85,14 @@ class ShardRows:
 
         Args:
             shards: int64 (N,), N at least 1, the shard of each row.
-            rows: int64 (N,), its place in that shard.
+            rows: int64 (N,), the position of each row in its shard.
 
         Raises:
             UnreadableFileError: A shard is missing or damaged.
-            DataError: It is not the one that the manifest lists.
+            DataError: A shard is not the one that the manifest lists.
         """
-        by_place = np.lexsort((rows, shards))
-        shards, rows = shards[by_place], rows[by_place]
+        ascending = np.lexsort((rows, shards))
+        shards, rows = shards[ascending], rows[ascending]
         ids, grid = None, self.schema.grid
         if grid is not None:
             ids = np.empty((len(rows), math.prod(grid)), self.schema.ids_dtype)
@@ -103,18 +102,18 @@ class ShardRows:
             for table, inside in self._groups(shard, rows[low:high]):
                 if ids is not None:
                     flat = table.column("ids").combine_chunks().flatten().to_numpy()
-                    asked = by_place[done : done + len(inside)]
+                    asked = ascending[done : done + len(inside)]
                     ids[asked] = flat.reshape(table.num_rows, -1)[inside]
                     table = table.drop_columns("ids")
                 whole = len(inside) == table.num_rows
                 tables.append(table if whole else table.take(pa.array(inside)))
                 done += len(inside)
-        places = np.empty_like(by_place)
-        places[by_place] = np.arange(len(rows))
-        return GatheredRows(ids, pa.concat_tables(tables).combine_chunks(), places)
+        positions = np.empty_like(ascending)
+        positions[ascending] = np.arange(len(rows))
+        return GatheredRows(ids, pa.concat_tables(tables).combine_chunks(), positions)
 
     def _groups(self, shard: int, rows: Numbers) -> Iterator[tuple[pa.Table, Numbers]]:
-        """The row groups of a shard that hold any of its ascending `rows`, and these in each."""
+        """Row groups of a shard that hold any of the ascending `rows`, and which ones."""
         with self._opened(shard) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
@@ -122,7 +121,7 @@ class ShardRows:
                 raise ValueError(f"its row groups have {sum(sizes)} rows")
             bounds = np.searchsorted(rows, [0, *ends])
             for group in np.flatnonzero(np.diff(bounds)).tolist():
-                # Names with a dot in them match more columns than the one they name.
+                # pyarrow takes a name with a dot for a nested column, and may find more than one.
                 table = file.read_row_group(group, columns=self._names, use_threads=False)
                 table = table.select(self._names)
                 table.validate(full=True)
@@ -139,7 +138,7 @@ class ShardRows:
 
     @contextmanager
     def _opened(self, shard: int) -> Iterator[pq.ParquetFile]:
-        """A shard that is the one in the manifest, as far as its size and footer tell."""
+        """Open a shard and check that it is the one in the manifest, as far as its footer tells."""
         record = self.shards[shard]
         try:
             path = self.folder / record.path
@@ -154,7 +153,7 @@ class ShardRows:
             ) from None
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UnreadableFileError(
-                f"the shard '{record.path}' in '{self.folder}' is damaged: {words(error)}; "
+                f"the shard '{record.path}' in '{self.folder}' is damaged: {one_line(error)}; "
                 "`imagetok verify` lists all that is wrong"
             ) from error
 
@@ -164,12 +163,12 @@ class ShardRows:
         if job != self.job:
             raise DataError(
                 f"the shard '{record.path}' was written by the job {job or '(none)'}, not by "
-                f"{self.job}, which '{self.folder}' is of"
+                f"{self.job}, to which '{self.folder}' belongs"
             )
         if not file.schema_arrow.equals(self.schema.arrow):
             raise DataError(
-                f"the shard '{record.path}' has the columns {describe(file.schema_arrow)}; "
-                f"expected {describe(self.schema.arrow)}"
+                f"the shard '{record.path}' has the columns {describe_columns(file.schema_arrow)}; "
+                f"expected {describe_columns(self.schema.arrow)}"
             )
         if metadata.num_rows != record.rows:
             raise DataError(
@@ -178,18 +177,22 @@ class ShardRows:
             )
 
 
-def words(error: Exception) -> str:
-    """What an error says, on one line."""
+def one_line(error: Exception) -> str:
+    """The message of an error on one line."""
     return " ".join(str(error).split())
 
 
-def describe(schema: pa.Schema) -> str:
-    """Names and types of columns, for messages."""
+def describe_columns(schema: pa.Schema) -> str:
+    """Names and types of columns for messages."""
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
 def check_ids(column: pa.ChunkedArray, schema: ShardSchema) -> None:
-    """Refuse, with ValueError, ids that are missing or out of range."""
+    """Check the ids of a column.
+
+    Raises:
+        ValueError: Ids are missing or out of range.
+    """
     for chunk in column.chunks:
         values = chunk.flatten()
         if chunk.null_count or values.null_count:

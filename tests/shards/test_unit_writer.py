@@ -17,7 +17,7 @@ from tiny_jobs import do_job, fill, streamed_job, table_of, tiny_job
 
 from imagetok.errors import DataError, InvalidValueError, UnwritableFileError
 from imagetok.shards import Job, JobFolder, UnitWriter
-from imagetok.shards.rowgroups import MOST_BYTES, MOST_ROWS, RowGroups, row_bytes
+from imagetok.shards.shard_file import MOST_BYTES, MOST_ROWS, RowGroups, row_bytes
 from tiny_runs import contents, read_lines
 
 

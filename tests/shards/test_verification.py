@@ -16,7 +16,7 @@ from tiny_tokens import rewrite, write_streamed_tokens, write_tokens
 
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import file_sha256
-from imagetok.shards.verifying import verify
+from imagetok.shards.verification import verify
 
 SHARD = "data/train-00003.parquet"
 
@@ -224,7 +224,7 @@ def test_a_list_of_unreadable_rows_that_changed_is_found(tokens: Path) -> None:
     assert first.startswith("errors/train-00003.jsonl: sha256 ")
     assert others == [f"{SHARD}: row 28 is twice", f"{SHARD}: row 27 is missing"]
     path.write_text("no list\n")
-    assert any("errors/train-00003.jsonl: no list of unreadable" in f for f in faults_of(tokens))
+    assert any("errors/train-00003.jsonl: not a list of unreadable" in f for f in faults_of(tokens))
     path.unlink()
     assert faults_of(tokens)[0].startswith("errors/train-00003.jsonl: cannot read")
 
@@ -284,7 +284,7 @@ def test_a_folder_without_a_manifest_cannot_be_verified(tokens: Path, tmp_path: 
     (tokens / "manifest.json").unlink()
     with pytest.raises(UnreadableFileError, match="imagetok tokenize --finalize"):
         verify(tokens)
-    with pytest.raises(UnreadableFileError, match="no tokenized dataset"):
+    with pytest.raises(UnreadableFileError, match="not a tokenized dataset"):
         verify(tmp_path)
 
 

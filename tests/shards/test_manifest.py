@@ -18,7 +18,7 @@ from tiny_jobs import do_job, fill, streamed_job, tiny_job
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import TEMPORARY_PREFIX
 from imagetok.shards import JobFolder, finalize, read_manifest
-from imagetok.shards.stock import take_stock
+from imagetok.shards.manifest import scan_shards
 from tiny_runs import contents
 
 FINALIZE = (
@@ -77,14 +77,14 @@ def test_missing_units_are_named(tmp_path: Path) -> None:
 
 
 def test_a_dataset_without_a_manifest_is_refused_with_the_way_to_one(tmp_path: Path) -> None:
-    with pytest.raises(UnreadableFileError, match="is no tokenized dataset"):
+    with pytest.raises(UnreadableFileError, match="is not a tokenized dataset"):
         read_manifest(tmp_path)
     do_job(tmp_path, tiny_job())
     with pytest.raises(UnreadableFileError, match=f"imagetok tokenize --finalize {tmp_path}"):
         read_manifest(tmp_path)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(
-        UnreadableFileError, match=r"is no manifest of this version: .*not valid JSON"
+        UnreadableFileError, match=r"is not a manifest of this version: .*not valid JSON"
     ):
         read_manifest(tmp_path)
 
@@ -117,7 +117,7 @@ def test_a_card_that_people_wrote_on_stays_while_the_shards_do(tmp_path: Path) -
     (tmp_path / job.paths.shard(0)).unlink()
     do_job(tmp_path, job, broken=[1])
     finalize(tmp_path)
-    assert "| unreadable pictures | 1," in (tmp_path / "README.md").read_text()
+    assert "| unreadable images | 1," in (tmp_path / "README.md").read_text()
 
 
 def test_a_unit_that_is_done_again_takes_the_manifest_away(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_other_processes_clear_away_meanwhile_disturbs_nobody(tmp_path: Pat
     with ThreadPoolExecutor() as pool:
         other = pool.submit(come_and_go)
         try:
-            records = [take_stock(tmp_path, job) for _ in range(100)]
+            records = [scan_shards(tmp_path, job) for _ in range(100)]
         finally:
             ended.set()
         other.result()
@@ -203,7 +203,7 @@ def test_a_shard_that_lost_rows_or_its_end_is_refused(tmp_path: Path) -> None:
         finalize(tmp_path)
     shard.write_bytes(whole[:-20])
     with pytest.raises(
-        UnreadableFileError, match=r"train-00001\.parquet' is no shard, or a damaged"
+        UnreadableFileError, match=r"train-00001\.parquet' is not a shard, or a damaged"
     ):
         finalize(tmp_path)
 

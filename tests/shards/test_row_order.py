@@ -1,4 +1,4 @@
-"""Rows are shuffled over windows and shards, and divided over ranks, each once an epoch."""
+"""Rows are shuffled over buffers and shards, and divided over ranks, each once an epoch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from imagetok.shards.order import SHARDS_TOGETHER, ReadingOrder
+from imagetok.shards.row_order import SHARDS_TOGETHER, RowOrder
 
 COUNTS = [3000, 0, 1024, 1, 2047, *[1500] * 20]
 
 
-def order(**changes: object) -> ReadingOrder:
+def order(**changes: object) -> RowOrder:
     given = {"counts": COUNTS, "seed": 0, "rank": 0, "world_size": 1, "window": 4096}
-    return ReadingOrder(**{**given, "shuffle": True, **changes})  # type: ignore[arg-type]
+    return RowOrder(**{**given, "shuffle": True, **changes})  # type: ignore[arg-type]
 
 
-def read(reading: ReadingOrder, epoch: int = 0, start: int = 0) -> list[tuple[int, int]]:
-    windows = list(reading.windows(epoch, start))
+def read(reading: RowOrder, epoch: int = 0, start: int = 0) -> list[tuple[int, int]]:
+    buffers = list(reading.buffers(epoch, start))
     return [
         place
-        for window in windows
-        for place in zip(window.shards.tolist(), window.rows.tolist(), strict=True)
+        for buffer in buffers
+        for place in zip(buffer.shards.tolist(), buffer.rows.tolist(), strict=True)
     ]
 
 
@@ -55,32 +55,32 @@ def test_rows_come_as_they_lie_where_nothing_is_shuffled() -> None:
     assert read(order(shuffle=False), epoch=3) == EVERY_ROW
 
 
-def test_a_pass_from_the_middle_begins_with_the_window_that_holds_the_row() -> None:
-    whole = list(order().windows(2, 0))
+def test_a_pass_from_the_middle_begins_with_the_buffer_that_holds_the_row() -> None:
+    whole = list(order().buffers(2, 0))
     for start in (0, 1, 4095, 4096, 20_000):
-        rest = list(order().windows(2, start))
+        rest = list(order().buffers(2, start))
         assert rest[0].start == start - start % 4096
-        for window, same in zip(whole[start // 4096 :], rest, strict=True):
-            assert window.start == same.start
-            assert np.array_equal(window.rows, same.rows)
-            assert np.array_equal(window.shards, same.shards)
+        for buffer, same in zip(whole[start // 4096 :], rest, strict=True):
+            assert buffer.start == same.start
+            assert np.array_equal(buffer.rows, same.rows)
+            assert np.array_equal(buffer.shards, same.shards)
 
 
-def test_a_window_mixes_runs_of_several_shards() -> None:
+def test_a_buffer_mixes_runs_of_several_shards() -> None:
     counts = [16384] * 64
-    for window in order(counts=counts, window=65536, seed=3).windows(0, 0):
-        assert 8 <= len(np.unique(window.shards)) <= 2 * SHARDS_TOGETHER
+    for buffer in order(counts=counts, window=65536, seed=3).buffers(0, 0):
+        assert 8 <= len(np.unique(buffer.shards)) <= 2 * SHARDS_TOGETHER
         for first in range(0, 65536, 16384):  # and so does every part of it
-            assert len(np.unique(window.shards[first : first + 64])) >= 5
+            assert len(np.unique(buffer.shards[first : first + 64])) >= 5
 
 
 def test_a_rank_is_at_work_on_few_shards_at_a_time() -> None:
     counts = [16384] * 64
-    for window in order(counts=counts, window=1000).windows(0, 0):
-        assert len(np.unique(window.shards)) <= 3
+    for buffer in order(counts=counts, window=1000).buffers(0, 0):
+        assert len(np.unique(buffer.shards)) <= 3
     for rank in range(4):
         part = order(counts=counts, rank=rank, world_size=4)
-        shards = np.unique(np.concatenate([window.shards for window in part.windows(0, 0)]))
+        shards = np.unique(np.concatenate([buffer.shards for buffer in part.buffers(0, 0)]))
         assert len(shards) <= SHARDS_TOGETHER
 
 
@@ -91,14 +91,14 @@ def test_ranks_are_dealt_other_shards_in_every_epoch() -> None:
     assert len({frozenset(found) for found in shards}) == 3
 
 
-def test_every_window_is_mixed_in_its_own_way() -> None:
-    windows = list(order(counts=[16] * 8, window=16).windows(0, 0))
-    assert len({tuple(window.rows.tolist()) for window in windows}) == 8
+def test_every_buffer_is_mixed_in_its_own_way() -> None:
+    buffers = list(order(counts=[16] * 8, window=16).buffers(0, 0))
+    assert len({tuple(buffer.rows.tolist()) for buffer in buffers}) == 8
 
 
-def test_rows_of_a_window_are_mixed_evenly() -> None:
+def test_rows_of_a_buffer_are_mixed_evenly() -> None:
     places = np.zeros(16)
     for seed in range(400):
-        (window,) = order(counts=[16], seed=seed).windows(0, 0)
-        places += window.rows
+        (buffer,) = order(counts=[16], seed=seed).buffers(0, 0)
+        places += buffer.rows
     assert abs(places / 400 - 7.5).max() < 1  # standard deviation 0.23

@@ -1,24 +1,26 @@
-"""`JobFolder`: where the processes of one job meet."""
+"""`JobFolder`: the folder in which the processes of one tokenizing job meet.
+
+The first process writes `job.json`; the others compare theirs with it and are refused if it
+differs. Every process holds a shared lock on that file for as long as it has the folder open.
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 from imagetok.config.strict_config import Config
-from imagetok.errors import ConfigError, DataError, UnreadableFileError, UnwritableFileError
-from imagetok.files import TEMPORARY_PREFIX, create_atomic, make_folder, naming_os_errors
-from imagetok.shards.claims import claimed
-from imagetok.shards.job import Job
-from imagetok.shards.parquet import JOB_KEY, NUMERICS_KEY
-from imagetok.shards.paths import JOB_FILE, MANIFEST_FILE
-from imagetok.shards.settings import Numerics
-from imagetok.shards.writing import UnitWriter
+from imagetok.errors import DataError, UnwritableFileError
+from imagetok.files import TEMPORARY_PREFIX, Lock, create_atomic, make_folder, naming_os_errors
+from imagetok.shards.job import Job, Numerics, read_job
+from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY
+from imagetok.shards.shard_paths import JOB_FILE, MANIFEST_FILE
+from imagetok.shards.unit_lock import unit_lock
+from imagetok.shards.unit_writer import UnitWriter
 
 
 class JobFolder:
@@ -31,14 +33,14 @@ class JobFolder:
                         ...                     # write or refuse every row of the unit
 
     Attributes:
-        folder: The folder.
-        job: As it stands in the folder: with the numeric settings of the process that began it.
-        numerics: Of this process.
+        folder: Path of the folder.
+        job: The job as it stands there, with the numeric settings of the process that began it.
+        numerics: Numeric settings of this process.
     """
 
-    def __init__(self, folder: Path, job: Job, numerics: Numerics, lock: int) -> None:
+    def __init__(self, folder: Path, job: Job, numerics: Numerics, lock: Lock) -> None:
         self.folder, self.job, self.numerics = folder, job, numerics
-        self._lock: int | None = lock
+        self._lock: Lock | None = lock
         self._paths, self._schema = job.paths, job.schema
         self._footer = {JOB_KEY: job.fingerprint, NUMERICS_KEY: numerics.to_json()}
 
@@ -49,37 +51,39 @@ class JobFolder:
         """Begin a job in a folder, or join it.
 
         Args:
-            folder: Made where it is missing; empty, or of the same job.
+            folder: Path of a folder that is missing, empty or filled by the same job.
             job: What this process is to do.
             allow_mixed_numerics: Go on where the job was begun with other numeric settings.
 
         Raises:
-            DataError: The folder is of another job, or of something else; all differences are
+            DataError: The folder belongs to another job, or to something else; all differences are
                 named.
             UnreadableFileError: Its job.json cannot be read.
-            UnwritableFileError: It cannot be made or written.
+            UnwritableFileError: The folder cannot be made or written.
         """
         folder = Path(folder)
         with naming_os_errors("make", folder):
             make_folder(folder)
         path = folder / JOB_FILE
         if not path.exists():
-            _refuse_strangers(folder)
+            _refuse_foreign_files(folder)
             text = json.dumps(job.to_dict(), indent=2, ensure_ascii=False)
             create_atomic(path, f"{text}\n".encode())
-        lock = _share(path)
+        with naming_os_errors("read", path):
+            lock = Lock(path)
         try:
+            lock.take(shared=True, wait=True)
             found = read_job(folder)
-            _refuse_others(folder, lock, found, job, allow_mixed_numerics)
+            _refuse_other_job(folder, lock, found, job, allow_mixed_numerics)
         except BaseException:
-            os.close(lock)
+            lock.close()
             raise
         return cls(folder, found, job.numerics, lock)
 
     def close(self) -> None:
         """Leave the folder."""
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.close()
             self._lock = None
 
     def __enter__(self) -> Self:
@@ -89,19 +93,19 @@ class JobFolder:
         self.close()
 
     def is_complete(self, unit: int) -> bool:
-        """Whether all of a unit's files are there."""
+        """Whether all files of a unit are there."""
         return (self.folder / self._paths.shard(unit)).exists()
 
     def missing_units(self, rank: int = 0, world_size: int = 1) -> Iterator[int]:
-        """Units to do: this rank's own, then those of others that are not done by then.
+        """Yield the units to do: this rank's own, then those of others that are not done by then.
 
         Args:
-            rank: This process's place among the others.
-            world_size: Their number.
+            rank: Number of this process, in [0, world_size).
+            world_size: Number of processes.
         """
         mine = range(rank, self.job.num_units, world_size)
         others = [unit for unit in range(self.job.num_units) if unit % world_size != rank]
-        # Helpers begin with the next rank's last units, which are the least likely to be at work.
+        # Help begins with the next rank's last units, which that rank is least likely to be at.
         others.sort(key=lambda unit: ((unit - rank) % world_size, -unit))
         for unit in [*mine, *others]:
             if not self.is_complete(unit):
@@ -109,13 +113,13 @@ class JobFolder:
 
     @contextmanager
     def claim(self, unit: int) -> Iterator[UnitWriter | None]:
-        """Take a unit on: its files appear when the block ends, and never if it raises.
+        """Lock a unit to do it: its files appear when the block ends, and never if it raises.
 
         Yields:
-            A writer; None if another process is at work on the unit, or it is done.
+            A writer; None if another process is at work on the unit, or if it is done.
 
         Raises:
-            DataError: At the end, not every row was written or refused once.
+            DataError: At the end, some row was not written or refused exactly once.
             UnwritableFileError: The disk is full, or the like.
         """
         if self.is_complete(unit):
@@ -124,27 +128,28 @@ class JobFolder:
         parent = (self.folder / self._paths.shard(unit)).parent
         with naming_os_errors("make", parent):
             make_folder(parent)
-        with claimed(parent, self._paths.name(unit), lambda: self.is_complete(unit)) as place:
-            if place is None or self.is_complete(unit):
+        name = self._paths.name(unit)
+        with unit_lock(parent, name, lambda: self.is_complete(unit)) as workspace:
+            if workspace is None or self.is_complete(unit):
                 yield None
                 return
             with naming_os_errors("remove", self.folder / MANIFEST_FILE):
                 (self.folder / MANIFEST_FILE).unlink(missing_ok=True)  # it lists what is gone
-            writer = self._writer(unit, place)
+            writer = self._writer(unit, workspace)
             try:
                 yield writer
                 writer.commit()
             except UnwritableFileError as error:
-                # Without locks another process may have done the unit, and cleared up after it.
+                # Without locks another process may have done the unit and removed this workspace.
                 if not (isinstance(error.__cause__, FileNotFoundError) and self.is_complete(unit)):
                     raise
             finally:
                 writer.abandon()
 
-    def _writer(self, unit: int, place: Path) -> UnitWriter:
+    def _writer(self, unit: int, workspace: Path) -> UnitWriter:
         return UnitWriter(
             self.folder,
-            place,
+            workspace,
             paths=self._paths,
             schema=self._schema,
             footer=self._footer,
@@ -154,50 +159,26 @@ class JobFolder:
         )
 
 
-def read_job(folder: str | os.PathLike[str]) -> Job:
-    """The job that a folder is filled by.
-
-    Raises:
-        UnreadableFileError: It holds no job.json, or a damaged one.
-    """
-    path = Path(folder) / JOB_FILE
-    with naming_os_errors("read", path):
-        text = path.read_bytes()
-    try:
-        return Job.from_json(text)
-    except ConfigError as error:
-        raise UnreadableFileError(f"'{path}' is no job of this version: {error}") from error
-
-
-def _share(path: Path) -> int:
-    """A descriptor of job.json that tells other processes that one is at work."""
-    with naming_os_errors("read", path):
-        lock = os.open(path, os.O_RDONLY)
-    with suppress(OSError):  # no locks on this file system
-        fcntl.flock(lock, fcntl.LOCK_SH)
-    return lock
-
-
-def _refuse_strangers(folder: Path) -> None:
-    strangers = sorted(
+def _refuse_foreign_files(folder: Path) -> None:
+    foreign = sorted(
         entry.name for entry in folder.iterdir() if not entry.name.startswith(TEMPORARY_PREFIX)
     )
-    # A process that began the same job this moment may have written since.
-    if strangers and not (folder / JOB_FILE).exists():
+    # A process that began the same job a moment ago may have written since.
+    if foreign and not (folder / JOB_FILE).exists():
         raise DataError(
-            f"'{folder}' holds {', '.join(strangers[:5])} but no {JOB_FILE}; give a folder that "
+            f"'{folder}' holds {', '.join(foreign[:5])} but no {JOB_FILE}; give a folder that "
             "is new, empty or of the same job"
         )
 
 
-def _refuse_others(folder: Path, lock: int, found: Job, job: Job, allow_mixed: bool) -> None:
-    plain = [line for line in differences(found, job) if not line.startswith("numerics.")]
+def _refuse_other_job(folder: Path, lock: Lock, found: Job, job: Job, allow_mixed: bool) -> None:
+    plain = [line for line in _differences(found, job) if not line.startswith("numerics.")]
     if plain:
         raise DataError(
             f"'{folder}' is filled by another job{_at_work(lock)}: {'; '.join(plain)}. "
-            f"{_way_on(found, job)}, or give a new folder"
+            f"{_remedy(found, job)}, or give a new folder"
         )
-    numeric = list(differences(found.numerics, job.numerics))
+    numeric = list(_differences(found.numerics, job.numerics))
     if numeric and not allow_mixed:
         raise DataError(
             f"'{folder}' was begun with other numeric settings{_at_work(lock)}, under which ids "
@@ -206,8 +187,8 @@ def _refuse_others(folder: Path, lock: int, found: Job, job: Job, allow_mixed: b
         )
 
 
-def _way_on(found: Job, job: Job) -> str:
-    """How to go on with the job that is there; with equal arguments the Hub may have moved on."""
+def _remedy(found: Job, job: Job) -> str:
+    """How to continue the job that is there; with equal arguments the Hub may have moved on."""
     moved = [
         f"{option} {old.revision}"
         for option, old, new in (
@@ -222,28 +203,22 @@ def _way_on(found: Job, job: Job) -> str:
     return "Repeat that job's arguments to go on with it"
 
 
-def _at_work(lock: int) -> str:
+def _at_work(lock: Lock) -> str:
     """Words for whether other processes have the folder open; none where locks do not tell."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return ", at work this moment"
-    except OSError:
-        return ""
-    return ""
+    return "" if lock.take() else ", at work this moment"
 
 
-def differences(old: Config, new: Config) -> Iterator[str]:
-    """Every entry that two configurations differ in, as `key: old there, new here`."""
-    yield from _differences(old.to_dict(), new.to_dict(), "")
+def _differences(old: Config, new: Config) -> Iterator[str]:
+    """Every entry in which two configurations differ, as `key: old there, new here`."""
+    yield from _compare(old.to_dict(), new.to_dict(), "")
 
 
-def _differences(old: Any, new: Any, place: str) -> Iterator[str]:
+def _compare(old: Any, new: Any, key: str) -> Iterator[str]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in [*old, *(key for key in new if key not in old)]:
-            yield from _differences(old.get(key), new.get(key), f"{place}.{key}".lstrip("."))
+        for name in [*old, *(name for name in new if name not in old)]:
+            yield from _compare(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
     elif old != new:
-        yield f"{place}: {_short(old)} there, {_short(new)} here"
+        yield f"{key}: {_short(old)} there, {_short(new)} here"
 
 
 def _short(value: Any) -> str:

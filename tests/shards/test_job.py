@@ -11,7 +11,7 @@ from tiny_jobs import KEPT, do_job, job_values, streamed_job, tiny_job
 
 from imagetok.errors import ConfigError, DataError, UnreadableFileError
 from imagetok.shards import Job, JobFolder, read_job
-from imagetok.shards.paths import ShardPaths
+from imagetok.shards.shard_paths import ShardPaths
 
 CHANGES: list[tuple[dict[str, Any], str]] = [
     (
@@ -95,7 +95,7 @@ def test_a_folder_without_a_job_or_with_a_damaged_one_is_named(tmp_path: Path) -
     with pytest.raises(UnreadableFileError, match=r"job\.json': No such file"):
         read_job(tmp_path)
     (tmp_path / "job.json").write_text("{}")
-    with pytest.raises(UnreadableFileError, match=r"is no job of this version: .*missing key"):
+    with pytest.raises(UnreadableFileError, match=r"is not a job of this version: .*missing key"):
         JobFolder.open(tmp_path, tiny_job())
 
 

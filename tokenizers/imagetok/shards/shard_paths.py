@@ -1,11 +1,11 @@
 """Where the files of a tokenized dataset lie.
 
-Relative to its folder, of the split `train`:
+Relative to its folder, for the split `train`:
 
 data/train-00000.parquet         a unit of rows
-data/train-00000-00000.parquet   a part of a unit that is a file: unit, part
-data/00003/train-03141.parquet   where there are over 5,000 units: 1,000 a folder
-errors/...jsonl                  the same names, of the rows that could not be read
+data/train-00000-00000.parquet   one part of a unit that is an input file: unit, part
+data/00003/train-03141.parquet   with over 5,000 units: 1,000 a folder
+errors/...jsonl                  under the same names, the rows that could not be read
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DATA, ERRORS = "data", "errors"
 JOB_FILE, MANIFEST_FILE, CARD_FILE = "job.json", "manifest.json", "README.md"
 SHARD_SUFFIX, ERRORS_SUFFIX = ".parquet", ".jsonl"
 MOST_IN_ONE_FOLDER = 5000
-UNITS_A_FOLDER = 1000
+UNITS_PER_FOLDER = 1000
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class ShardPaths:
 
     Attributes:
         split: First word of each name.
-        num_units: Units of the job.
-        in_parts: A unit is a file of unknown length and gives several shards.
+        num_units: Number of units of the job.
+        in_parts: Whether a unit is a file of unknown length, which gives several shards.
     """
 
     split: str
@@ -49,14 +49,14 @@ class ShardPaths:
         name = self.name(unit) + (f"-{part:05d}" if self.in_parts else "")
         if self.num_units <= MOST_IN_ONE_FOLDER:
             return name
-        return f"{unit // UNITS_A_FOLDER:05d}/{name}"
+        return f"{unit // UNITS_PER_FOLDER:05d}/{name}"
 
     def name(self, unit: int) -> str:
         """Name of a unit."""
         return f"{self.split}-{unit:05d}"
 
     def parts(self, folder: Path, unit: int) -> list[int]:
-        """Parts of a unit that lie in the dataset's `folder`, ascending."""
+        """Parts of a unit that lie in the dataset's `folder`, in ascending order."""
         if not self.in_parts:
             return [0] if (folder / self.shard(unit)).exists() else []
         first = folder / self.shard(unit)
@@ -70,5 +70,5 @@ class ShardPaths:
         if self.num_units <= MOST_IN_ONE_FOLDER:
             yield DATA
         else:
-            for start in range(0, self.num_units, UNITS_A_FOLDER):
-                yield f"{DATA}/{start // UNITS_A_FOLDER:05d}"
+            for start in range(0, self.num_units, UNITS_PER_FOLDER):
+                yield f"{DATA}/{start // UNITS_PER_FOLDER:05d}"

@@ -21,7 +21,7 @@ from tiny_jobs import do_job, streamed_job, table_of, tiny_job
 
 from imagetok.hub.card_merge import CARD_BEGIN, CARD_END, merge_card
 from imagetok.shards import Job, JobFolder, finalize, read_manifest
-from imagetok.shards.card import render_card
+from imagetok.shards.dataset_card import render_card
 from nasty_texts import NASTY as TEXTS
 from readme_blocks import blocks
 
@@ -104,8 +104,8 @@ def test_a_folder_that_was_filled_anew_is_not_taken_from_the_cache(tmp_path: Pat
 
 
 def test_subfolders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagetok.shards.paths.MOST_IN_ONE_FOLDER", 2)
-    monkeypatch.setattr("imagetok.shards.paths.UNITS_A_FOLDER", 2)
+    monkeypatch.setattr("imagetok.shards.shard_paths.MOST_IN_ONE_FOLDER", 2)
+    monkeypatch.setattr("imagetok.shards.shard_paths.UNITS_PER_FOLDER", 2)
     folder = finished(tmp_path / "tokens", tiny_job(), broken=[9])
     places = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
     assert places == {"data/00000", "data/00001"}
@@ -171,8 +171,8 @@ def test_the_card_says_what_the_dataset_is_and_how_to_read_it(tmp_path: Path) ->
         "# Image tokens of `pictures`",
         f"| fingerprint | `{'f' * 64}` |",
         "2 x 3 ids, row by row from the top left",
-        "| unreadable pictures | 1, listed with reasons in `errors/` |",
-        "| pictures | 9 |",
+        "| unreadable images | 1, listed with reasons in `errors/` |",
+        "| images | 9 |",
         "| `caption` | `string` | from the source |",
     ):
         assert words in text

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from imagetok.errors import IdsError, IdsTypeError, InvalidTypeError, InvalidValueError
-from imagetok.shards.layout import TokenLayout
+from imagetok.shards.token_layout import TokenLayout
 
 TEXT, CODES, GRID = 50, 16, (2, 3)
 SPECIALS = [

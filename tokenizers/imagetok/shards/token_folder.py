@@ -1,0 +1,203 @@
+"""`TokenFolder`: a complete tokenized dataset, opened from a folder or the Hub, or pushed there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from imagetok.arguments import read_folder
+from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, UnreadableFileError
+from imagetok.files import naming_os_errors
+from imagetok.hub import Pushed, fetch_dataset, is_repo_id, push_files
+from imagetok.shards.dataset_card import render_card
+from imagetok.shards.job import Job, read_job
+from imagetok.shards.manifest import Manifest, read_manifest
+from imagetok.shards.shard_paths import CARD_FILE, DATA, ERRORS, JOB_FILE, MANIFEST_FILE
+
+
+class Fingerprinted(Protocol):
+    """Anything with a fingerprint, such as a tokenizer."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides its ids."""
+
+
+@dataclass(frozen=True)
+class TokenFolder:
+    """A folder with a manifest.
+
+    Attributes:
+        path: Path of the folder.
+        job: The job that filled it.
+        manifest: What it holds.
+    """
+
+    path: Path
+    job: Job
+    manifest: Manifest
+
+    def check_split(self, split: str) -> None:
+        """Refuse any split but the folder's.
+
+        Raises:
+            DataError: The folder holds another split.
+        """
+        if split != self.job.split_name:
+            raise DataError(
+                f"'{self.path}' holds the split '{self.job.split_name}', not '{split}'; give "
+                f"split='{self.job.split_name}'"
+            )
+
+    def check_tokenizer(self, tokenizer: Fingerprinted | str) -> None:
+        """Refuse ids that another tokenizer made.
+
+        Args:
+            tokenizer: The tokenizer that must have made the ids, or its fingerprint.
+
+        Raises:
+            InvalidTypeError: This is neither a tokenizer nor a fingerprint.
+            DataError: Another tokenizer made the ids.
+        """
+        wanted, source = getattr(tokenizer, "fingerprint", tokenizer), self.job.tokenizer
+        if not isinstance(wanted, str):
+            raise InvalidTypeError(
+                f"tokenizer must be an ImageTokenizer or a fingerprint, got {tokenizer!r}"
+            )
+        if wanted != source.fingerprint:
+            raise DataError(
+                f"the ids in '{self.path}' were made by the tokenizer '{source.name}' with the "
+                f"fingerprint {source.fingerprint}, not by one with the fingerprint {wanted}"
+            )
+
+    def check_sizes(self) -> None:
+        """Refuse shards that are missing or differ in size from the manifest.
+
+        Raises:
+            UnreadableFileError: There is such a shard.
+        """
+        for shard in self.manifest.shards:
+            with naming_os_errors("read", self.path / shard.path):
+                size = os.stat(self.path / shard.path).st_size
+            if size != shard.bytes:
+                raise UnreadableFileError(
+                    f"the shard '{shard.path}' in '{self.path}' has {size} bytes, the manifest "
+                    f"says {shard.bytes}; `imagetok verify` lists all that is wrong"
+                )
+
+    def columns(self, names: Sequence[str] | None) -> list[str]:
+        """Check the names of columns to read besides ids and row; None means all kept ones.
+
+        Raises:
+            InvalidTypeError: This is not a list of names.
+            DataError: There is no such column.
+        """
+        kept = list(self.job.schema.kept)
+        if names is None:
+            return kept
+        if isinstance(names, str):
+            raise InvalidTypeError(f"columns must be a list of names, got {names!r}")
+        for name in names:
+            if name not in {*kept, "height", "width"}:
+                raise DataError(
+                    f"'{self.path}' has no column '{name}' to read besides ids and row; choose "
+                    f"from: {', '.join([*kept, 'height', 'width'])}"
+                )
+        return list(names)
+
+
+def open_folder(
+    folder: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> TokenFolder:
+    """Open a tokenized dataset by its path, or by its name on the Hub.
+
+    One on the Hub is fetched into the cache as a whole, unless it is there already.
+
+    Args:
+        folder: Path, or repository `user/name`; a path that exists comes first.
+        revision: Branch, tag or commit on the Hub; None is the main branch.
+        token: Token for private repositories; None takes the one that `hf auth login` saved.
+
+    Raises:
+        InvalidTypeError: `folder` is not a path.
+        InvalidValueError: A revision is given for a path.
+        UnreadableFileError: There is no manifest, or a file is damaged.
+        DataError: The manifest belongs to another job than job.json.
+        HubAccessError: The repository or revision is missing, or access is not allowed.
+        HubError: The Hub cannot be reached.
+    """
+    if isinstance(folder, str) and is_repo_id(folder):
+        path = fetch_dataset(folder, revision=revision, token=token).folder
+    elif revision is None:
+        path = read_folder(folder)
+    else:
+        raise InvalidValueError(
+            f"revision={revision!r} names a revision on the Hub, but {os.fspath(folder)!r} is not "
+            "a repository there: name it user/name, or leave the revision out"
+        )
+    manifest = read_manifest(path)
+    job = read_job(path)
+    if job.fingerprint != manifest.job:
+        raise DataError(
+            f"'{path}' has the manifest of the job {manifest.job} beside the {JOB_FILE} of "
+            f"{job.fingerprint}; one of the two was replaced"
+        )
+    return TokenFolder(path, job, manifest)
+
+
+def push_dataset(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+    progress: bool = True,
+) -> Pushed:
+    """Push a complete tokenized dataset to the Hub, without sending again what is there already.
+
+    Shards come first and the manifest last, so that `TokenDataset` never takes a part for the
+    whole. Pushing again after an interruption goes on. Shards of another dataset that lie in the
+    repository are removed. A card that was edited there is kept: only its generated block is
+    renewed.
+
+    Args:
+        folder: Folder that `imagetok tokenize` filled.
+        repo_id: Repository `user/name`; made where it is missing.
+        private: Whether a repository that is made is private; None is the account's default.
+        revision: Branch to push to, made where it is missing; None is the main branch.
+        commit_message: First line of the commits.
+        create_pr: Open a pull request instead of writing to the branch.
+        token: Token to write with; None takes the one that `hf auth login` saved.
+        progress: Show a progress bar.
+
+    Raises:
+        UnreadableFileError: The folder is not a complete tokenized dataset.
+        HubAccessError: The token is missing or may not write there, or `repo_id` is not a name.
+        HubError: The Hub cannot be reached, or keeps failing.
+    """
+    opened = open_folder(Path(folder))
+    opened.check_sizes()
+    shards = opened.manifest.shards
+    return push_files(
+        opened.path,
+        [*(one.path for one in shards), *(one.errors_path for one in shards if one.refused)],
+        [JOB_FILE, MANIFEST_FILE, CARD_FILE],
+        repo_id,
+        owned=(f"{DATA}/", f"{ERRORS}/"),
+        card=render_card(opened.job, opened.manifest, repo_id),
+        private=private,
+        revision=revision,
+        commit_message=commit_message or "Push tokenized dataset with imagetok",
+        create_pr=create_pr,
+        token=token,
+        progress=progress,
+    )
