@@ -26,7 +26,7 @@ from imagetok.errors import (
     UnreadableFileError,
     UnwritableFileError,
 )
-from imagetok.training import model, train
+from imagetok.training import initial_model, train
 from tiny_runs import DATA, contents, tiny_run, tiny_values
 
 COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info", "push", "push-dataset")
@@ -196,7 +196,7 @@ def test_errors_end_with_their_code_in_one_line(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(model, "load_run", fail)
+    monkeypatch.setattr(initial_model, "load_run", fail)
     ended = run("train", "ae-shapes")
     assert ended.code == code
     (line,) = ended.lines
@@ -218,7 +218,7 @@ def test_what_a_signal_stops_ends_with_its_code(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(model, "load_run", fail)
+    monkeypatch.setattr(initial_model, "load_run", fail)
     ended = run("train", "ae-shapes")
     assert ended.code == code
     (line,) = ended.lines
@@ -231,7 +231,7 @@ def test_an_interrupt_where_nothing_is_to_be_saved_ends_quietly(
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model, "load_run", fail)
+    monkeypatch.setattr(initial_model, "load_run", fail)
     ended = run("train", "ae-shapes")
     assert (ended.code, ended.lines) == (130, [])
 
@@ -242,7 +242,7 @@ def test_a_message_of_several_lines_is_told_in_one(
     def fail(*_: object) -> None:
         raise ImagetokError("first\n   second")
 
-    monkeypatch.setattr(model, "load_run", fail)
+    monkeypatch.setattr(initial_model, "load_run", fail)
     assert run("train", "ae-shapes").lines == ["imagetok: first second"]
 
 

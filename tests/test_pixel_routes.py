@@ -24,7 +24,7 @@ from imagetok.data import open_images, open_training
 from imagetok.evaluation import evaluate, reconstruction_grid
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.training import train
-from imagetok.training.initialization import initialize_bottleneck
+from imagetok.training.initial_model import initialize_bottleneck
 from tiny_runs import tiny_run
 
 COUNT = 8

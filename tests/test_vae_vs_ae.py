@@ -12,8 +12,8 @@ from imagetok import ImageTokenizer
 from imagetok.bottlenecks import GaussianPosterior
 from imagetok.config import RunConfig
 from imagetok.data import TrainingBatch, open_images
-from imagetok.training.setup import build_accelerator
-from imagetok.training.stepper import Stepper
+from imagetok.training.accelerator import build_accelerator
+from imagetok.training.step import Stepper
 
 LATENT_DIM = 16
 NUM_DRAWS = 500

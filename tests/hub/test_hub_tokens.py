@@ -22,7 +22,7 @@ from imagetok.errors import DataError, HubAccessError
 from imagetok.shards import TokenDataset
 from imagetok.tokenizing.batch_encoder import Encoder
 from imagetok.training import train
-from imagetok.training.stepper import Stepper
+from imagetok.training.step import Stepper
 from loopback_hub import CDN, LoopbackHub
 from tiny_data import write_split
 from tiny_runs import contents, read_lines, tiny_run

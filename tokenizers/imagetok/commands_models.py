@@ -116,7 +116,7 @@ def train(
 
     On several GPUs: `accelerate launch scripts/train.py RECIPE ... --output-dir DIR`.
     """
-    from imagetok.training.model import load_run
+    from imagetok.training.initial_model import load_run
 
     config = load_run(recipe, overrides or [])
     if dry_run:

@@ -243,14 +243,14 @@ def decode(
     from imagetok.reports import show
     from imagetok.shards.token_folder import open_folder
     from imagetok.tokenizing.row_preview import decode_rows, draw_grid, read_range
-    from imagetok.training.folder import save_picture
+    from imagetok.training.run_folder import save_image
 
     check_parent(output, "--output")
     opened = open_folder(folder)
     some = range(min(16, opened.manifest.totals.rows))
     wanted = some if rows is None else read_range(rows)
     pictures, captions = decode_rows(opened, _load(opened, tokenizer, device, dtype), wanted)
-    save_picture(draw_grid(pictures, captions), output)
+    save_image(draw_grid(pictures, captions), output)
     show(f"written: {output}")
 
 

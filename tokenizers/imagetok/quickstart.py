@@ -31,7 +31,7 @@ from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.tokenizing.row_preview import decode_rows, draw_grid
 from imagetok.training import train
-from imagetok.training.folder import save_picture
+from imagetok.training.run_folder import save_image
 
 SYSTEMS = ("vqvae", "dvae", "vae", "ae")
 
@@ -152,8 +152,8 @@ def _draw_prior(tokenizer: ImageTokenizer, folder: Path) -> list[Path]:
         assert isinstance(walk, Tensor)
         walks.append(walk)
     paths = [folder / "samples.png", folder / "interpolation.png"]
-    save_picture(grid_image([samples[:8], samples[8:]]), paths[0])
-    save_picture(grid_image(walks), paths[1])
+    save_image(grid_image([samples[:8], samples[8:]]), paths[0])
+    save_image(grid_image(walks), paths[1])
     return paths
 
 
@@ -176,7 +176,7 @@ def _tokenize(
         raise ImagetokError(f"the shards in '{tokens}' are not sound: {report}")
     show(f"tokenized {manifest.totals.rows:,} held-out pictures: {manifest.totals.tokens:,} ids")
     rows = range(min(NUM_COMPARED, manifest.totals.rows))
-    save_picture(draw_grid(*decode_rows(open_folder(tokens), tokenizer, rows)), picture)
+    save_image(draw_grid(*decode_rows(open_folder(tokens), tokenizer, rows)), picture)
     return picture
 
 

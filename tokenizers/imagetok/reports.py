@@ -21,8 +21,8 @@ from imagetok.metrics import psnr
 from imagetok.modelfile import EVALUATED_KEY, read_evaluation
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.folder import save_picture
 from imagetok.training.plan import plan_run
+from imagetok.training.run_folder import save_image
 
 UNITS = {"psnr": "dB", "bits_per_dim": "bits", "bits_per_pixel": "bits"}
 GIB = 2**30
@@ -177,7 +177,7 @@ def write_reconstructions(
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)
     x_hat = x_hat.float().cpu()
-    save_picture(grid_image([x, x_hat]), output)
+    save_image(grid_image([x, x_hat]), output)
     values = psnr(x_hat, x).tolist()
     rows = {str(p): f"{value:.2f} dB" for p, value in zip(pictures, values, strict=True)}
     show_table("PSNR", rows)

@@ -1,6 +1,6 @@
 """Training: one loop for all systems."""
 
-from imagetok.training.pushing import PushPlan
-from imagetok.training.run import TrainResult, train
+from imagetok.training.loop import TrainResult, train
+from imagetok.training.pusher import PushPlan
 
 __all__ = ["PushPlan", "TrainResult", "train"]

@@ -1,15 +1,16 @@
-"""Training checkpoints: folders that are whole or absent, safetensors and JSON only.
+"""Training checkpoints: a run's state, in memory and as a folder that is whole or absent.
 
     step-00001000/
-        model.safetensors      weights and all buffers
+        model.safetensors      weights and all buffers of the tokenizer
         average.safetensors    averaged weights, where there are any
-        optimizer.safetensors  moments and steps by parameter name
-        data.safetensors       where a streamed dataset is read next, where one is
+        optimizer.safetensors  moments and step counts by parameter name
+        data.safetensors       where a streamed dataset is read next, where one is read
         state.json             next step, gradient scaler, counts, config, data fingerprint
         meta.json              size and sha256 of each file; written last
 
-A checkpoint is written under a temporary name and renamed; only then are older ones renamed and
-deleted.
+A `Snapshot` is a copy of that state, taken between two steps; `CheckpointWriter` brings it to disk
+beside the training. A checkpoint is written under a temporary name and renamed; only then are older
+ones renamed and deleted. Files are safetensors and JSON, never pickle.
 """
 
 from __future__ import annotations
@@ -18,14 +19,19 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from imagetok.errors import ModelFileError, UnwritableFileError
+from imagetok.errors import ModelFileError, TrainingError, UnwritableFileError
 from imagetok.files import (
     TEMPORARY_PREFIX,
     atomic_path,
@@ -33,12 +39,170 @@ from imagetok.files import (
     naming_os_errors,
     remove_abandoned,
 )
-from imagetok.training.snapshot import MODEL, OPTIMIZER, Snapshot, Tensors
+
+MODEL, AVERAGE, OPTIMIZER, DATA = "model", "average", "optimizer", "data"
+POSITION = "position"
+STEP = "step"
+"""Adam's name for its step count."""
 
 NAME = re.compile(r"step-(\d+)")
 SUFFIX = ".safetensors"
 STATE, META = "state.json", "meta.json"
 REQUIRED = {f"{MODEL}{SUFFIX}", f"{OPTIMIZER}{SUFFIX}", STATE}
+
+Tensors = Mapping[str, Tensor]
+
+
+# A run's state in memory
+
+
+@dataclass(frozen=True)
+class TrainedParts:
+    """What a run's tensors are taken from and put back into, by the names of their files.
+
+    Attributes:
+        modules: Modules whose parameters and buffers are kept.
+        optimizers: Optimizers, each with the module whose parameters it updates.
+    """
+
+    modules: Mapping[str, nn.Module]
+    optimizers: Mapping[str, tuple[nn.Module, Optimizer]]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of all that a run needs to go on, on the CPU and out of training's way.
+
+    Attributes:
+        tensors: By file and name: parameters and buffers of modules, moments and step counts of
+            optimizers, and, as `data`, the position of a streamed dataset where one is read.
+        state: Everything else, JSON-like; `step` is the number of steps done.
+    """
+
+    tensors: Mapping[str, Tensors]
+    state: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Number of steps done."""
+        return int(self.state["step"])
+
+    @property
+    def position(self) -> Tensor | None:
+        """Where all ranks read a streamed dataset next; None for other data."""
+        return self.tensors.get(DATA, {}).get(POSITION)
+
+
+def take_snapshot(
+    parts: TrainedParts, position: Tensor | None, state: Mapping[str, Any]
+) -> Snapshot:
+    """Copy a run's state.
+
+    Args:
+        parts: The modules and optimizers.
+        position: Where all ranks read a streamed dataset next; None for other data.
+        state: What else a resumed run needs, JSON-like; `step` is the number of steps done.
+
+    Raises:
+        TrainingError: A value is not finite, so that a run could not go on from it.
+    """
+    groups: dict[str, Tensors] = {
+        **{group: _named_tensors(module) for group, module in parts.modules.items()},
+        **{group: _moments(*pair) for group, pair in parts.optimizers.items()},
+    }
+    if position is not None:
+        groups[DATA] = {POSITION: position}
+    copies = {
+        group: {
+            name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        for group, tensors in groups.items()
+    }
+    for group, tensors in copies.items():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise TrainingError(
+                    f"'{name}' of the {group} is not finite after {state['step']} steps, so that "
+                    "no checkpoint is written; lower the learning rate, or train in bf16 or fp32"
+                )
+    return Snapshot(copies, dict(state))
+
+
+def restore_snapshot(snapshot: Snapshot, parts: TrainedParts) -> None:
+    """Put a snapshot's tensors back into modules and optimizers.
+
+    Raises:
+        ModelFileError: The snapshot is of another model; what differs is named, and nothing was
+            restored.
+    """
+    weights = {group: _named_tensors(module) for group, module in parts.modules.items()}
+    for group in [*weights, *parts.optimizers]:
+        if group not in snapshot.tensors:
+            raise ModelFileError(f"the checkpoint after step {snapshot.step} has no {group}")
+    for group, into in weights.items():
+        _refuse(snapshot, _differing(into, snapshot.tensors[group]))
+    for group, (module, _) in parts.optimizers.items():
+        _refuse(snapshot, _foreign_moments(module, snapshot.tensors[group]))
+    for group, into in weights.items():
+        _restore_tensors(into, snapshot.tensors[group])
+    for group, (module, optimizer) in parts.optimizers.items():
+        _restore_optimizer(module, optimizer, snapshot.tensors[group])
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, including those that a saved tokenizer leaves out."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _moments(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{name}/{key}": value
+        for name, parameter in module.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _refuse(snapshot: Snapshot, differing: Iterator[str]) -> None:
+    if names := sorted(differing):
+        raise ModelFileError(
+            f"the checkpoint after step {snapshot.step} is of another model: "
+            f"{', '.join(names[:8])} differ"
+        )
+
+
+def _differing(expected: Tensors, found: Tensors) -> Iterator[str]:
+    for name in expected.keys() | found.keys():
+        one, other = expected.get(name), found.get(name)
+        if one is None or other is None or (one.shape, one.dtype) != (other.shape, other.dtype):
+            yield name
+
+
+def _foreign_moments(module: nn.Module, moments: Tensors) -> Iterator[str]:
+    parameters = dict(module.named_parameters())
+    for full_name, tensor in moments.items():
+        name, key = full_name.rsplit("/", 1)
+        if name not in parameters or (key != STEP and tensor.shape != parameters[name].shape):
+            yield full_name
+
+
+@torch.no_grad()
+def _restore_tensors(into: Tensors, tensors: Tensors) -> None:
+    for name, tensor in into.items():
+        tensor.copy_(tensors[name])
+
+
+def _restore_optimizer(module: nn.Module, optimizer: Optimizer, moments: Tensors) -> None:
+    parameters = dict(module.named_parameters())
+    for full_name, tensor in moments.items():
+        name, key = full_name.rsplit("/", 1)
+        parameter = parameters[name]
+        # Adam keeps its step count on the CPU and its moments beside the weights.
+        device = torch.device("cpu") if key == STEP else parameter.device
+        optimizer.state[parameter][key] = tensor.to(device)
+
+
+# On disk
 
 
 def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
@@ -47,7 +211,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
     Args:
         folder: Parent of the checkpoints.
         snapshot: What to write.
-        keep_last: Checkpoints to keep, this one included.
+        keep_last: Number of checkpoints to keep, this one included.
 
     Returns:
         The checkpoint's folder.
@@ -75,18 +239,18 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
 
 
 def tidy_checkpoints(folder: Path, keep_last: int) -> None:
-    """Finish what a killed process left: a checkpoint half written, an old one not yet deleted.
+    """Remove what a killed process left: a half-written checkpoint, an old one not yet deleted.
 
     Args:
         folder: Parent of the checkpoints.
-        keep_last: Checkpoints to keep.
+        keep_last: Number of checkpoints to keep.
     """
     remove_abandoned(folder)
     _remove_old(folder, keep_last)
 
 
 def read_checkpoint(path: Path) -> Snapshot:
-    """Read a checkpoint, whose files were checked.
+    """Read a checkpoint whose files `check_files` has accepted.
 
     Raises:
         ModelFileError: A file cannot be read.
@@ -102,17 +266,17 @@ def read_checkpoint(path: Path) -> Snapshot:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, oldest first."""
     found = [(NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
     return [path for _, path in sorted((int(name[1]), path) for name, path in found if name)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder, every byte of it checked; None where there is none.
+    """The newest checkpoint of a folder, with every byte checked; None where there is none.
 
     Raises:
-        ModelFileError: A file of it is missing or damaged; the file is named, and the newest
-            checkpoint before it that is whole is offered.
+        ModelFileError: One of its files is missing or damaged; the file is named, and the newest
+            whole checkpoint before it is offered.
     """
     found = list_checkpoints(folder)
     if not found:
@@ -125,11 +289,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return newest
 
 
+def describe_last_checkpoint(folder: Path) -> str:
+    """Say where a failed run can go on."""
+    found = list_checkpoints(folder)
+    return f"the last good checkpoint is '{found[-1]}'" if found else "there is no checkpoint yet"
+
+
 def check_files(path: Path) -> dict[str, Any]:
-    """Compare a checkpoint's files with what its `meta.json` says of them.
+    """Compare a checkpoint's files with the sizes and digests in its `meta.json`.
 
     Returns:
-        The state that was saved, with `step`, the number of steps done.
+        The saved state; its `step` is the number of steps done.
 
     Raises:
         ModelFileError: A file is missing or damaged; it is named.
@@ -167,7 +337,7 @@ def _remove_old(folder: Path, keep_last: int) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint: at no moment does a part of it stand under its name."""
+    """Delete a checkpoint, so that at no moment a part of it stands under its name."""
     with naming_os_errors("remove", folder):
         doomed = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
         folder.rename(doomed / folder.name)
@@ -179,3 +349,48 @@ def _save_tensors(tensors: Tensors, path: Path) -> None:
         save_file(dict(tensors), path)
     except SafetensorError as error:
         raise UnwritableFileError(f"cannot write '{path.name}': {error}") from error
+
+
+class CheckpointWriter:
+    """Writes one snapshot at a time in a thread of its own: a step waits for the copy only.
+
+    Args:
+        folder: Parent of the checkpoints.
+        keep_last: Number of checkpoints kept.
+        before: Called in the thread before each checkpoint is written: it brings to disk what must
+            not be older than the checkpoint.
+    """
+
+    def __init__(self, folder: Path, keep_last: int, before: Callable[[], None]) -> None:
+        self._folder, self._keep_last, self._before = folder, keep_last, before
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Begin to write a snapshot once the one before it is written; raises what `wait` does."""
+        self.wait()
+        self._pending = self._thread.submit(self._write, snapshot)
+
+    def wait(self) -> None:
+        """Wait until all is written.
+
+        Raises:
+            UnwritableFileError: The last snapshot could not be written; older checkpoints stand.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last checkpoint could not be written; `wait` raises the error."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def close(self) -> None:
+        """End the thread after what it is writing, without raising that one's error."""
+        self._thread.shutdown()
+
+    def _write(self, snapshot: Snapshot) -> Path:
+        self._before()
+        return write_checkpoint(self._folder, snapshot, self._keep_last)

@@ -1,185 +1,322 @@
-"""A run: its steps, and what happens once in a while between them.
+"""`train`: a run from its config to an exported tokenizer, begun or continued.
 
-What a step does depends on the config, the step and the rows alone, and a checkpoint holds all that
-steps change; so a run that was interrupted goes on as if nothing had happened.
+From top to bottom: the setup (`train`, `_open_run`), the steps (`Run.train_all`; what one of them
+does stands in `imagetok.training.step`), what happens once in a while between two steps, and the
+end. What a step does depends on the config, the step and the rows alone, and a checkpoint holds all
+that steps change; so a run that was interrupted goes on as if nothing had happened.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from imagetok.data import Feed, ImageRows, TrainingBatch, TrainingData, check_error_share
-from imagetok.errors import Stopped
+from imagetok.data import (
+    Feed,
+    ImageRows,
+    TrainingBatch,
+    TrainingData,
+    check_error_share,
+    open_evaluation,
+    open_training,
+    worded_error,
+)
+from imagetok.errors import Stopped, TrainingError
 from imagetok.evaluation import Evaluation, reconstruction_grid
-from imagetok.launch import StopSignals, collectives
+from imagetok.hub import Pushed
+from imagetok.launch import StopSignals, collectives, watch_launcher
 from imagetok.run_config import RunConfig
-from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.checkpoint import list_checkpoints, read_checkpoint, tidy_checkpoints
-from imagetok.training.describing import describe_training
-from imagetok.training.folder import CHECKPOINTS, TOKENIZER, export_tokenizer
-from imagetok.training.initialization import initialize_bottleneck
-from imagetok.training.pushing import Pusher
-from imagetok.training.reporting import Reporter
-from imagetok.training.resume import Start
-from imagetok.training.saver import CheckpointWriter
-from imagetok.training.snapshot import restore_snapshot, take_snapshot
-from imagetok.training.stepper import Stepper
+from imagetok.training.accelerator import build_accelerator
+from imagetok.training.checkpoint import (
+    CheckpointWriter,
+    describe_last_checkpoint,
+    read_checkpoint,
+    restore_snapshot,
+    take_snapshot,
+    tidy_checkpoints,
+)
+from imagetok.training.initial_model import build_model, initialize_bottleneck
+from imagetok.training.plan import plan_run
+from imagetok.training.provenance import describe_training
+from imagetok.training.pusher import Pusher, PushPlan, prepare_push, push_finished
+from imagetok.training.reporter import Clock, Reporter
+from imagetok.training.resume_point import ResumePoint, check_data, find_resume_point
+from imagetok.training.run_folder import PATIENCE, RunFolder
+from imagetok.training.step import Stepper
 from imagetok.training.totals import StepTotals
+from imagetok.training.trackers import check_trackers
 
 LOG_EVERY = 10
 """Steps between lines of `metrics.jsonl` and renewals of the progress bar's figures."""
 
 
-class Run:
-    """A run's parts: what its steps change, and what happens once in a while."""
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run left.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        accelerator: Accelerator,
-        model: ImageTokenizer,
-        data: TrainingData,
-        folder: Path,
-        start: Start,
-        signals: StopSignals,
-        reporter: Reporter,
-        pusher: Pusher,
-    ) -> None:
-        self.config, self.settings, self.accelerator = config, config.train, accelerator
-        self.data, self.folder = data, folder
-        self.signals, self.reporter, self.pusher = signals, reporter, pusher
-        self.done = self.saved = start.step
-        self.reported, self.unreadable = True, 0
-        self.position: Tensor | None = None
-        if start.checkpoint is None and self.settings.init_from is None:
-            initialize_bottleneck(model, data, self.settings)
-        self.stepper = Stepper(self.settings, accelerator, model)
+    Attributes:
+        output_dir: The run's folder.
+        tokenizer_dir: The trained tokenizer in it.
+        evaluation: The tokenizer's figures on the evaluation split.
+        was_finished: Whether the run had been finished before, so that nothing was done.
+        pushed: Where it was pushed to, on the main process.
+    """
+
+    output_dir: Path
+    tokenizer_dir: Path
+    evaluation: Evaluation
+    was_finished: bool = False
+    pushed: Pushed | None = None
+
+
+# Setup
+
+
+def train(
+    config: RunConfig,
+    output_dir: str | Path,
+    *,
+    resume: bool = False,
+    push: PushPlan | None = None,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a tokenizer.
+
+    Args:
+        config: The run.
+        output_dir: Folder to write, on a file system that all ranks share.
+        resume: Continue after the newest checkpoint in the folder; without one start anew, and
+            leave a finished run as it is.
+        push: Where to push the tokenizer to, at the end and meanwhile; a repository that may not
+            be written is refused before the first step. A finished run is pushed again.
+        progress: Show progress bars on the main process.
+
+    Returns:
+        Where everything is, and the final figures; the same on every rank, but for `pushed`.
+
+    Raises:
+        ConfigError: The config does not fit the machine, the folder holds a run and `resume` is
+            not set, or the run that is there had another config.
+        DataError: The data cannot be read as asked, or too many rows cannot be read.
+        HubError: The tokenizer cannot be pushed.
+        MissingExtraError: A tracker is asked for and not installed.
+        ModelFileError: The newest checkpoint is damaged.
+        Stopped: SIGTERM, SIGINT or SIGUSR1 came; everything is saved.
+        TrainingError: The loss or the gradients are not finite.
+        UnwritableFileError: The disk is full or the folder cannot be written.
+    """
+    plan_run(config)  # whatever cannot be built is refused before anything is read or written
+    accelerator = build_accelerator(config.train)
+    collectives.from_main(lambda: check_trackers(config.train.trackers))
+    with closing(RunFolder(Path(output_dir), PATIENCE if resume else 0.0)) as folder:
+        collectives.from_main(folder.take)
+        start = collectives.from_main(lambda: find_resume_point(folder, config, resume))
+        figures = start.finished
+        if figures is None:
+            collectives.from_main(lambda: prepare_push(push))
+            with _open_run(config, accelerator, folder, start, push, progress) as run:
+                run.train_all()
+                figures = run.finish()
+        pushed = None
+        # The other ranks do not wait: a push may outlast what they wait for each other at most.
+        if push is not None and collectives.rank() == 0:
+            pushed = push_finished(folder.tokenizer, push)
+        was_finished = start.finished is not None
+        return TrainResult(folder.path, folder.tokenizer, figures, was_finished, pushed)
+
+
+@contextmanager
+def _open_run(
+    config: RunConfig,
+    accelerator: Accelerator,
+    folder: RunFolder,
+    start: ResumePoint,
+    push: PushPlan | None,
+    progress: bool,
+) -> Iterator[Run]:
+    """Build the model, open the data, begin the folder, restore the checkpoint to resume from."""
+    settings, signals = config.train, StopSignals()
+    model = build_model(config, accelerator.device, resuming=start.checkpoint is not None)
+    with ExitStack() as stack:
+        stack.enter_context(logging_redirect_tqdm())
+        stack.enter_context(watch_launcher(signals))
+        # One process fills the cache of a dataset before the others read it.
+        with accelerator.main_process_first():
+            data = open_training(config, model.preprocessor)
+            rows = open_evaluation(config)
+        check_data(start, data.fingerprint)
+        collectives.from_main(lambda: folder.begin(config, data.fingerprint))
+        reporter = Reporter(config, accelerator, folder.path, rows, start.step, progress)
+        # Until here there is nothing to save: signals end the process as they end any other.
+        stack.enter_context(signals)
+        stack.enter_context(closing(reporter))
+        if start.checkpoint is None and settings.init_from is None:
+            initialize_bottleneck(model, data, settings)
+        stepper = Stepper(settings, accelerator, model)
+        writer = CheckpointWriter(folder.checkpoints, settings.keep_last, reporter.sync)
+        pusher = stack.enter_context(Pusher(push, settings.steps))
+        stack.enter_context(closing(writer))
+        run = Run(
+            config, accelerator, folder, data, rows, stepper, writer, reporter, pusher, signals
+        )
         if start.checkpoint is not None:
-            self._restore(start.checkpoint)
-            kept = folder / CHECKPOINTS, self.settings.keep_last
-            collectives.from_main(lambda: tidy_checkpoints(*kept))
-        self.writer = CheckpointWriter(folder / CHECKPOINTS, self.settings.keep_last, reporter.sync)
+            run.restore(start.checkpoint)
+            collectives.from_main(lambda: tidy_checkpoints(folder.checkpoints, settings.keep_last))
+        with _errors_in_words(folder, writer):
+            yield run
+
+
+@contextmanager
+def _errors_in_words(folder: RunFolder, writer: CheckpointWriter) -> Iterator[None]:
+    """Say where a run that failed can go on, and what a loading process died of."""
+    try:
+        yield
+    except TrainingError as error:
+
+        def describe() -> str:
+            writer.wait()
+            return describe_last_checkpoint(folder.checkpoints)
+
+        raise TrainingError(f"{error}; {collectives.from_main(describe)}") from error
+    except RuntimeError as error:
+        worded = worded_error(error)
+        if worded is error:
+            raise
+        raise worded from error
+
+
+@dataclass
+class Run:
+    """A run from its first step to its end.
+
+    Attributes:
+        done: Number of steps done.
+        saved: Number of steps done at the last checkpoint.
+        reported: Whether what was due after the last step has been validated and drawn.
+        unreadable: Rows that could not be read so far, over all ranks.
+        position: Where this rank reads a streamed dataset next; None for other data.
+    """
+
+    config: RunConfig
+    accelerator: Accelerator
+    folder: RunFolder
+    data: TrainingData
+    evaluation_rows: ImageRows
+    stepper: Stepper
+    writer: CheckpointWriter
+    reporter: Reporter
+    pusher: Pusher
+    signals: StopSignals
+    done: int = 0
+    saved: int = 0
+    reported: bool = True
+    unreadable: int = 0
+    position: Tensor | None = None
+
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint."""
+        snapshot = read_checkpoint(checkpoint)
+        restore_snapshot(snapshot, self.stepper.parts)
+        self.stepper.load_counters(snapshot.state)
+        self.done = self.saved = snapshot.step
+        self.position = snapshot.position
+        self.unreadable, self.reported = snapshot.state["unreadable"], snapshot.state["reported"]
+
+    # The steps
 
     def train_all(self) -> None:
-        """All steps that are left."""
-        settings = self.settings
+        """Take all steps that are left."""
+        settings = self.config.train
         if not self.reported:
             self._report()
         with self._feed() as feed:
             clock = Clock(feed, self.done)
             while self.done < settings.steps:
-                step = self.done
                 clock.start()
-                batches = next(feed)
-                log = (step + 1) % LOG_EVERY == 0 or step + 1 == settings.steps
-                totals = self.stepper.step(step, batches, log, self._counts(batches))
-                self.done, self.position = step + 1, batches[-1].position
-                self.reporter.write_losses(step, totals)
-                self._note_unreadable(batches, totals)
+                logs = self._is_due(LOG_EVERY, self.done + 1) or self.done + 1 == settings.steps
+                totals = self._step(next(feed), logs)
                 clock.stop()
-                if log:
+                if logs:
                     speed = clock.read(self.done, settings.batch_size)
-                    figures = {**self.stepper.scheduled(step), **speed}
+                    figures = {**self.stepper.scheduled(self.done - 1), **speed}
                     figures["data/unreadable_rows"] = self.unreadable
-                    self.reporter.log(step, totals, figures)
+                    self.reporter.log(self.done - 1, totals, figures)
                 self._once_in_a_while(totals)
-
-    def finish(self, evaluation_rows: ImageRows) -> Evaluation:
-        """Export the tokenizer with its figures over the whole evaluation split."""
-        tokenizer, target = self.stepper.evaluated, self.folder / TOKENIZER
-        figures = self.reporter.validate("evaluation", tokenizer, self.done, None, self._poll)
-        figures["training"] = describe_training(self.config, self.data, self.accelerator, tokenizer)
-
-        def export() -> Evaluation:
-            # The export says that the run is finished: all the rest is on disk before it.
-            self.writer.wait()
-            self.reporter.flush()
-            self.reporter.sync()
-            picture = reconstruction_grid(tokenizer, evaluation_rows)
-            return export_tokenizer(tokenizer, target, figures, picture)
-
-        return collectives.from_main(export)
-
-    def describe_last_checkpoint(self) -> str:
-        """Where a failed run can go on."""
-        self.writer.wait()
-        good = list_checkpoints(self.folder / CHECKPOINTS)
-        return f"the last good checkpoint is '{good[-1]}'" if good else "there is no checkpoint yet"
-
-    def close(self) -> None:
-        """End the thread that writes."""
-        self.writer.close()
 
     def _feed(self) -> Feed:
         ranks = self.accelerator.process_index, self.accelerator.num_processes
-        left = self.settings.steps - self.done
+        left = self.config.train.steps - self.done
         pin = self.accelerator.device.type == "cuda"
         return self.data.feed(self.done, left, *ranks, self.position, pin_memory=pin)
 
-    def _counts(self, batches: list[TrainingBatch]) -> dict[str, Tensor]:
-        """What the ranks add up with a step's losses, besides these."""
-        unreadable = sum(len(batch.refused) for batch in batches)
-        return {
+    def _step(self, batches: list[TrainingBatch], measure: bool) -> StepTotals:
+        """Take one step; record its losses and the rows that could not be read."""
+        refused = [message for batch in batches for message in batch.refused]
+        counts = {  # summed over the ranks together with the step's losses
             "signals": self.signals.flags(),
-            "unreadable": torch.tensor([unreadable], dtype=torch.float64),
+            "unreadable": torch.tensor([len(refused)], dtype=torch.float64),
             "failed": torch.tensor([self.writer.has_failed], dtype=torch.float64),
         }
+        totals = self.stepper.step(self.done, batches, measure, counts)
+        self.done, self.position = self.done + 1, batches[-1].position
+        self.reporter.write_losses(self.done - 1, totals)
+        if count := int(totals.counts["unreadable"].item()):
+            self.unreadable += count
+            messages = [each for part in collectives.gather_objects(refused) for each in part]
+            self.reporter.note_unreadable(self.done - 1, messages)
+            seen = self.done * self.config.train.batch_size
+            check_error_share(self.unreadable, seen, self.config.data.max_error_rate, messages)
+        return totals
 
     # Once in a while
 
     def _once_in_a_while(self, totals: StepTotals) -> None:
-        settings, done = self.settings, self.done
-        last = done == settings.steps
-        draws = last or _is_due(done, settings.samples_every)
-        self.reported = not (draws or _is_due(done, settings.evaluate_every))
+        settings, last = self.config.train, self.done == self.config.train.steps
+        draws = last or self._is_due(settings.samples_every)
+        self.reported = not (draws or self._is_due(settings.evaluate_every))
         if totals.counts["failed"].any():
             collectives.from_main(self.writer.wait)
-        signum = self.signals.agreed(totals.counts["signals"])
-        if signum is not None:
-            self._stop(signum)
+        self._stop_if_asked(totals.counts["signals"])
         if not self.reported:
             self._report()
-        if last or _is_due(done, settings.checkpoint_every):
+        if last or self._is_due(settings.checkpoint_every):
             self._save()
-        if self.pusher.is_due(done):
-            self.pusher.offer(self.stepper.evaluated, done)
+        if self.pusher.is_due(self.done):
+            self.pusher.offer(self.stepper.evaluated, self.done)
+
+    def _is_due(self, every: int, done: int | None = None) -> bool:
+        return every > 0 and (self.done if done is None else done) % every == 0
 
     def _report(self) -> None:
         """Validate and draw; a run that is stopped meanwhile does it again when it is resumed."""
-        settings, tokenizer, done = self.settings, self.stepper.evaluated, self.done
-        last = done == settings.steps
-        if _is_due(done, settings.evaluate_every) and not last:  # then the whole split is measured
+        settings, tokenizer, last = (
+            self.config.train,
+            self.stepper.evaluated,
+            self.done == self.config.train.steps,
+        )
+        if self._is_due(settings.evaluate_every) and not last:  # then the whole split is measured
             limit = settings.evaluation_images
-            self.reporter.validate("validation", tokenizer, done, limit, self._poll)
-        if _is_due(done, settings.samples_every) or last:
-            self.reporter.draw_samples(tokenizer, done)
+            self.reporter.validate("validation", tokenizer, self.done, limit, self._poll)
+        if self._is_due(settings.samples_every) or last:
+            self.reporter.draw_samples(tokenizer, self.done)
         self.reported = True
-
-    def _note_unreadable(self, batches: list[TrainingBatch], totals: StepTotals) -> None:
-        """Count and name the rows that could not be read; too many of them end the run."""
-        count = int(totals.counts["unreadable"].item())
-        if not count:
-            return
-        self.unreadable += count
-        own = [message for batch in batches for message in batch.refused]
-        messages = [message for part in collectives.gather_objects(own) for message in part]
-        self.reporter.note_unreadable(self.done - 1, messages)
-        seen = self.done * self.settings.batch_size
-        check_error_share(self.unreadable, seen, self.config.data.max_error_rate, messages)
 
     def _poll(self) -> None:
         """Stop in the middle of an evaluation if a signal came on any rank."""
-        signum = self.signals.agreed(collectives.all_reduce_sum(self.signals.flags()))
-        if signum is not None:
-            self._stop(signum)
+        self._stop_if_asked(collectives.all_reduce_sum(self.signals.flags()))
 
-    def _stop(self, signum: int) -> NoReturn:
+    def _stop_if_asked(self, flags: Tensor) -> None:
+        """Save and stop if the sum of the ranks' flags says that a signal came."""
+        signum = self.signals.agreed(flags)
+        if signum is None:
+            return
         if self.saved != self.done:
             self._save()
         # No rank leaves before all is written: its launcher would end the others.
@@ -187,6 +324,7 @@ class Run:
         raise Stopped(signum, self.done)
 
     def _save(self) -> None:
+        """Copy the state, and have it written while the training goes on."""
         position = self.position
         if position is not None:
             position = collectives.gather_equal(position)
@@ -194,63 +332,32 @@ class Run:
         self.saved = self.done
 
     def _submit(self, position: Tensor | None) -> None:
-        scaler = self.accelerator.scaler
-        self.reporter.flush()
-        self.writer.submit(
-            take_snapshot(
-                self.stepper.tokenizer,
-                self.stepper.optimizer,
-                self.stepper.average,
-                position,
-                {
-                    "step": self.done,
-                    "config": self.config.to_dict(),
-                    "data_fingerprint": self.data.fingerprint,
-                    "scaler": None if scaler is None else scaler.state_dict(),
-                    "skipped": self.stepper.skipped,
-                    "skipped_in_a_row": self.stepper.skipped_in_a_row,
-                    "unreadable": self.unreadable,
-                    "reported": self.reported,
-                },
-            )
-        )
-
-    def _restore(self, checkpoint: Path) -> None:
-        stepper, snapshot = self.stepper, read_checkpoint(checkpoint)
-        restore_snapshot(snapshot, stepper.tokenizer, stepper.optimizer, stepper.average)
-        state, self.position = snapshot.state, snapshot.position
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        stepper.skipped, stepper.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
-        self.unreadable, self.reported = state["unreadable"], state["reported"]
-
-
-class Clock:
-    """Speed of the steps, and the share of their time spent waiting for data."""
-
-    def __init__(self, feed: Feed, done: int) -> None:
-        self._feed, self._done = feed, done
-        self._seconds = self._started = 0.0
-        self._waited = feed.waited
-
-    def start(self) -> None:
-        """A step begins."""
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        """A step ends; what comes before the next one does not count."""
-        self._seconds += time.perf_counter() - self._started
-
-    def read(self, done: int, batch_size: int) -> dict[str, float]:
-        """Figures since the last reading."""
-        seconds = max(self._seconds, 1e-9)
-        figures = {
-            "time/images_per_second": (done - self._done) * batch_size / seconds,
-            "time/data_share": (self._feed.waited - self._waited) / seconds,
+        state = {
+            "step": self.done,
+            "config": self.config.to_dict(),
+            "data_fingerprint": self.data.fingerprint,
+            "unreadable": self.unreadable,
+            "reported": self.reported,
+            **self.stepper.counters(),
         }
-        self._done, self._seconds, self._waited = done, 0.0, self._feed.waited
-        return figures
+        self.reporter.flush()
+        self.writer.submit(take_snapshot(self.stepper.parts, position, state))
 
+    # The end
 
-def _is_due(done: int, every: int) -> bool:
-    return every > 0 and done % every == 0
+    def finish(self) -> Evaluation:
+        """Export the tokenizer with its figures over the whole evaluation split."""
+        tokenizer = self.stepper.evaluated
+        figures = self.reporter.validate("evaluation", tokenizer, self.done, None, self._poll)
+        ranks, device = self.accelerator.num_processes, self.accelerator.device
+        figures["training"] = describe_training(self.config, self.data, ranks, device, tokenizer)
+
+        def export() -> Evaluation:
+            # The export says that the run is finished: all the rest is on disk before it.
+            self.writer.wait()
+            self.reporter.flush()
+            self.reporter.sync()
+            grid = reconstruction_grid(tokenizer, self.evaluation_rows)
+            return self.folder.export(tokenizer, figures, grid)
+
+        return collectives.from_main(export)

@@ -12,7 +12,7 @@ from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.errors import ConfigError
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.model import prepare_parts
+from imagetok.training.initial_model import prepare_parts
 
 
 @dataclass(frozen=True)

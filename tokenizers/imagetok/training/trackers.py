@@ -27,7 +27,7 @@ from PIL import Image
 from imagetok.errors import MissingExtraError
 from imagetok.files import write_atomic
 from imagetok.run_config import RunConfig
-from imagetok.training.resume import flatten
+from imagetok.training.resume_point import flatten
 
 FOLDER = "trackers"
 WANDB_ID = "wandb-id"
@@ -94,10 +94,10 @@ class Trackers:
         if self._trackers:
             self._accelerator.log({key: float(value) for key, value in values.items()}, step)
 
-    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        """Log one picture, of any mode."""
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        """Log one image, of any mode."""
         for tracker in self._trackers:
-            tracker.log_picture(name, picture.convert("RGB"), step)
+            tracker.log_image(name, image.convert("RGB"), step)
 
     def close(self) -> None:
         """Bring everything to its place; closing twice is no error."""
@@ -129,8 +129,8 @@ class _TensorBoard(TensorBoardTracker):  # type: ignore[misc]
             self.writer.file_writer.add_summary(part)
         self.writer.flush()
 
-    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        self.log_images({name: np.asarray(picture)[None]}, step, dataformats="NHWC")
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self.log_images({name: np.asarray(image)[None]}, step, dataformats="NHWC")
         self.writer.flush()
 
 
@@ -165,8 +165,8 @@ class _WandB(WandBTracker):  # type: ignore[misc]
         if step >= self.run.starting_step:  # wandb takes no step twice
             super().log(values, step)
 
-    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        self.log_images({name: [picture]}, step)
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self.log_images({name: [image]}, step)
 
 
 _KINDS: Mapping[str, type[_TensorBoard | _WandB]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
@@ -195,8 +195,8 @@ class _Tolerant(GeneralTracker):  # type: ignore[misc]
     def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
         self._try(self._inner.log, values, step)
 
-    def log_picture(self, name: str, picture: Image.Image, step: int) -> None:
-        self._try(self._inner.log_picture, name, picture, step)
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self._try(self._inner.log_image, name, image, step)
 
     def finish(self) -> None:
         self._try(self._inner.finish)

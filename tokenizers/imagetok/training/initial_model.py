@@ -1,33 +1,43 @@
-"""The model that a run trains: started anew or from a saved tokenizer, and what of it learns.
+"""The model that a run begins with: its weights, what of it learns, and where its codebook starts.
 
-A saved tokenizer gives its weights, the run's config how they are trained further. Both must
-describe one architecture; only the bottleneck's `training_only` entries may differ.
+The weights are random or those of a saved tokenizer, while the run's config says how they are
+trained further. Both must then describe one architecture; only the bottleneck's `training_only`
+entries may differ. A codebook may start from the encoder's first outputs instead.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from imagetok.data import TrainingBatch, TrainingData
 from imagetok.errors import ConfigError
 from imagetok.hub import is_repo_id, load_remote_model
+from imagetok.images import to_unit
+from imagetok.keys import choose, make_keys
+from imagetok.launch import collectives
 from imagetok.modelfile import load_model
 from imagetok.networks import checkpoint_activations
-from imagetok.run_config import RunConfig, load_recipe
+from imagetok.run_config import RunConfig, TrainConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizer_config import TokenizerConfig
 
 PARTS = ("encoder", "bottleneck", "decoder")
 """What can be frozen. A likelihood's learnt scale never is: it measures the error that is left."""
 
+VECTORS_PER_IMAGE = 64
+"""Most encoder outputs taken from one image, so that a codebook starts from many images."""
+
 
 def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a recipe and apply overrides, as `load_recipe`.
+    """Read a recipe and apply overrides, like `load_recipe`.
 
-    A recipe with `train.init_from` needs no `tokenizer` section: it has the saved tokenizer's, and
+    A recipe with `train.init_from` needs no `tokenizer` section: it gets the saved tokenizer's, and
     overrides such as `tokenizer.bottleneck.decay=0.9` change that one.
 
     Raises:
@@ -53,12 +63,12 @@ def build_model(
     Args:
         config: The run.
         device: Where to put it.
-        resuming: A checkpoint's weights will take the place of these, so that the tokenizer which
-            the run once started from need not be there any more.
+        resuming: Whether a checkpoint's weights will take the place of these, so that the tokenizer
+            which the run once started from need not be there any more.
 
     Returns:
-        A tokenizer in torch's default dtype, with random weights of the run's seed or those of
-        `train.init_from`.
+        A tokenizer in torch's default dtype, with random weights drawn from the run's seed or the
+        weights of `train.init_from`.
 
     Raises:
         ConfigError: The saved tokenizer has another architecture, or nothing is left to learn.
@@ -79,7 +89,7 @@ def build_model(
 
 
 def prepare_parts(model: ImageTokenizer, config: RunConfig) -> None:
-    """Freeze what a run freezes, and checkpoint activations where it asks for it.
+    """Freeze what the run freezes, and recompute activations where it asks for that.
 
     Raises:
         ConfigError: Nothing is left to learn.
@@ -92,12 +102,12 @@ def prepare_parts(model: ImageTokenizer, config: RunConfig) -> None:
 def freeze(model: ImageTokenizer, parts: Sequence[str]) -> None:
     """Exclude parts from learning by gradients.
 
-    What a bottleneck learns besides, its averages and restarts, is `Bottleneck.update`, which is
-    not to be called for a frozen one.
+    A bottleneck's averages and restarts are learnt by `Bottleneck.update`, which must not be called
+    for a frozen one.
 
     Args:
         model: The tokenizer.
-        parts: Of `PARTS`.
+        parts: Names out of `PARTS`.
 
     Raises:
         ConfigError: No part is left with weights that gradients could change.
@@ -115,6 +125,44 @@ def freeze(model: ImageTokenizer, parts: Sequence[str]) -> None:
             else "nothing to learn"
         )
         raise ConfigError(f"train.freeze=[{', '.join(parts)}] leaves {reason}; freeze fewer parts")
+
+
+@torch.no_grad()
+def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: TrainConfig) -> None:
+    """Hand the bottleneck the encoder outputs of the first images that it wants, in sample order.
+
+    A collective: each rank encodes its share of the images of the first steps and gets all of the
+    vectors.
+    """
+    wanted = model.bottleneck.num_initial_vectors
+    if not wanted or "bottleneck" in settings.freeze:
+        return
+    per_image = min(VECTORS_PER_IMAGE, model.num_tokens)
+    # The number of images does not depend on that of the ranks.
+    num_images = math.ceil(wanted / per_image)
+    steps = math.ceil(num_images / settings.batch_size)
+    parts = []
+    with data.feed(0, steps, collectives.rank(), collectives.world_size()) as feed:
+        for batches in feed:
+            vectors = [_encode(model, batch, settings.seed, per_image) for batch in batches]
+            parts.append(collectives.gather_equal(torch.cat(vectors)))
+    model.bottleneck.initialize(torch.cat(parts)[: num_images * per_image])
+    # On a GPU sums differ in their last bits from run to run, and so from rank to rank.
+    for tensor in model.bottleneck.state_dict().values():
+        tensor.copy_(collectives.broadcast_tensor(tensor))
+
+
+def _encode(model: ImageTokenizer, batch: TrainingBatch, seed: int, per_image: int) -> Tensor:
+    keys = make_keys(seed, 0, batch.rows.tolist(), "initialize")
+    z = model.encoder(to_unit(batch.pixels.to(model.device), model.dtype))
+    return _choose_vectors(z, keys, per_image)
+
+
+def _choose_vectors(z: Tensor, keys: Tensor, count: int) -> Tensor:
+    """Choose `count` positions of each sample by its key: (B, d, h, w) to (B * count, d)."""
+    flat = z.flatten(2).transpose(1, 2)
+    places = choose(keys, "initialize", (len(z), count), flat.shape[1]).to(z.device)
+    return flat.gather(1, places[:, :, None].expand(-1, -1, flat.shape[2])).flatten(0, 1)
 
 
 def _check_architecture(asked: TokenizerConfig, saved: TokenizerConfig, folder: str) -> None:

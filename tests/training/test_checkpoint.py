@@ -18,16 +18,17 @@ from imagetok.config import RunConfig
 from imagetok.data import TrainingBatch
 from imagetok.errors import ModelFileError, TrainingError, UnwritableFileError
 from imagetok.training import checkpoint
+from imagetok.training.accelerator import build_accelerator
 from imagetok.training.checkpoint import (
     check_files,
     list_checkpoints,
     newest_checkpoint,
     read_checkpoint,
+    restore_snapshot,
+    take_snapshot,
     write_checkpoint,
 )
-from imagetok.training.setup import build_accelerator
-from imagetok.training.snapshot import restore_snapshot, take_snapshot
-from imagetok.training.stepper import Stepper
+from imagetok.training.step import Stepper
 from tiny_runs import SYSTEMS, contents, tiny_run
 
 FILES = (
@@ -60,15 +61,14 @@ def save(
     position: Tensor | None = None,
     **state: Any,
 ) -> Path:
-    parts = stepper.tokenizer, stepper.optimizer, stepper.average
-    snapshot = take_snapshot(*parts, position, {"step": step, **state})
+    snapshot = take_snapshot(stepper.parts, position, {"step": step, **state})
     return write_checkpoint(folder, snapshot, keep_last)
 
 
 def load(path: Path, stepper: Stepper) -> Tensor | None:
     check_files(path)
     snapshot = read_checkpoint(path)
-    restore_snapshot(snapshot, stepper.tokenizer, stepper.optimizer, stepper.average)
+    restore_snapshot(snapshot, stepper.parts)
     return snapshot.position
 
 
@@ -163,8 +163,7 @@ def test_a_snapshot_is_of_its_moment_whatever_is_trained_since(tmp_path: Path) -
     stepper = build(tiny_run("vqvae", ema_decay=0.9))
     stepper.step(0, [BATCH])
     before = state_of(stepper)
-    parts = stepper.tokenizer, stepper.optimizer, stepper.average
-    snapshot = take_snapshot(*parts, None, {"step": 1})
+    snapshot = take_snapshot(stepper.parts, None, {"step": 1})
     stepper.step(1, [BATCH])
     load(write_checkpoint(tmp_path, snapshot, 2), stepper)
     assert_same(state_of(stepper), before)
@@ -175,9 +174,8 @@ def test_a_value_that_is_not_finite_is_never_written(name: str) -> None:
     stepper = build(tiny_run("vqvae"))
     with torch.no_grad():
         stepper.tokenizer.state_dict()[name].view(-1)[0] = torch.nan
-    parts = stepper.tokenizer, stepper.optimizer, stepper.average
     with pytest.raises(TrainingError, match=f"'{name}' .* is not finite after 5 steps, so that no"):
-        take_snapshot(*parts, None, {"step": 5})
+        take_snapshot(stepper.parts, None, {"step": 5})
 
 
 def test_meta_lists_every_other_file_with_its_size(saved: Path) -> None:

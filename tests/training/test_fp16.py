@@ -19,8 +19,8 @@ from torch.amp.grad_scaler import GradScaler
 from imagetok import ImageTokenizer
 from imagetok.data import TrainingBatch
 from imagetok.errors import TrainingError
-from imagetok.training.setup import build_accelerator
-from imagetok.training.stepper import MAX_SKIPPED_STEPS, Stepper
+from imagetok.training.accelerator import build_accelerator
+from imagetok.training.step import MAX_SKIPPED_STEPS, Stepper
 from tiny_runs import SYSTEMS, run_two_ranks, tiny_run
 
 SCALE = 2.0**10
@@ -133,7 +133,7 @@ from pathlib import Path
 import pytest
 
 sys.path[:0] = {paths}
-import test_training_fp16 as here
+import test_fp16 as here
 from imagetok.launch import collectives
 
 stepper = here.build("vqvae")

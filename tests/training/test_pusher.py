@@ -17,9 +17,9 @@ from imagetok import ImageTokenizer, hub
 from imagetok.config import RunConfig
 from imagetok.hub import Pushed
 from imagetok.training import PushPlan, train
-from imagetok.training.model import load_run
-from imagetok.training.pushing import Pusher
-from imagetok.training.stepper import Stepper
+from imagetok.training.initial_model import load_run
+from imagetok.training.pusher import Pusher
+from imagetok.training.step import Stepper
 from loopback_hub import LoopbackHub
 from tiny_runs import contents, run_two_ranks, tiny_run, tiny_values
 
@@ -179,7 +179,7 @@ def test_a_push_that_never_ends_is_left_behind_and_the_run_ends(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("imagetok.training.pushing.PATIENCE", 0.1)
+    monkeypatch.setattr("imagetok.training.pusher.PATIENCE", 0.1)
     push, over = ImageTokenizer.push_to_hub, Event()
 
     def hang_at_one(self: ImageTokenizer, repo_id: str, **options: Any) -> Pushed:
@@ -201,7 +201,7 @@ def test_a_push_that_never_ends_is_left_behind_and_the_run_ends(
 def test_a_run_that_is_stopped_does_not_wait_for_a_push(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagetok.training.pushing.PATIENCE", 60.0)
+    monkeypatch.setattr("imagetok.training.pusher.PATIENCE", 60.0)
     over, hanging = Event(), Event()
 
     def hang(self: ImageTokenizer, repo_id: str, **options: Any) -> None:

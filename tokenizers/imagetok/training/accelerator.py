@@ -12,17 +12,17 @@ from imagetok.launch import collectives, has_only_cpu, leave_group_at_exit
 from imagetok.run_config import TrainConfig
 
 PATIENCE = timedelta(hours=6)
-"""How long a rank waits for another: the first one may be preparing a large dataset."""
+"""How long a rank waits for another, as the first one may be preparing a large dataset."""
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """An Accelerator with the config's precision, whatever an earlier run in this process used.
+    """Build an Accelerator with the config's precision, whatever this process used before.
 
     Raises:
-        ConfigError: The device does not know the precision, or the batch does not divide over the
-            ranks.
+        ConfigError: The device does not support the precision, or the batch does not divide over
+            the ranks.
     """
     # Accelerate keeps the precision of the first Accelerator of a process for all later ones.
     AcceleratorState._reset_state()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from imagetok.errors import UnreadableFileError, UnwritableFileError
-from imagetok.training.records import Records
+from imagetok.training.reporter import Records
 from tiny_runs import read_lines
 
 

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -26,6 +27,7 @@ from imagetok.outputs import Statistics, is_counts
 from imagetok.run_config import TrainConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.average import WeightAverage
+from imagetok.training.checkpoint import AVERAGE, MODEL, OPTIMIZER, TrainedParts
 from imagetok.training.optimizer import build_learning_rate, build_optimizer, set_learning_rate
 from imagetok.training.totals import StepTotals
 
@@ -70,6 +72,29 @@ class Stepper:
             name: build_schedule(value, settings.steps)
             for name, value in settings.loss_weights.items()
         }
+
+    @property
+    def parts(self) -> TrainedParts:
+        """What a checkpoint holds the tensors of."""
+        modules: dict[str, nn.Module] = {MODEL: self.tokenizer}
+        if self.average is not None:
+            modules[AVERAGE] = self.average
+        return TrainedParts(modules, {OPTIMIZER: (self.tokenizer, self.optimizer)})
+
+    def counters(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors, JSON-like."""
+        scaler = self.accelerator.scaler
+        return {
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_counters(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from a checkpoint's state."""
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
 
     @property
     def evaluated(self) -> ImageTokenizer:

@@ -20,11 +20,11 @@ from imagetok.errors import (
     UnwritableFileError,
 )
 from imagetok.files import TEMPORARY_PREFIX
-from imagetok.training import checkpoint, run, train
+from imagetok.training import checkpoint, loop, train
 from imagetok.training.checkpoint import list_checkpoints
-from imagetok.training.folder import FolderLock
-from imagetok.training.resume import MAY_CHANGE, flatten
-from imagetok.training.stepper import Stepper
+from imagetok.training.resume_point import MAY_CHANGE, flatten
+from imagetok.training.run_folder import RunFolder
+from imagetok.training.step import Stepper
 from tiny_runs import SYSTEMS, contents, read_lines, tiny_run
 
 TIMED = {"metrics.jsonl", "tokenizer/evaluation.json"}
@@ -370,7 +370,7 @@ def test_two_runs_at_once_in_one_folder_are_refused(
 
     train(run_of("ae"), tmp_path / "whole", progress=False)
     monkeypatch.setattr(Stepper, "step", step)
-    monkeypatch.setattr(run, "PATIENCE", 0.3)
+    monkeypatch.setattr(loop, "PATIENCE", 0.3)
     train(run_of("ae"), tmp_path / "run", progress=False)
     assert len(met) == 2
     assert all("another process is training in" in message for message in met)
@@ -380,21 +380,19 @@ def test_two_runs_at_once_in_one_folder_are_refused(
 def test_a_resumed_run_waits_for_the_one_before_to_leave(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
-    first, second = FolderLock(folder), FolderLock(folder)
-    assert first.take(0)
-    assert not first.take(0)  # it is held already
+    first, second, third = RunFolder(folder), RunFolder(folder, 20), RunFolder(folder)
+    assert first.take()
+    assert not first.take()  # it is held already
     Timer(0.3, first.close).start()
-    assert second.take(20)
-    second.close()
-    assert first.take(0)
+    assert second.take()
     with pytest.raises(ConfigError, match="another process is training in"):
-        second.take(0)
-    first.close()
+        third.take()
+    second.close()
 
 
 def test_a_folder_that_is_not_there_is_not_held(tmp_path: Path) -> None:
-    lock = FolderLock(tmp_path / "run")
-    assert not lock.take(0)
+    lock = RunFolder(tmp_path / "run")
+    assert not lock.take()
     lock.close()
     assert not (tmp_path / "run").exists()
 

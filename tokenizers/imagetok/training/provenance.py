@@ -1,8 +1,8 @@
 """What evaluation.json says of a run: how the tokenizer that it exports was trained.
 
-It is for strangers: it names the recipe, the data and the kind of machine, and no time, process,
-host or folder. The recipe is the shipped one that the fewest overrides turn into the run's config,
-whichever file or command line the config came from: what is named makes the same run.
+It is read by people elsewhere: it names the recipe, the data and the kind of machine, and no time,
+process, host or folder. The recipe is the shipped one that the fewest overrides turn into the run's
+config, whichever file or command line the config came from; what is named makes the same run.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from imagetok._version import __version__
 from imagetok.cards import dataset_source, told_name
@@ -24,27 +23,32 @@ from imagetok.run_config import RunConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
 
 MOST_CHANGES = 24
-"""Overrides from which on a run is one of its own rather than a variant of a recipe."""
+"""With more overrides than this, a run is no longer told as a variant of a recipe."""
 
-_NO_MATTER = {
+_IRRELEVANT = {
     "data": ("num_workers",),
     "train": (
         *("evaluate_every", "evaluation_images", "checkpoint_every", "samples_every"),
         *("keep_last", "usage_warning", "gradient_checkpointing", "trackers", "project"),
     ),
 }
-"""Entries that do not change the tokenizer that comes out."""
+"""Entries that do not change the exported tokenizer."""
 
 
 def describe_training(
-    config: RunConfig, data: TrainingData, accelerator: Accelerator, tokenizer: ImageTokenizer
+    config: RunConfig,
+    data: TrainingData,
+    num_ranks: int,
+    device: torch.device,
+    tokenizer: ImageTokenizer,
 ) -> dict[str, Any]:
-    """How a tokenizer was trained, as JSON-like values.
+    """Say how a tokenizer was trained, as JSON-like values.
 
     Args:
         config: The run.
         data: What it trained on.
-        accelerator: Its processes.
+        num_ranks: Number of its processes.
+        device: Where it computed.
         tokenizer: What it exports.
     """
     train, start = config.train, config.train.init_from
@@ -61,8 +65,8 @@ def describe_training(
         },
         "steps": train.steps,
         "batch_size": train.batch_size,
-        "ranks": accelerator.num_processes,
-        "device": _device_name(accelerator.device),
+        "ranks": num_ranks,
+        "device": _device_name(device),
         "precision": train.precision,
         "seed": train.seed,
         "parameters": sum(tensor.numel() for tensor in tokenizer.state_dict().values()),
@@ -71,28 +75,28 @@ def describe_training(
 
 
 def find_recipe(config: RunConfig) -> tuple[str, list[str]] | None:
-    """The shipped recipe of a run's system that it is nearest to, and the overrides on top.
+    """Find the shipped recipe of a run's system that is nearest to it, and the overrides on top.
 
-    Entries that do not change the tokenizer that comes out are left out, and folders that data or
+    Entries that do not change the exported tokenizer are left out, as are the folders that data or
     a tokenizer lie in.
 
     Returns:
-        None where every recipe is far.
+        The recipe's name and the overrides, or None where every recipe is far.
     """
     found = []
     for name in recipe_names():
         recipe = load_recipe(name)
         if recipe.tokenizer.bottleneck.type == config.tokenizer.bottleneck.type:
-            changes = list(_changes(_told(recipe), _told(config)))
+            changes = list(_changes(_public_values(recipe), _public_values(config)))
             found.append((len(changes), name, changes))
     count, name, changes = min(found, default=(MOST_CHANGES + 1, "", []))
     return (name, changes) if count <= MOST_CHANGES else None
 
 
-def _told(config: RunConfig) -> dict[str, Any]:
-    """A run's config without what does not matter, and with names for paths."""
+def _public_values(config: RunConfig) -> dict[str, Any]:
+    """A run's config without irrelevant entries, and with names in place of paths."""
     values = config.to_dict()
-    for section, keys in _NO_MATTER.items():
+    for section, keys in _IRRELEVANT.items():
         for key in keys:
             del values[section][key]
     values["data"]["name"] = told_name(config.data.name)
@@ -104,7 +108,7 @@ def _told(config: RunConfig) -> dict[str, Any]:
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Overrides that give `old` the entries of `new`."""
     for key, value in new.items():
-        before, path = old[key], f"{prefix}{key}"
+        before, path = old.get(key), f"{prefix}{key}"
         if before == value:
             continue
         if isinstance(before, dict) and isinstance(value, dict) and _is_variant(before, value):
@@ -120,7 +124,7 @@ def _is_variant(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def _override(value: Any) -> str:
-    """A value as an override says it: texts plain where they are read back as such."""
+    """A value as an override writes it: text stays plain where it is read back as such."""
     if isinstance(value, str) and _reads_back(value):
         return value
     return json.dumps(value, ensure_ascii=False)

@@ -135,7 +135,7 @@ def test_wandbs_folder_of_runs_is_not_taken_for_the_package(
 def test_without_trackers_nothing_is_made(tmp_path: Path, accelerator: Accelerator) -> None:
     trackers = Trackers(accelerator, tracked(), tmp_path, 0)
     trackers.log(FIGURES, 0)
-    trackers.log_picture("reconstructions", picture(), 0)
+    trackers.log_image("reconstructions", picture(), 0)
     trackers.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -160,7 +160,7 @@ def test_what_was_logged_can_be_watched_before_the_run_ends(
 ) -> None:
     trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
     trackers.log(FIGURES, 9)
-    trackers.log_picture("reconstructions", picture(), 9)
+    trackers.log_image("reconstructions", picture(), 9)
     assert read_scalars(tmp_path)["loss"] == [(9, 0.5)]
     assert len(read_events(tmp_path).Images("reconstructions")) == 1
     trackers.close()
@@ -171,7 +171,7 @@ def test_tensorboard_shows_the_very_pixels_of_a_picture(
     tmp_path: Path, accelerator: Accelerator, mode: str
 ) -> None:
     trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
-    trackers.log_picture("reconstructions", picture(mode), 9)
+    trackers.log_image("reconstructions", picture(mode), 9)
     trackers.close()
     (shown,) = read_events(tmp_path).Images("reconstructions")
     assert (shown.step, shown.width, shown.height) == (9, 24, 10)
@@ -208,7 +208,7 @@ def test_a_resumed_run_hides_what_came_after_the_checkpoint(
         trackers = Trackers(accelerator, config, tmp_path, start)
         for step, value in values.items():
             trackers.log({"loss": value}, step)
-            trackers.log_picture("reconstructions", picture(), step)
+            trackers.log_image("reconstructions", picture(), step)
         trackers.close()
     assert read_scalars(tmp_path) == {"loss": [(3, 1.0), (7, 20.0), (11, 30.0)]}
     assert [each.step for each in read_events(tmp_path).Images("reconstructions")] == [3, 7, 11]
@@ -242,7 +242,7 @@ def test_everything_lies_in_the_runs_folder_and_nothing_is_printed(
     config = tracked("tensorboard", project="../../outside")
     trackers = Trackers(accelerator, config, folder, 0)
     trackers.log(FIGURES, 9)
-    trackers.log_picture("reconstructions", picture(), 9)
+    trackers.log_image("reconstructions", picture(), 9)
     trackers.close()
     assert sorted(contents(tmp_path)) != []
     assert all(name.startswith("run/trackers/tensorboard/") for name in contents(tmp_path))
@@ -255,7 +255,7 @@ def test_only_the_main_process_talks(
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
     trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
     trackers.log(FIGURES, 9)
-    trackers.log_picture("reconstructions", picture(), 9)
+    trackers.log_image("reconstructions", picture(), 9)
     trackers.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -286,7 +286,7 @@ def test_a_tracker_that_fails_is_named_once_and_left_out(
     trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
     for step in range(3):
         trackers.log(FIGURES, step)
-        trackers.log_picture("reconstructions", picture(), step)
+        trackers.log_image("reconstructions", picture(), step)
     trackers.close()
     (record,) = [each for each in caplog.records if each.name.startswith("imagetok")]
     assert record.levelname == "WARNING"
@@ -307,7 +307,7 @@ def test_a_disk_that_fills_up_under_tensorboard_does_not_end_the_run(
     monkeypatch.setattr(threading, "excepthook", lambda raised: None)
     for step in range(1, 30):
         trackers.log({"loss": 1.0}, step)
-        trackers.log_picture("reconstructions", picture(), step)
+        trackers.log_image("reconstructions", picture(), step)
     trackers.close()
     assert caplog.text.count("the tracker tensorboard failed") == 1
     assert read_scalars(tmp_path) == {"loss": [(0, 1.0)]}
@@ -347,7 +347,7 @@ def test_wandb_keeps_to_the_runs_folder_and_a_resumed_run_goes_on_with_its_id(
     for start in (0, 4, 0):
         trackers = Trackers(accelerator, config, folder, start)
         trackers.log(FIGURES, start + 3)
-        trackers.log_picture("reconstructions", picture(), start + 3)
+        trackers.log_image("reconstructions", picture(), start + 3)
         trackers.close()
         ids.append((folder / "trackers" / "wandb-id").read_text().strip())
     assert ids[0] == ids[1] != ids[2]

@@ -22,9 +22,9 @@ from imagetok.config import RunConfig, load_recipe
 from imagetok.data import open_images
 from imagetok.errors import ConfigError, DataError, TrainingError
 from imagetok.evaluation import evaluate
-from imagetok.training import TrainResult, loop, saver, train
-from imagetok.training.snapshot import Snapshot
-from imagetok.training.stepper import Stepper
+from imagetok.training import TrainResult, checkpoint, loop, reporter, train
+from imagetok.training.checkpoint import Snapshot
+from imagetok.training.step import Stepper
 from tiny_runs import SYSTEMS, contents, read_lines, tiny_run
 
 FIGURES = {"psnr", "ssim", "l1", "bits_per_dim", "codebook_usage", "codebook_perplexity"}
@@ -188,8 +188,8 @@ def test_the_records_are_on_disk_before_a_checkpoint_that_counts_on_them(
         seen.append((snapshot.step, len(read_lines(tmp_path / "run" / "losses.jsonl"))))
         return real(folder, snapshot, keep_last)
 
-    real = saver.write_checkpoint
-    monkeypatch.setattr(saver, "write_checkpoint", remember)
+    real = checkpoint.write_checkpoint
+    monkeypatch.setattr(checkpoint, "write_checkpoint", remember)
     train(tiny_run("ae", checkpoint_every=3, steps=8), tmp_path / "run", progress=False)
     assert seen == [(3, 3), (6, 6), (8, 8)]
 
@@ -198,7 +198,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stepped = threading.Event()
-    write, step = saver.write_checkpoint, Stepper.step
+    write, step = checkpoint.write_checkpoint, Stepper.step
 
     def write_slowly(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
         assert snapshot.step > 2 or stepped.wait(60), "the fourth step waited for the writing"
@@ -209,7 +209,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
             stepped.set()
         return step(self, number, *rest)
 
-    monkeypatch.setattr(saver, "write_checkpoint", write_slowly)
+    monkeypatch.setattr(checkpoint, "write_checkpoint", write_slowly)
     monkeypatch.setattr(Stepper, "step", note)
     train(tiny_run("ae", checkpoint_every=2, steps=6), tmp_path / "run", progress=False)
     names = [path.name for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
@@ -221,7 +221,7 @@ def test_images_a_second_count_the_steps_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progress: bool
 ) -> None:
     seconds = iter(range(1000))
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(reporter, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     monkeypatch.setattr(loop, "LOG_EVERY", 2)
     run = tiny_run("ae", steps=5, evaluate_every=1, samples_every=1)
     train(run, tmp_path / "run", progress=progress)

@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagetok.errors import ConfigError, DataError, ImagetokError
+from imagetok.errors import ConfigError, DataError
 from imagetok.evaluation import Evaluation
-from imagetok.files import file_sha256
-from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.run_config import RunConfig
 from imagetok.training.checkpoint import check_files, newest_checkpoint
-from imagetok.training.folder import CHECKPOINTS, TOKENIZER, holds_run
+from imagetok.training.run_folder import RunFolder
 
 MAY_CHANGE = frozenset(
     {
@@ -25,18 +23,18 @@ MAY_CHANGE = frozenset(
         *("train.trackers", "train.project"),
     }
 )
-"""Entries that a resumed run may have other values of; the data's content is compared instead of
+"""Entries that may have other values in a resumed run; the data's content is compared instead of
 its name and revision. With more steps, schedules that last to the run's end are those of the longer
 run."""
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run starts.
 
     Attributes:
-        checkpoint: What to continue; None starts anew.
-        state: The checkpoint's `state.json`; empty without one.
+        checkpoint: The checkpoint to continue after; None starts anew.
+        state: The checkpoint's `state.json`; empty where there is no checkpoint.
         finished: Figures of a run that is finished; None where there is something left to do.
     """
 
@@ -46,33 +44,30 @@ class Start:
 
     @property
     def step(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return int(self.state.get("step", 0))
 
 
-def find_start(folder: Path, config: RunConfig, resume: bool) -> Start:
+def find_resume_point(folder: RunFolder, config: RunConfig, resume: bool) -> ResumePoint:
     """Look at a run's folder, changing nothing.
 
     Args:
         folder: The run's folder; it may be missing.
         config: The run.
-        resume: Continue what is there.
+        resume: Whether to continue what is there.
 
     Raises:
-        ConfigError: Not resuming, the folder holds a run; or resuming, its config differs in what
-            may not change, or it is longer than asked for; old and new values are named.
+        ConfigError: The folder holds a run and `resume` is not set; or the run to resume has a
+            config that differs in what may not change, or is longer than asked for; old and new
+            values are named.
         ModelFileError: The newest checkpoint is damaged.
     """
     if not resume:
-        if holds_run(folder):
-            raise ConfigError(
-                f"'{folder}' holds a run already; continue it with --resume, give another "
-                "--output-dir, or move that folder away"
-            )
-        return Start()
-    checkpoint = newest_checkpoint(folder / CHECKPOINTS)
+        folder.check_is_free()
+        return ResumePoint()
+    checkpoint = newest_checkpoint(folder.checkpoints)
     if checkpoint is None:
-        return Start()
+        return ResumePoint()
     state = check_files(checkpoint)
     _check_config(checkpoint, state["config"], config)
     if state["step"] > config.train.steps:
@@ -80,15 +75,15 @@ def find_start(folder: Path, config: RunConfig, resume: bool) -> Start:
             f"'{checkpoint}' has {state['step']} steps done, and train.steps is "
             f"{config.train.steps}; ask for as many or more"
         )
-    finished = _read_figures(folder / TOKENIZER) if state["step"] == config.train.steps else None
-    return Start(checkpoint, state, finished)
+    finished = folder.read_figures() if state["step"] == config.train.steps else None
+    return ResumePoint(checkpoint, state, finished)
 
 
-def check_data(start: Start, fingerprint: str) -> None:
+def check_data(start: ResumePoint, fingerprint: str) -> None:
     """Refuse to go on with other data.
 
     Raises:
-        DataError: The dataset's content is not the one that the checkpoint was trained on.
+        DataError: The dataset's content is not what the checkpoint was trained on.
     """
     if start.checkpoint is not None and start.state["data_fingerprint"] != fingerprint:
         raise DataError(
@@ -100,7 +95,7 @@ def check_data(start: Start, fingerprint: str) -> None:
 
 
 def _check_config(checkpoint: Path, saved: Mapping[str, Any], config: RunConfig) -> None:
-    # Through the models of today: entries that are new have their defaults.
+    # Through today's models, so that entries that are new have their defaults.
     old = flatten(RunConfig.from_dict(saved).to_dict())
     new = flatten(config.to_dict())
     changed = [
@@ -128,13 +123,3 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-def _read_figures(folder: Path) -> Evaluation | None:
-    """The figures of an exported tokenizer, or None where the export is not complete."""
-    try:
-        figures: Evaluation = json.loads((folder / EVALUATION_FILE).read_bytes())
-        whole = figures[EVALUATED_KEY] == file_sha256(folder / MODEL_FILE)
-    except (OSError, ValueError, LookupError, TypeError, ImagetokError):
-        return None
-    return figures if whole and (folder / PICTURES_FILE).is_file() else None

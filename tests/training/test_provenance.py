@@ -19,7 +19,7 @@ from imagetok.config import RunConfig, load_recipe, recipe_names
 from imagetok.config.recipe import dump_recipe
 from imagetok.data import open_images
 from imagetok.training import train
-from imagetok.training.describing import find_recipe
+from imagetok.training.provenance import find_recipe
 from nasty_texts import NASTY
 from tiny_data import write_split
 from tiny_runs import DATA, SYSTEMS, run_two_ranks, tiny_run

@@ -20,7 +20,7 @@ from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError, ModelFileError
 from imagetok.keys import make_keys
 from imagetok.training import train
-from imagetok.training.model import PARTS, build_model, freeze, load_run
+from imagetok.training.initial_model import PARTS, build_model, freeze, load_run
 from imagetok.training.plan import plan_run
 from tiny_runs import SYSTEMS, read_lines, run_two_ranks, tiny_run, tiny_values
 

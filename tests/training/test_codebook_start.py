@@ -12,8 +12,8 @@ from imagetok import ImageTokenizer
 from imagetok.config import TrainConfig
 from imagetok.data import TrainingData, open_training
 from imagetok.launch import collectives
-from imagetok.training import initialization
-from imagetok.training.initialization import initialize_bottleneck
+from imagetok.training import initial_model
+from imagetok.training.initial_model import initialize_bottleneck
 from tiny_runs import CODEBOOK_SIZE, tiny_run
 
 
@@ -77,7 +77,7 @@ def test_the_shares_of_the_ranks_join_to_the_vectors_of_one(
     whole = recorder.vectors()
     monkeypatch.setattr(collectives, "world_size", lambda: ranks)
     monkeypatch.setattr(
-        initialization, "_choose_vectors", lambda z, *_: z.flatten(2).mT.flatten(0, 1)
+        initial_model, "_choose_vectors", lambda z, *_: z.flatten(2).mT.flatten(0, 1)
     )
     shares = []
     for rank in range(ranks):

@@ -18,9 +18,9 @@ from imagetok.data import TrainingBatch, open_training
 from imagetok.errors import ConfigError, TrainingError
 from imagetok.launch import collectives
 from imagetok.training import train
-from imagetok.training.initialization import initialize_bottleneck
-from imagetok.training.setup import build_accelerator
-from imagetok.training.stepper import Stepper
+from imagetok.training.accelerator import build_accelerator
+from imagetok.training.initial_model import initialize_bottleneck
+from imagetok.training.step import Stepper
 from tiny_runs import SYSTEMS, read_lines, tiny_run
 
 KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
