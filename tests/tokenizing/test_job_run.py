@@ -55,14 +55,11 @@ def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 # The same bytes
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_together_write_the_same_bytes(
-    job: RunJob, reference: Path, tmp_path: Path, world_size: int
-) -> None:
-    with ThreadPoolExecutor(world_size) as pool:
+def test_ranks_together_write_the_same_bytes(job: RunJob, reference: Path, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(3) as pool:
         ranks = [
-            pool.submit(job, tmp_path / "out", keep=KEEP, rank=rank, world_size=world_size)
-            for rank in range(world_size)
+            pool.submit(job, tmp_path / "out", keep=KEEP, rank=rank, world_size=3)
+            for rank in range(3)
         ]
         manifests = [rank.result() for rank in ranks]
     assert all(manifest == manifests[0] for manifest in manifests)
@@ -77,18 +74,21 @@ def test_a_rank_alone_does_the_work_of_those_that_never_come(
 
 
 def test_more_ranks_than_rows_are_no_error(job: RunJob, tmp_path: Path) -> None:
-    small = {"dataset": "builtin:shapes?size=16&count=2", "rows_per_shard": 1}
     for rank in (4, 0):
-        assert job(tmp_path / "out", rank=rank, world_size=5, **small).totals.rows == 2
+        small = {"dataset": "builtin:shapes?size=16&count=1", "rank": rank, "world_size": 5}
+        assert job(tmp_path / "out", **small).totals.rows == 1
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_loading_processes_change_no_byte(
-    job: RunJob, reference: Path, tmp_path: Path, count: int
+def test_loading_processes_and_other_settings_of_a_process_change_no_byte(
+    job: RunJob, reference: Path, tmp_path: Path
 ) -> None:
-    job(tmp_path / "out", keep=KEEP, workers=count)
-    assert shards_of(tmp_path / "out") == shards_of(reference)
+    settings = {"workers": 2, "max_error_rate": 0.5, "allow_mixed_numerics": True}
+    job(tmp_path / "out", keep=KEEP, **settings)
     assert not multiprocessing.active_children()
+    shards_of(tmp_path / "out")  # no litter
+    one, other = contents(reference), contents(tmp_path / "out")
+    assert one.keys() == other.keys()
+    assert {name for name in one if one[name] != other[name]} <= {"manifest.json"}
 
 
 def test_job_json_and_shards_hold_no_path_of_the_machine(reference: Path, tokenizer: Path) -> None:
@@ -98,19 +98,10 @@ def test_job_json_and_shards_hold_no_path_of_the_machine(reference: Path, tokeni
     assert b'"name": "tiny"' in files["job.json"]
 
 
-def test_equal_jobs_write_the_same_job_json_and_card(
-    job: RunJob, reference: Path, tmp_path: Path
-) -> None:
-    job(tmp_path / "out", keep=KEEP)
-    one, other = contents(reference), contents(tmp_path / "out")
-    assert {name for name in one if one[name] != other.get(name)} <= {"manifest.json"}
-    assert one.keys() == other.keys()
-
-
 # Interruptions
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_chain_of_errors_at_random_batches_changes_no_byte(
     job: RunJob,
     reference: Path,
@@ -317,6 +308,7 @@ def test_mixed_numeric_settings_are_recorded_for_their_shards(
         ({"workers": -1}, InvalidValueError, "workers"),
         ({"limit": 0}, InvalidValueError, "limit"),
         ({"rows_per_shard": 1.5}, InvalidTypeError, "rows_per_shard"),
+        ({"dataset": 5}, InvalidTypeError, "dataset must be a name or a path, got int"),
         ({"max_error_rate": 2}, InvalidValueError, "max_error_rate"),
         ({"rank": 1}, InvalidValueError, "give both or neither"),
         ({"rank": 2, "world_size": 2}, InvalidValueError, "ranks count from 0 to 1"),
@@ -342,11 +334,15 @@ def test_a_kept_column_of_a_reserved_name_is_refused_before_any_work(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("system", ["ae", "vae"])
-def test_a_continuous_tokenizer_is_refused_before_any_work(tmp_path: Path, system: str) -> None:
+def test_a_continuous_tokenizer_is_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(NotDiscreteError):
-        run_job(tmp_path / "out", make_tokenizer(system))
+        run_job(tmp_path / "out", make_tokenizer("vae"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_revision_of_a_tokenizer_that_is_loaded_already_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidValueError, match="tokenizer_revision is 'v1'.*loaded already"):
+        run_job(tmp_path / "out", make_tokenizer(), tokenizer_revision="v1")
 
 
 def test_an_input_that_changed_meanwhile_gets_no_manifest(
