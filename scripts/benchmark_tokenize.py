@@ -38,7 +38,7 @@ from PIL import Image
 from imagetok import ImageTokenizer, TokenizerConfig
 from imagetok.launch import find_device, find_rank_info
 from imagetok.tokenizing import tokenize_dataset
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.tokenizing.image_preparation import Preparation, Prepared
 
 SIDE = 512
@@ -127,7 +127,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     pictures = [{"bytes": path.read_bytes(), "path": None} for path in files]
     prepared = [one for one in preparation(pictures) if isinstance(one, Prepared)]
     batch = [one.pixels for one in prepared]
-    encoder = Encoder(model, options.batch_size)
+    encoder = BatchEncoder(model, options.batch_size)
     before = rate(lambda: encoder(batch), len(batch), options.seconds)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from imagetok.data import PictureStream, open_stream
 from imagetok.data.streams import FileStreams
 from imagetok.errors import DataError, HubAccessError
 from imagetok.shards import TokenDataset
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.training import train
 from imagetok.training.step import Stepper
 from loopback_hub import CDN, LoopbackHub
@@ -93,17 +93,17 @@ Meanwhile = Callable[[int, Callable[[], object]], None]
 @pytest.fixture
 def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
     """Let something happen before the batch of a number, counted from 0, is encoded."""
-    encode = Encoder.__call__
+    encode = BatchEncoder.__call__
 
     def arrange(batch: int, happen: Callable[[], object]) -> None:
         numbers = iter(range(1000))
 
-        def call(self: Encoder, pictures: Any) -> Any:
+        def call(self: BatchEncoder, pictures: Any) -> Any:
             if next(numbers) == batch:
                 happen()
             return encode(self, pictures)
 
-        monkeypatch.setattr(Encoder, "__call__", call)
+        monkeypatch.setattr(BatchEncoder, "__call__", call)
 
     return arrange
 

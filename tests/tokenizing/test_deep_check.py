@@ -13,7 +13,7 @@ from imagetok import ImageTokenizer
 from imagetok.errors import DataError
 from imagetok.shards.token_folder import open_folder
 from imagetok.tokenizing import deep_check
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.tokenizing.deep_check import compare_rows
 from tiny_data import png, write_split
 
@@ -58,9 +58,9 @@ def test_every_kind_of_job_can_be_compared(
 def test_ids_of_another_picture_are_faults(
     job: RunJob, tmp_path: Path, loaded: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = Encoder.__call__
+    encode = BatchEncoder.__call__
     monkeypatch.setattr(
-        Encoder, "__call__", lambda self, pictures: encode(self, [1 - one for one in pictures])
+        BatchEncoder, "__call__", lambda self, pictures: encode(self, [1 - one for one in pictures])
     )
     job(tmp_path / "out")
     found = compare_rows(open_folder(tmp_path / "out"), loaded)
@@ -70,7 +70,7 @@ def test_ids_of_another_picture_are_faults(
 
 def test_ids_that_rounding_may_change_are_counted_and_no_faults() -> None:
     model = make_tokenizer("vqvae")
-    encoder = Encoder(model, 4)
+    encoder = BatchEncoder(model, 4)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8)
     place = encoder.features([pixels])[0, :, 1, 2]
     offset = torch.ones_like(place)

@@ -27,10 +27,10 @@ from tiny_data import png
 SCRIPT = """
 import json, os, signal, sys, time
 from imagetok.tokenizing import tokenize_dataset
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 
 settings, slowness, fatal = json.loads(sys.argv[1])
-encode, replace = Encoder.__call__, os.replace
+encode, replace = BatchEncoder.__call__, os.replace
 
 def encode_slowly(self, pictures):
     time.sleep(slowness)
@@ -45,7 +45,7 @@ def replace_and_die(*paths):
         os.kill(os.getpid(), signal.SIGKILL)
     fatal -= 1 if fatal > 0 else -1
 
-Encoder.__call__ = encode_slowly
+BatchEncoder.__call__ = encode_slowly
 if fatal:
     os.replace = replace_and_die
 tokenize_dataset(**settings)

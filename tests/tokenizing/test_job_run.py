@@ -22,7 +22,7 @@ from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_pictures, sha
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
 from imagetok.shards import UnitWriter
 from imagetok.tokenizing import JobStopped, TokenizingError, job_run, workers
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.tokenizing.image_preparation import Preparation
 from tiny_data import png, write_split
 from tiny_runs import contents
@@ -37,17 +37,17 @@ class BrokenOffError(Exception):
 @pytest.fixture
 def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Let the encoder fail at the batch of a number, counted from 0."""
-    encode = Encoder.__call__
+    encode = BatchEncoder.__call__
 
     def after(batches: int) -> None:
         done = iter(range(batches))
 
-        def fail(self: Encoder, pictures: Any) -> Any:
+        def fail(self: BatchEncoder, pictures: Any) -> Any:
             if next(done, None) is None:
                 raise BrokenOffError
             return encode(self, pictures)
 
-        monkeypatch.setattr(Encoder, "__call__", fail)
+        monkeypatch.setattr(BatchEncoder, "__call__", fail)
 
     return after
 
@@ -143,16 +143,16 @@ def test_a_signal_stops_leaves_no_litter_and_the_same_call_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     signum: signal.Signals,
 ) -> None:
-    encode, sent = Encoder.__call__, []
+    encode, sent = BatchEncoder.__call__, []
 
-    def send(self: Encoder, pictures: Any) -> Any:
+    def send(self: BatchEncoder, pictures: Any) -> Any:
         sent.append(len(pictures))
         if len(sent) == 5:
             os.kill(os.getpid(), signum)
         return encode(self, pictures)
 
     before = signal.getsignal(signum)
-    monkeypatch.setattr(Encoder, "__call__", send)
+    monkeypatch.setattr(BatchEncoder, "__call__", send)
     with pytest.raises(JobStopped, match=f"{signum.name} stopped this process after 1 ") as stopped:
         job(tmp_path / "out", keep=KEEP)
     assert stopped.value.signum == signum
@@ -229,9 +229,9 @@ def test_a_rank_waits_for_a_unit_in_work_and_takes_it_over_when_it_is_dropped(
     job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entered, leave = threading.Event(), threading.Event()
-    encode, hold = Encoder.__call__, threading.local()
+    encode, hold = BatchEncoder.__call__, threading.local()
 
-    def slow(self: Encoder, pictures: Any) -> Any:
+    def slow(self: BatchEncoder, pictures: Any) -> Any:
         if getattr(hold, "here", False):
             entered.set()
             assert leave.wait(60)
@@ -243,7 +243,7 @@ def test_a_rank_waits_for_a_unit_in_work_and_takes_it_over_when_it_is_dropped(
         with pytest.raises(BrokenOffError):
             job(tmp_path / "out")
 
-    monkeypatch.setattr(Encoder, "__call__", slow)
+    monkeypatch.setattr(BatchEncoder, "__call__", slow)
     monkeypatch.setattr(job_run, "_PATIENCE", 0.05)
     with ThreadPoolExecutor(2) as pool:
         dropping = pool.submit(first)
@@ -341,7 +341,7 @@ def test_a_continuous_tokenizer_is_refused_before_any_work(tmp_path: Path) -> No
 
 
 def test_a_revision_of_a_tokenizer_that_is_loaded_already_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidValueError, match="tokenizer_revision is 'v1'.*loaded already"):
+    with pytest.raises(InvalidValueError, match=r"tokenizer_revision is 'v1'.*loaded already"):
         run_job(tmp_path / "out", make_tokenizer(), tokenizer_revision="v1")
 
 
@@ -349,13 +349,13 @@ def test_an_input_that_changed_meanwhile_gets_no_manifest(
     job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_split(tmp_path / "in", "pictures", [range(20)])
-    encode = Encoder.__call__
+    encode = BatchEncoder.__call__
 
-    def change(self: Encoder, pictures: Any) -> Any:
+    def change(self: BatchEncoder, pictures: Any) -> Any:
         (folder / "train" / "019.png").write_bytes(png(77, (9, 9)))
         return encode(self, pictures)
 
-    monkeypatch.setattr(Encoder, "__call__", change)
+    monkeypatch.setattr(BatchEncoder, "__call__", change)
     with pytest.raises(TokenizingError, match="changed while it was read"):
         job(tmp_path / "out", dataset=str(folder))
     assert not (tmp_path / "out" / "manifest.json").exists()

@@ -11,7 +11,7 @@ from PIL import Image
 from small_jobs import DATASET, ROWS, make_tokenizer, save_pictures, shards_of
 
 from command_line import Ended, Run
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 from tiny_data import BROKEN, png, write_split
 
 
@@ -87,15 +87,15 @@ def test_too_many_refused_rows_end_with_code_1_and_where_the_reasons_are(
 def test_a_signal_ends_with_its_code(
     tokenize: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = Encoder.__call__
+    encode = BatchEncoder.__call__
 
-    def send(self: Encoder, pictures: object) -> object:
+    def send(self: BatchEncoder, pictures: object) -> object:
         signal.raise_signal(signal.SIGTERM)
         return encode(self, pictures)  # type: ignore[arg-type]
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     handlers[signal.SIGUSR1] = signal.getsignal(signal.SIGUSR1)
-    monkeypatch.setattr(Encoder, "__call__", send)
+    monkeypatch.setattr(BatchEncoder, "__call__", send)
     try:
         ended = tokenize(tmp_path / "out")
     finally:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ HELD_CHUNKS = 512
 """Most chunks that an image waits for others of its shape."""
 
 
-class Encoder:
+class BatchEncoder:
     """The encoder of a discrete tokenizer, with a fixed batch size for each image shape.
 
     Use it from one thread: it reuses the memory of a batch for the next one.
@@ -46,6 +47,7 @@ class Encoder:
 
     def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
         self.tokenizer, self.batch_size = tokenizer, batch_size
+        self._bottleneck = cast(DiscreteBottleneck, tokenizer.bottleneck)
         self._pixels = torch.empty(0, dtype=torch.float32, device=tokenizer.device)
 
     def batch_size_of(self, shape: Shape) -> int:
@@ -83,9 +85,7 @@ class Encoder:
     @torch.no_grad()
     def ids_of(self, z: Tensor) -> Tensor:
         """Ids of features: int64 (B, h, w), or (B, h, w, depth) where positions have several."""
-        bottleneck = self.tokenizer.bottleneck
-        assert isinstance(bottleneck, DiscreteBottleneck)
-        return bottleneck.encode_ids(z)
+        return self._bottleneck.encode_ids(z)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
         """Ids of a batch as `ids_of` gives them; arguments and errors as for `features`."""
@@ -116,7 +116,7 @@ class Batcher:
         encoder: Says how many images make a batch.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: BatchEncoder) -> None:
         self._encoder = encoder
         self._waiting: dict[Shape, Batch] = {}
         self._held = 0

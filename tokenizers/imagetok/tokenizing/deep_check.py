@@ -22,7 +22,7 @@ from imagetok.data import DatasetRef, fixed_rows
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.shards.token_folder import TokenFolder
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.tokenizing.image_preparation import Preparation, Prepared
 from imagetok.tokenizing.job_input import CHUNK, Chunk, JobInput, open_input
 from imagetok.tokenizing.job_setup import native_factors
@@ -75,7 +75,7 @@ def compare_rows(
     rows = _open(folder, dataset)
     factors = native_factors(tokenizer) if job.output.resize == "native" else None
     prepare = Preparation(tokenizer.preprocessor, factors, rows.root)
-    encoder = Encoder(tokenizer, job.numerics.batch_size)
+    encoder = BatchEncoder(tokenizer, job.numerics.batch_size)
     counts, ties, faults = [0, 0], 0, list[str]()
     for unit, chunk in _sample(folder, rows, num_rows):
         stored = _stored(folder, unit, chunk)
@@ -158,7 +158,7 @@ def _stored(folder: TokenFolder, unit: int, chunk: Chunk) -> dict[int, NDArray[n
 
 @torch.no_grad()
 def _compare(
-    encoder: Encoder, pixels: NDArray[np.uint8], expected: NDArray[np.int64]
+    encoder: BatchEncoder, pixels: NDArray[np.uint8], expected: NDArray[np.int64]
 ) -> tuple[int, int]:
     """Count the ids of an image that differ by rounding, and those that are wrong."""
     z = encoder.features([pixels])[:1].to(torch.float32)

@@ -24,7 +24,7 @@ from imagetok.shards.manifest import Manifest, finalize
 from imagetok.shards.shard_schema import ShardSchema
 from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.tokenizing.batch_encoder import Encoder
+from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.tokenizing.image_preparation import Preparation
 from imagetok.tokenizing.job_input import JobInput, open_input
 from imagetok.tokenizing.job_progress import JobProgress
@@ -180,7 +180,7 @@ def run_job(
                 ranks,
                 rows,
                 job.schema,
-                Encoder(model, config.batch_size),
+                BatchEncoder(model, config.batch_size),
                 Preparation(model.preprocessor, factors, rows.root),
             )
             mixed = config.process.allow_mixed_numerics
@@ -208,7 +208,7 @@ class _Process:
     ranks: RankInfo
     rows: JobInput
     schema: ShardSchema
-    encoder: Encoder
+    encoder: BatchEncoder
     preparation: Preparation
 
     def work(self, folder: JobFolder, signals: StopSignals) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import numpy as np
 import PIL
@@ -13,7 +14,7 @@ import torch
 from imagetok._version import __version__
 from imagetok.errors import InvalidValueError
 from imagetok.launch import RankInfo, find_device
-from imagetok.networks import MlpEncoder
+from imagetok.networks import Encoder
 from imagetok.shards.job import (
     InputFile,
     InputSource,
@@ -78,13 +79,13 @@ def native_factors(tokenizer: ImageTokenizer) -> tuple[int, int]:
     Raises:
         InvalidValueError: The encoder takes images of one size only.
     """
-    if isinstance(tokenizer.encoder, MlpEncoder):
+    encoder = cast(Encoder, tokenizer.encoder)
+    if encoder.fixed_size:
         raise InvalidValueError(
             "resize is native, and this tokenizer takes images of "
             f"{tokenizer.image_size} only; choose resize crop"
         )
-    factor = tokenizer.downsample_factor
-    return factor, factor
+    return encoder.factors
 
 
 def describe_job(config: TokenizeConfig, tokenizer: ImageTokenizer, rows: JobInput) -> Job:

@@ -1,6 +1,6 @@
 """One unit of work, from its rows to its shard.
 
-JobInput.read --Loader--> chunks with pixels or reasons --Batcher, Encoder--> ids
+JobInput.read --Loader--> chunks with pixels or reasons --Batcher, BatchEncoder--> ids
 --Emitter: back in the order of the rows--> writing thread: tables --> UnitWriter
 """
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from imagetok.shards.shard_schema import ShardSchema
-from imagetok.tokenizing.batch_encoder import Batch, Batcher, Encoder
+from imagetok.tokenizing.batch_encoder import Batch, BatchEncoder, Batcher
 from imagetok.tokenizing.image_preparation import Prepared
 from imagetok.tokenizing.job_input import Chunk
 from imagetok.tokenizing.loading import Loaded
@@ -48,7 +48,7 @@ class Progress(Protocol):
 
 def tokenize_rows(
     loaded: Iterable[Loaded],
-    encoder: Encoder,
+    encoder: BatchEncoder,
     schema: ShardSchema,
     file: str | None,
     writer: RowWriter,
