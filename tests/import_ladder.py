@@ -43,11 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("evaluation", "tokenize_config", "training", "tokenizing"),
     (
         "reports",
-        "options",
         "quickstart",
-        "commands_models",
-        "commands_tokens",
-        "commands_hub",
         "cli",
     ),
 )

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -32,14 +32,17 @@ from tiny_runs import DATA, contents, tiny_run, tiny_values
 COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info", "push", "push-dataset")
 OPTIONS = {
     "quickstart": {"--system", "--output-dir"},
-    "train": {"--output-dir", "--resume", "--dry-run", "--push-to", "--push-every", "--private"},
+    "train": {
+        *("--output-dir", "--resume", "--dry-run", "--push-to", "--push-every", "--private"),
+        "--import",
+    },
     "evaluate": {
         *("--tokenizer", "--dataset", "--split", "--subset", "--revision", "--image-column"),
-        *("--batch-size", "--device", "--dtype", "--json"),
+        *("--batch-size", "--device", "--dtype", "--json", "--import"),
     },
-    "reconstruct": {"--tokenizer", "--output", "--device", "--dtype"},
-    "info": {"--json", "--tokenizer-revision"},
-    "push": {"--private", "--revision", "--commit-message", "--create-pr"},
+    "reconstruct": {"--tokenizer", "--output", "--device", "--dtype", "--import"},
+    "info": {"--json", "--tokenizer-revision", "--import"},
+    "push": {"--private", "--revision", "--commit-message", "--create-pr", "--import"},
     "push-dataset": {"--private", "--revision", "--commit-message", "--create-pr"},
 }
 
@@ -256,6 +259,79 @@ def test_debug_shows_the_traceback_wherever_it_stands(run: Run, place: int) -> N
     assert "ConfigError" in ended.err
     assert ended.lines[-1].startswith("imagetok: unknown recipe")
     assert "Traceback" not in run("train", "nope").err
+
+
+# Modules with parts of a user's own
+
+IMPORTING = (
+    ("train", "ae-shapes", "--dry-run"),
+    ("evaluate", "--tokenizer", "nowhere", "--dataset", DATA),
+    ("reconstruct", "a.png", "--tokenizer", "nowhere"),
+    ("info", "nowhere"),
+    ("tokenize", "--tokenizer", "nowhere", "--dataset", DATA, "--output-dir", "out"),
+    ("verify", "nowhere", "--deep"),
+    ("decode", "nowhere"),
+    ("push", "nowhere", "user/name"),
+)
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that Python imports from; what was imported is forgotten afterwards."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("parts_"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("command", IMPORTING, ids=lambda command: command[0])
+def test_modules_are_imported_in_order_before_anything_is_read(
+    run: Run, modules: Path, command: Sequence[str]
+) -> None:
+    (modules / "parts_first.py").write_text("print('first')\n")
+    (modules / "parts_second.py").write_text("import parts_first\nprint('second')\n")
+    ended = run(*command, "--import", "parts_first", "--import", "parts_second")
+    assert ended.out.startswith("first\nsecond\n")
+    if command[0] != "train":
+        assert ended.code == 2, ended  # what it reads is not there
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("import nothing_like_it", "No module named 'nothing_like_it'"),
+        ("raise RuntimeError('no luck')", "no luck"),
+        ("def", "invalid syntax"),
+        (None, "No module named 'parts_broken'"),
+    ],
+)
+@pytest.mark.parametrize("command", IMPORTING, ids=lambda command: command[0])
+def test_a_module_that_cannot_be_imported_is_named_with_the_reason(
+    run: Run, modules: Path, command: Sequence[str], content: str | None, reason: str
+) -> None:
+    if content is not None:
+        (modules / "parts_broken.py").write_text(content)
+    refused(run(*command, "--import", "parts_broken"), "parts_broken", reason)
+
+
+def test_the_scripts_import_modules_too(root: Path, modules: Path) -> None:
+    (modules / "parts_printed.py").write_text("print('imported')\n")
+    ended = subprocess.run(
+        [
+            *(sys.executable, root / "scripts" / "train.py", "ae-shapes", "--dry-run"),
+            *("--import", "parts_printed"),
+        ],
+        env=os.environ | {"PYTHONPATH": str(modules)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("imported\n")
 
 
 # Training and measuring

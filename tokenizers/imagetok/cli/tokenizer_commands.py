@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from imagetok.config.recipe import recipe_names
-from imagetok.options import (
+from imagetok.cli.options import (
     DATASET_HELP,
     TOKENIZER_HELP,
     BatchSizeOption,
     DeviceOption,
     DtypeOption,
     ImageColumnOption,
+    ImportOption,
     PrivateOption,
     RevisionOption,
     SplitOption,
@@ -26,6 +26,7 @@ from imagetok.options import (
     given,
     load_alone,
 )
+from imagetok.config.recipe import recipe_names
 
 app = typer.Typer()
 
@@ -69,7 +70,7 @@ def train(
     output_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to write; it must not hold a run yet, but with --resume.",
+            help="Folder to write; without --resume it must not hold a run yet.",
             show_default=False,
         ),
     ] = None,
@@ -77,7 +78,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on after the newest checkpoint in the folder; start anew where there is none, "
+            help="Go on after the newest checkpoint in the folder; start anew if there is none, "
             "and leave a finished run as it is.",
         ),
     ] = False,
@@ -92,7 +93,7 @@ def train(
         str | None,
         typer.Option(
             help="Repository on the Hub, `user/name`, that the trained tokenizer is pushed to; "
-            "made before the first step where it is missing.",
+            "created before the first step if it is missing.",
             show_default=False,
         ),
     ] = None,
@@ -100,19 +101,20 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="With --push-to: steps between pushes while it trains.",
+            help="With --push-to: steps between pushes during training.",
             show_default=False,
         ),
     ] = None,
     private: PrivateOption = None,
+    plugins: ImportOption = None,
 ) -> None:
     """Train a tokenizer.
 
-    Leaves `tokenizer/` (the trained tokenizer with its figures and a picture), `samples/`,
+    Leaves `tokenizer/` (the trained tokenizer with its figures and a preview), `samples/`,
     `checkpoints/`, `config.yaml`, `losses.jsonl` and `metrics.jsonl` in the output folder.
 
     SIGTERM, SIGINT and SIGUSR1 save and stop (exit codes 143, 130, 138); the same command with
-    `--resume` goes on from there, and may be queued again after any end.
+    `--resume` goes on from there, and may be queued again however it ended.
 
     On several GPUs: `accelerate launch scripts/train.py RECIPE ... --output-dir DIR`.
     """
@@ -162,6 +164,7 @@ def evaluate(
     json_path: Annotated[
         Path | None, typer.Option("--json", help="File to write the figures to.")
     ] = None,
+    plugins: ImportOption = None,
 ) -> None:
     """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity, and more by name.
 
@@ -193,7 +196,7 @@ def evaluate(
 
 @app.command()
 def reconstruct(
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
     tokenizer: TokenizerOption,
     output: Annotated[
         Path, typer.Option(help="PNG to write: originals above, reconstructions below.")
@@ -201,13 +204,14 @@ def reconstruct(
     tokenizer_revision: TokenizerRevisionOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    plugins: ImportOption = None,
 ) -> None:
-    """Encode and decode pictures, and show both side by side."""
+    """Encode and decode images, and show originals above reconstructions."""
     from imagetok.reports import write_reconstructions
 
     check_parent(output, "--output")
     model = load_alone(tokenizer, tokenizer_revision, device, dtype)
-    write_reconstructions(model, pictures, output)
+    write_reconstructions(model, images, output)
 
 
 @app.command()
@@ -215,12 +219,13 @@ def info(
     tokenizer: Annotated[str, typer.Argument(help=TOKENIZER_HELP, show_default=False)],
     tokenizer_revision: TokenizerRevisionOption = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON, the whole config included.")
+        bool, typer.Option("--json", help="Print JSON, including the whole config.")
     ] = False,
+    plugins: ImportOption = None,
 ) -> None:
     """Show what a tokenizer is: bottleneck, token grid, sizes, fingerprint, measured figures.
 
-    Of one on the Hub only the beginning of the file is fetched, not the weights.
+    Of a tokenizer on the Hub only the head of its file is fetched, not the weights.
     """
     from imagetok.reports import show_info
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from imagetok.options import (
+from imagetok.cli.options import (
     DATASET_HELP,
     TOKENIZER_HELP,
     BatchSizeOption,
     DeviceOption,
     DtypeOption,
     ImageColumnOption,
+    ImportOption,
     RevisionOption,
     SplitOption,
     SubsetOption,
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 TokensArgument = Annotated[
-    Path, typer.Argument(help="Folder that `imagetok tokenize` filled.", show_default=False)
+    Path, typer.Argument(help="Folder filled by `imagetok tokenize`.", show_default=False)
 ]
 
 
@@ -47,7 +48,7 @@ def tokenize(
     output_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Folder to fill: new, empty, or of the same job, which then goes on.",
+            help="Folder to fill: new, empty, or of the same job, which is then continued.",
             show_default=False,
         ),
     ] = None,
@@ -61,17 +62,17 @@ def tokenize(
     resize: Annotated[
         str,
         typer.Option(
-            help="`crop` to the tokenizer's size, or `native`: each picture keeps its own, rounded "
+            help="`crop` to the tokenizer's size, or `native`: each image keeps its own, rounded "
             "down to whole tokens."
         ),
     ] = "crop",
     rows_per_shard: Annotated[
-        int, typer.Option(min=1, help="Rows of a shard: what a process does at a time.")
+        int, typer.Option(min=1, help="Rows of a shard, the work that a process takes at a time.")
     ] = 16384,
     batch_size: BatchSizeOption = 32,
     workers: Annotated[
         int,
-        typer.Option(min=0, help="Processes that decode pictures; 0 takes threads instead."),
+        typer.Option(min=0, help="Processes that decode images; 0 uses threads instead."),
     ] = 0,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of the encoder on a CPU.")
@@ -82,12 +83,12 @@ def tokenize(
         bool,
         typer.Option(
             "--streaming",
-            help="Read files in sequence: nothing is downloaded or converted before, and each file "
-            "is done by one process.",
+            help="Read files in sequence: nothing is downloaded or converted beforehand, and each "
+            "file is done by one process.",
         ),
     ] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most rows to take, from the first on.")
+        int | None, typer.Option(min=1, help="Number of rows to take at most, from the first on.")
     ] = None,
     max_error_rate: Annotated[
         float, typer.Option(min=0, max=1, help="Largest share of rows that may be unreadable.")
@@ -95,40 +96,41 @@ def tokenize(
     rank: Annotated[
         int | None,
         typer.Option(
-            help="Number of this process, from 0, where no launcher says it: "
+            help="Number of this process, from 0, if no launcher assigns it: "
             "`--rank $SLURM_ARRAY_TASK_ID --world-size $SLURM_ARRAY_TASK_COUNT`."
         ),
     ] = None,
     world_size: Annotated[
-        int | None, typer.Option(help="How many processes fill the folder, with --rank.")
+        int | None, typer.Option(help="With --rank: how many processes fill the folder.")
     ] = None,
     allow_mixed_numerics: Annotated[
         bool,
         typer.Option(
             "--allow-mixed-numerics",
-            help="Go on with a job that was begun on another device, or with other numeric "
-            "settings; each shard records its own.",
+            help="Continue a job that was begun on another device or with other numeric settings; "
+            "each shard records its own.",
         ),
     ] = False,
     finalize: Annotated[
         Path | None,
         typer.Option(
-            help="Only write the manifest of this folder, whose shards are all there.",
+            help="Only write the manifest of this folder, whose shards are complete.",
             show_default=False,
         ),
     ] = None,
+    plugins: ImportOption = None,
 ) -> None:
-    """Turn a dataset of pictures into parquet shards of token ids, each row exactly once.
+    """Turn a dataset of images into parquet shards of token ids, each row exactly once.
 
-    Killed at any moment, the same command goes on. Processes share the work without talking to each
-    other: start the command several times, with `accelerate launch scripts/tokenize_dataset.py ...`
-    or with `--rank` and `--world-size`.
+    After a kill at any moment the same command goes on. Processes share the work without talking to
+    each other: start the command several times, with `accelerate launch
+    scripts/tokenize_dataset.py ...` or with `--rank` and `--world-size`.
 
     Leaves `data/` for `datasets.load_dataset(OUTPUT_DIR)`, `errors/` with a reason for every row
     that could not be read, `job.json`, `manifest.json` with hashes and totals, and a dataset card.
 
-    Exit code 0: every row is accounted for, and no more of them unreadable than allowed. SIGTERM,
-    SIGINT and SIGUSR1 stop after the batch in work (exit codes 143, 130, 138).
+    Exit code 0: every row is accounted for, and no more of them are unreadable than allowed.
+    SIGTERM, SIGINT and SIGUSR1 stop it after the current batch (exit codes 143, 130, 138).
     """
     from imagetok.reports import show_table
     from imagetok.shards import finalize as write_manifest
@@ -178,19 +180,20 @@ def verify(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="With --deep: folder of the tokenizer; one on the Hub is found without.",
+            help="With --deep: folder of the tokenizer; not needed if it is on the Hub.",
             show_default=False,
         ),
     ] = None,
     dataset: Annotated[
         str | None,
         typer.Option(
-            help="With --deep: where the pictures lie, if they came from a folder or a file.",
+            help="With --deep: where the images lie, if they came from a folder or a file.",
             show_default=False,
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="With --deep: about how many rows.")] = 64,
+    rows: Annotated[int, typer.Option(min=1, help="With --deep: approximate number of rows.")] = 64,
     device: DeviceOption = "auto",
+    plugins: ImportOption = None,
 ) -> None:
     """Check a tokenized dataset: hashes, counts, id ranges, features, holes and duplicates.
 
@@ -224,22 +227,23 @@ def decode(
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the tokenizer that made the ids; one on the Hub is found without.",
+            help="Folder of the tokenizer that made the ids; not needed if it is on the Hub.",
             show_default=False,
         ),
     ] = None,
     rows: Annotated[
         str | None,
         typer.Option(
-            help="Rows to show, counted over the shards: `first:end`; the first 16 if left out.",
+            help="Rows to show, counted over all shards, as `first:end`; by default the first 16.",
             show_default=False,
         ),
     ] = None,
     output: Annotated[Path, typer.Option(help="PNG to write.")] = Path("grid.png"),
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    plugins: ImportOption = None,
 ) -> None:
-    """Show what the shards hold: pictures decoded from their ids, with their captions."""
+    """Show what the shards hold: images decoded from their ids, with their captions."""
     from imagetok.reports import show
     from imagetok.shards.token_folder import open_folder
     from imagetok.tokenizing.row_preview import decode_rows, draw_grid, read_range
@@ -249,13 +253,13 @@ def decode(
     opened = open_folder(folder)
     some = range(min(16, opened.manifest.totals.rows))
     wanted = some if rows is None else read_range(rows)
-    pictures, captions = decode_rows(opened, _load(opened, tokenizer, device, dtype), wanted)
-    save_image(draw_grid(pictures, captions), output)
+    images, captions = decode_rows(opened, _load(opened, tokenizer, device, dtype), wanted)
+    save_image(draw_grid(images, captions), output)
     show(f"written: {output}")
 
 
 def _load(opened: TokenFolder, tokenizer: str | None, device: str, dtype: str) -> ImageTokenizer:
-    """The tokenizer that is given, or else the one on the Hub that the job names."""
+    """The tokenizer that is given, otherwise the one on the Hub that the job names."""
     source = opened.job.tokenizer
     if tokenizer is None and source.revision is not None:
         return load_alone(source.name, source.revision, device, dtype)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagetok.options import PrivateOption
+from imagetok.cli.options import ImportOption, PrivateOption
 
 app = typer.Typer()
 
@@ -16,7 +16,7 @@ RepositoryArgument = Annotated[
 ]
 BranchOption = Annotated[
     str | None,
-    typer.Option("--revision", help="Branch to push to, made where it is missing."),
+    typer.Option("--revision", help="Branch to push to, created if it is missing."),
 ]
 MessageOption = Annotated[
     str | None, typer.Option("--commit-message", help="First line of the commit.")
@@ -36,10 +36,11 @@ def push(
     revision: BranchOption = None,
     commit_message: MessageOption = None,
     create_pr: PullRequestOption = False,
+    plugins: ImportOption = None,
 ) -> None:
     """Push a tokenizer to the Hugging Face Hub: weights, config, card, figures, in one commit.
 
-    The repository is made where it is missing. A card that was edited on the Hub is kept: only the
+    The repository is created if it is missing. A card that was edited on the Hub is kept: only the
     block between its two markers is renewed. Log in once with `hf auth login`, or set HF_TOKEN.
     """
     from imagetok.reports import show
@@ -58,7 +59,7 @@ def push(
 @app.command("push-dataset")
 def push_dataset(
     folder: Annotated[
-        Path, typer.Argument(help="Folder that `imagetok tokenize` filled.", show_default=False)
+        Path, typer.Argument(help="Folder filled by `imagetok tokenize`.", show_default=False)
     ],
     repository: RepositoryArgument,
     private: PrivateOption = None,
@@ -68,7 +69,7 @@ def push_dataset(
 ) -> None:
     """Push a tokenized dataset to the Hugging Face Hub, shards first, card and manifest last.
 
-    Stopped at any moment, the same command goes on: what lies there already is not sent again.
+    After a stop at any moment the same command goes on; what has arrived is not sent again.
     `load_dataset("user/name")` and `TokenDataset("user/name")` read it.
     """
     from imagetok.reports import show

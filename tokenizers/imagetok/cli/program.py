@@ -1,7 +1,7 @@
-"""The command line: `imagetok`.
+"""The program `imagetok`: its commands, its errors and its exit codes.
 
-Commands import what they need when they run, so that `imagetok --help` is quick. Exit codes: 0 done
-and accounted for; 2 bad arguments or input; 1 failed at work; 128 + n stopped by signal n.
+Exit codes: 0 done and accounted for; 2 bad arguments or input; 1 failed at work; 128 + n stopped by
+signal n. An error is one line on stderr, after its traceback if `--debug` is given.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from imagetok._version import __version__
-from imagetok.commands_hub import app as hub_commands
-from imagetok.commands_models import app as model_commands
-from imagetok.commands_tokens import app as token_commands
+from imagetok.cli import hub_commands, token_commands, tokenizer_commands
 from imagetok.errors import ImagetokError, UnreadableFileError
 
 app = typer.Typer(
@@ -26,9 +24,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-app.add_typer(model_commands)
-app.add_typer(token_commands)
-app.add_typer(hub_commands)
+app.add_typer(tokenizer_commands.app)
+app.add_typer(token_commands.app)
+app.add_typer(hub_commands.app)
 
 DEBUG = "--debug"
 
@@ -37,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; ends the process.
 
     Args:
-        arguments: What follows the program's name; None takes the process's own. `--debug` is
-            taken at any place.
+        arguments: What follows the program's name; None takes the process's own. `--debug` may
+            stand anywhere.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     arguments = [argument for argument in given if argument != DEBUG] or ["--help"]
@@ -65,7 +63,7 @@ def _exit_code(error: ImagetokError) -> int:
 
 
 def _describe_usage_error(error: Any) -> str:
-    """What typer says about arguments that it refuses, in a line."""
+    """Typer's message about arguments that it refuses, in one line with the remedy."""
     place = getattr(getattr(error, "ctx", None), "command_path", "imagetok")
     message = error.format_message().removesuffix(".")
     return f"{message}; `{place} --help` lists what it takes"
@@ -93,7 +91,7 @@ def common(
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option(DEBUG, help="Show a traceback of errors; taken by every command.")
+        bool, typer.Option(DEBUG, help="Show the traceback of an error; every command takes it.")
     ] = False,
 ) -> None:
-    """Options of every command; `main`, which shows the errors, takes `--debug` out before."""
+    """Options of the program; `main`, which shows errors, removes `--debug` beforehand."""
