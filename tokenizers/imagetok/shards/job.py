@@ -8,6 +8,7 @@ whose two best codes lie within rounding of each other, and a job may be told to
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
@@ -239,7 +240,8 @@ class Job(Config):
     @property
     def fingerprint(self) -> str:
         """Hash of everything but the numeric settings: 64 hexadecimal digits."""
-        text = self.model_copy(update={"numerics": None}).to_json()
+        values = {**self.to_dict(), "numerics": None}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
