@@ -20,7 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "_version",
         "schedules",
         "keys",
-        "exact",
+        "precision",
         "files",
         "markdown",
         "config",

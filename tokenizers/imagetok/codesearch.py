@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagetok.exact import no_autocast
+from imagetok.precision import no_autocast
 
 CPU_SCORES = 2**20
 """Scores held at once on a CPU: 4 MiB in float32 stay in its cache, which makes the search three

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from imagetok.config.registry import PartConfig
 from imagetok.errors import InvalidValueError, NoPosteriorError
-from imagetok.exact import ExactModule, exactly
 from imagetok.outputs import BottleneckOutput, Statistics
+from imagetok.precision import FullPrecisionModule, full_precision
 
 LatentDim = Annotated[int, Field(ge=1, le=65_536)]
 CodebookSize = Annotated[int, Field(ge=2, le=2**24)]
@@ -107,7 +107,7 @@ class ParameterGroup:
     lr_factor: float = 1.0
 
 
-class Bottleneck(ExactModule, ABC):
+class Bottleneck(FullPrecisionModule, ABC):
     """Base class. Subclasses implement `_forward` and `latents`.
 
     Attributes:
@@ -143,8 +143,8 @@ class Bottleneck(ExactModule, ABC):
         Raises:
             InvalidValueError: z has another number of channels.
         """
-        with self._exactly(z) as z_exact:
-            return self._forward(z_exact, values or {}, keys)
+        with self.full_precision(z) as z_full:
+            return self._forward(z_full, values or {}, keys)
 
     @abstractmethod
     def _forward(
@@ -237,13 +237,21 @@ class Bottleneck(ExactModule, ABC):
         """
         return {}
 
-    def _exactly(self, z: Tensor) -> AbstractContextManager[Tensor]:
+    def full_precision(self, z: Tensor) -> AbstractContextManager[Tensor]:
+        """A context that yields z in float32 or better, with autocast off.
+
+        Args:
+            z: float (B, in_channels, h, w).
+
+        Raises:
+            InvalidValueError: z has another shape.
+        """
         if z.ndim != 4 or z.shape[1] != self.in_channels:
             raise InvalidValueError(
                 f"{type(self).__name__} takes z of shape (B, {self.in_channels}, h, w), got "
                 f"{tuple(z.shape)}"
             )
-        return exactly(z)
+        return full_precision(z)
 
 
 class DiscreteBottleneck(Bottleneck):

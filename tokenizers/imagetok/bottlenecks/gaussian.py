@@ -94,8 +94,8 @@ class GaussianBottleneck(Bottleneck):
 
     def posterior(self, z: Tensor) -> GaussianPosterior:
         """Mean and log-variance from the encoder's output (B, 2 latent_dim, h, w)."""
-        with self._exactly(z) as z_exact:
-            mean, log_var = z_exact.chunk(2, dim=1)
+        with self.full_precision(z) as z_full:
+            mean, log_var = z_full.chunk(2, dim=1)
             return GaussianPosterior(mean, log_var.clamp(*LOG_VAR_RANGE))
 
     def distribution(self, z: Tensor) -> GaussianPosterior:

@@ -161,8 +161,8 @@ class GumbelBottleneck(DiscreteBottleneck):
 
     def log_probs(self, z: Tensor) -> Tensor:
         """Ln q, float (B, h, w, K), from the encoder's output (B, in_channels, h, w)."""
-        with self._exactly(z) as z_exact:
-            return F.log_softmax(self.logits(rearrange(z_exact, "b c h w -> b h w c")), dim=-1)
+        with self.full_precision(z) as z_full:
+            return F.log_softmax(self.logits(rearrange(z_full, "b c h w -> b h w c")), dim=-1)
 
     def distribution(self, z: Tensor) -> Tensor:
         """Log-probabilities of the codes, float (B, h, w, K)."""
@@ -210,8 +210,8 @@ class GumbelBottleneck(DiscreteBottleneck):
 
     def encode_ids(self, z: Tensor) -> Tensor:
         """Most probable code of every position, int64 (B, h, w)."""
-        with self._exactly(z) as z_exact:
-            rows = rearrange(z_exact, "b c h w -> (b h w) c")
+        with self.full_precision(z) as z_full:
+            rows = rearrange(z_full, "b c h w -> (b h w) c")
             ids = argmax_linear(rows, self.logits.weight, self.logits.bias)
             return ids.view(len(z), *z.shape[2:])
 

@@ -43,8 +43,8 @@ from imagetok.bottlenecks.kmeans import kmeans
 from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
 from imagetok.codesearch import nearest_code
 from imagetok.config.registry import Paper
-from imagetok.exact import no_autocast
 from imagetok.outputs import BottleneckOutput, Statistics
+from imagetok.precision import no_autocast
 
 VQ_VAE = Paper(
     "inproceedings",
@@ -202,8 +202,8 @@ class VectorQuantizer(DiscreteBottleneck):
 
     def encode_ids(self, z: Tensor) -> Tensor:
         """Nearest code of every position, int64 (B, h, w)."""
-        with self._exactly(z) as z_exact:
-            return self._search(self._vectors(z_exact)).view(len(z), *z.shape[2:])
+        with self.full_precision(z) as z_full:
+            return self._search(self._vectors(z_full)).view(len(z), *z.shape[2:])
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Codes of ids (B, h, w), projected, float (B, latent_dim, h, w)."""

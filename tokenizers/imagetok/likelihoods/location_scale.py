@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from imagetok.config.registry import Paper
 from imagetok.errors import InvalidValueError
-from imagetok.exact import ExactModule, promote
+from imagetok.precision import FullPrecisionModule, promote
 
 Scale = Annotated[float, Field(gt=0, le=1e6)] | Literal["learnt"]
 """A fixed scale in pixel units, or `learnt`."""
@@ -36,7 +36,7 @@ def scale_papers(scale: float | Literal["learnt"]) -> tuple[Paper, ...]:
     return (SIGMA_VAE,) if scale == "learnt" else ()
 
 
-class LocationScale(ExactModule):
+class LocationScale(FullPrecisionModule):
     """A location for each pixel from the decoder and one scale for all pixels.
 
     Args:

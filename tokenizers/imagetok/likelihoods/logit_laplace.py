@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from imagetok.exact import ExactModule, promote
 from imagetok.likelihoods.likelihood import LikelihoodConfig
+from imagetok.precision import FullPrecisionModule, promote
 
 SQUEEZE = 0.1
 """eps: pixels are squeezed to (eps, 1 - eps), where the logit is finite."""
@@ -38,7 +38,7 @@ class LogitLaplaceConfig(LikelihoodConfig):
         return LogitLaplaceLikelihood()
 
 
-class LogitLaplaceLikelihood(ExactModule):
+class LogitLaplaceLikelihood(FullPrecisionModule):
     """Laplace on the logit of squeezed pixels, location and scale of each pixel.
 
     The decoder emits (mu, raw ln b); ln b = MIN_LOG_SCALE + softplus(raw - MIN_LOG_SCALE), which is

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from imagetok.exact import ExactModule, exactly, no_autocast, promote
+from imagetok.precision import FullPrecisionModule, full_precision, no_autocast, promote
 
 HALVES = [torch.bfloat16, torch.float16]
 
 
-class Exact(ExactModule):
+class Wide(FullPrecisionModule):
     """A parameter, buffers of both kinds, and a child."""
 
     counts: Tensor
@@ -28,11 +28,11 @@ class Exact(ExactModule):
 
 
 class Model(nn.Module):
-    """An exact part beside an ordinary one."""
+    """A part in full precision beside an ordinary one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.exact = nn.Linear(2, 2), Exact()
+        self.network, self.wide = nn.Linear(2, 2), Wide()
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -57,7 +57,7 @@ def test_products_are_exact_inside_and_autocast_returns_outside(dtype: torch.dty
     expected = values @ values
     with torch.autocast("cpu", dtype=dtype):
         assert (values @ values).dtype == dtype
-        with exactly(values.to(dtype)) as inside:
+        with full_precision(values.to(dtype)) as inside:
             assert inside.dtype == torch.float32
             assert (inside @ inside).dtype == torch.float32
         with no_autocast(values):
@@ -68,13 +68,13 @@ def test_products_are_exact_inside_and_autocast_returns_outside(dtype: torch.dty
 
 def test_autocast_returns_after_an_error() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with pytest.raises(ZeroDivisionError), exactly(torch.ones(1)):
+        with pytest.raises(ZeroDivisionError), full_precision(torch.ones(1)):
             raise ZeroDivisionError
         assert torch.is_autocast_enabled("cpu")
 
 
 def test_the_meta_device_is_taken() -> None:
-    with exactly(torch.ones(2, 2, dtype=torch.bfloat16, device="meta")) as inside:
+    with full_precision(torch.ones(2, 2, dtype=torch.bfloat16, device="meta")) as inside:
         assert (inside @ inside).dtype == torch.float32
 
 
@@ -82,39 +82,39 @@ def test_the_meta_device_is_taken() -> None:
 @pytest.mark.parametrize("how", ["to", "half", "type", "each"])
 def test_an_exact_module_is_not_narrowed_and_keeps_its_values(dtype: torch.dtype, how: str) -> None:
     model = Model()
-    before = copy.deepcopy(model.exact.state_dict())
+    before = copy.deepcopy(model.wide.state_dict())
     if how == "to":
         model.to(dtype)
     elif how == "half":
         model.half() if dtype == torch.float16 else model.bfloat16()
     elif how == "type":
         model.network.type(dtype)
-        model.exact.to("cpu", dtype)
+        model.wide.to("cpu", dtype)
     else:
         for part in model.children():
             part.to(dtype)
     assert model.network.weight.dtype == dtype
-    for name, tensor in model.exact.state_dict().items():
+    for name, tensor in model.wide.state_dict().items():
         assert torch.equal(tensor, before[name]), name
         assert tensor.dtype == before[name].dtype, name
-    assert isinstance(model.exact.scale, nn.Parameter)
-    assert model.exact.scale.requires_grad
+    assert isinstance(model.wide.scale, nn.Parameter)
+    assert model.wide.scale.requires_grad
 
 
 def test_an_exact_module_is_widened() -> None:
-    exact = Exact().double()
-    for tensor in (exact.scale, exact.linear.weight, exact.table):
+    wide = Wide().double()
+    for tensor in (wide.scale, wide.linear.weight, wide.table):
         assert tensor.dtype == torch.float64
-    assert exact.counts.dtype == torch.int64
-    assert exact.float().table.dtype == torch.float32
+    assert wide.counts.dtype == torch.int64
+    assert wide.float().table.dtype == torch.float32
 
 
 def test_an_exact_module_moves_to_a_device_while_its_dtype_stays() -> None:
-    exact = Exact().to("meta", torch.bfloat16)
-    for tensor in exact.state_dict().values():
+    wide = Wide().to("meta", torch.bfloat16)
+    for tensor in wide.state_dict().values():
         assert tensor.device.type == "meta"
-    assert exact.scale.dtype == exact.table.dtype == torch.float32
+    assert wide.scale.dtype == wide.table.dtype == torch.float32
 
 
 def test_a_module_that_was_widened_stays_wide_when_it_would_be_narrowed() -> None:
-    assert Exact().double().half().scale.dtype == torch.float64
+    assert Wide().double().half().scale.dtype == torch.float64

@@ -1,4 +1,4 @@
-"""Arithmetic that must stay exact: float32 or better, whatever autocast or a module's dtype says.
+"""Full precision: arithmetic in float32 or better, whatever autocast or a module's dtype says.
 
 Codes differ by little and exponentials overflow half types, so the bottleneck and the likelihood
 compute in `promote_types(dtype, float32)` and are never narrowed; only the two networks are.
@@ -15,30 +15,30 @@ from torch import Tensor, nn
 
 
 def promote(tensor: Tensor) -> Tensor:
-    """The tensor in float32, or as it is where it is wider."""
+    """The tensor in float32; unchanged if its dtype is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def no_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """A context with autocast off on the tensor's device; the meta device knows no autocast."""
+    """A context with autocast off on the tensor's device; the meta device has no autocast."""
     return nullcontext() if tensor.is_meta else torch.autocast(tensor.device.type, enabled=False)
 
 
 @contextmanager
-def exactly(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield the promoted tensor, with autocast off on its device inside the context."""
+def full_precision(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the tensor in float32 or better, with autocast off on its device in the context."""
     with no_autocast(tensor):
         yield promote(tensor)
 
 
-class ExactModule(nn.Module):
+class FullPrecisionModule(nn.Module):
     """A module that `.half()` and `.to(dtype)` move but do not narrow; `.double()` widens it."""
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Self:
-        def keep_exact(tensor: Tensor) -> Tensor:
+        def keep_wide(tensor: Tensor) -> Tensor:
             result: Tensor = fn(tensor)
             narrow = result.is_floating_point() and result.dtype.itemsize < 4
             return tensor.to(result.device) if narrow else result
 
-        super()._apply(keep_exact, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keep_wide, recurse)  # type: ignore[no-untyped-call]
         return self
