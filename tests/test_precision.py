@@ -80,7 +80,9 @@ def test_the_meta_device_is_taken() -> None:
 
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("how", ["to", "half", "type", "each"])
-def test_an_exact_module_is_not_narrowed_and_keeps_its_values(dtype: torch.dtype, how: str) -> None:
+def test_a_full_precision_module_is_not_narrowed_and_keeps_its_values(
+    dtype: torch.dtype, how: str
+) -> None:
     model = Model()
     before = copy.deepcopy(model.wide.state_dict())
     if how == "to":
@@ -101,7 +103,7 @@ def test_an_exact_module_is_not_narrowed_and_keeps_its_values(dtype: torch.dtype
     assert model.wide.scale.requires_grad
 
 
-def test_an_exact_module_is_widened() -> None:
+def test_a_full_precision_module_is_widened() -> None:
     wide = Wide().double()
     for tensor in (wide.scale, wide.linear.weight, wide.table):
         assert tensor.dtype == torch.float64
@@ -109,7 +111,7 @@ def test_an_exact_module_is_widened() -> None:
     assert wide.float().table.dtype == torch.float32
 
 
-def test_an_exact_module_moves_to_a_device_while_its_dtype_stays() -> None:
+def test_a_full_precision_module_moves_to_a_device_while_its_dtype_stays() -> None:
     wide = Wide().to("meta", torch.bfloat16)
     for tensor in wide.state_dict().values():
         assert tensor.device.type == "meta"

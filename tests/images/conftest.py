@@ -27,7 +27,7 @@ def encode() -> Encode:
 
 @pytest.fixture
 def colors() -> np.ndarray:
-    """A picture (12, 20, 3) in which every pixel differs from its neighbours."""
+    """An image (12, 20, 3) in which every pixel differs from its neighbours."""
     return np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
 

@@ -188,10 +188,10 @@ def test_lists_of_unequal_tensors_are_refused() -> None:
         batch(SQUARE, [torch.zeros(1, 3, 8, 8)])
 
 
-def test_lists_of_tensors_and_pictures_are_refused() -> None:
-    picture = np.zeros((8, 8, 3), dtype=np.uint8)
+def test_lists_of_tensors_and_images_are_refused() -> None:
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
     for images in (
-        [torch.zeros(3, 8, 8), picture],
+        [torch.zeros(3, 8, 8), image],
         [torch.zeros(3, 8, 8), torch.zeros(3, 8, 8).byte()],
     ):
         with pytest.raises(ImageTypeError, match=r"images\[0\] is a float .* images\[1\] is not"):

@@ -142,7 +142,7 @@ def test_a_url_is_never_opened(url: str) -> None:
 @pytest.mark.parametrize(
     ("width", "height"), [(50_001, 1000), (9000, 9000), (12_000, 12_000), (60_000, 60_000)]
 )
-def test_a_huge_picture_is_refused_before_it_is_decoded(
+def test_a_huge_image_is_refused_before_it_is_decoded(
     encode_png: Encode, width: int, height: int
 ) -> None:
     content = encode_png(width, 8, 2, b"", height=height)
@@ -206,7 +206,7 @@ def test_no_global_setting_of_pillow_is_changed_and_nothing_is_warned(
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_the_size_is_that_of_the_upright_picture(
+def test_the_size_is_that_of_the_upright_image(
     encode: Encode, format: str, orientation: int
 ) -> None:
     exif = Image.Exif()
@@ -224,7 +224,7 @@ def test_the_size_is_read_from_the_header_alone(encode: Encode, colors: np.ndarr
         assert measure_image(content[:-90]) == (12, 20)
 
 
-def test_a_picture_whose_file_was_closed_is_refused(encode: Encode, colors: np.ndarray) -> None:
+def test_an_image_whose_file_was_closed_is_refused(encode: Encode, colors: np.ndarray) -> None:
     image = Image.open(io.BytesIO(encode(Image.fromarray(colors), "PNG")))
     image.close()
     with pytest.raises(ImageFileError, match="its file was closed"):
@@ -242,7 +242,7 @@ def test_a_picture_whose_file_was_closed_is_refused(encode: Encode, colors: np.n
     ],
     ids=["none", "number", "stream", "empty mapping", "row"],
 )
-def test_what_is_no_picture_is_refused(source: object, reason: str) -> None:
+def test_what_is_no_image_is_refused(source: object, reason: str) -> None:
     with pytest.raises(ImageTypeError, match=reason):
         read_image(source)
 
@@ -345,7 +345,7 @@ def test_a_damaged_row_of_a_decoding_column_is_refused_with_its_index(
         PREPROCESS(column)
 
 
-def test_a_column_with_missing_pictures_is_refused_with_the_index(colors: np.ndarray) -> None:
+def test_a_column_with_missing_images_is_refused_with_the_index(colors: np.ndarray) -> None:
     column = Dataset.from_dict(
         {"image": [Image.fromarray(colors), None]}, features=Features({"image": ImageFeature()})
     )["image"]

@@ -1,4 +1,4 @@
-"""Every mode, depth and orientation of a picture becomes the pixels that a viewer would show."""
+"""Every mode, depth and orientation of an image becomes the pixels that a viewer would show."""
 
 import io
 import struct
@@ -41,7 +41,7 @@ def alpha_palette() -> Image.Image:
 
 
 def read(source: object, channels: int = 3, background: Color = WHITE) -> list[list[int]]:
-    """The values of a picture of one row, channels last."""
+    """The values of an image of one row, channels last."""
     values: list[list[int]] = read_image(source, channels, background)[:, 0].T.tolist()
     return values
 
@@ -226,7 +226,7 @@ def test_exif_behind_the_pixels_of_a_png_counts(encode_png: Encode, png_chunk: E
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("broken", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\0\x09", b""])
-def test_damaged_exif_does_not_cost_the_picture(encode: Encode, broken: bytes) -> None:
+def test_damaged_exif_does_not_cost_the_image(encode: Encode, broken: bytes) -> None:
     image = Image.fromarray(UPRIGHT)
     for content in (encode(image, "PNG", exif=broken), encode(image, "JPEG", exif=broken)):
         assert read_image(content, channels=1).shape == (1, 2, 3)
@@ -239,7 +239,7 @@ def test_the_first_frame_of_an_animation_is_read(encode: Encode) -> None:
         assert read_image(content)[:, 0, 0].tolist() == [255, 0, 0]
 
 
-def test_the_picture_of_the_caller_is_left_as_it_was(encode: Encode) -> None:
+def test_the_image_of_the_caller_is_left_as_it_was(encode: Encode) -> None:
     stored = Image.fromarray(STORED[6].copy())
     image = Image.open(io.BytesIO(encode(stored, "PNG", exif=exif(6))))
     read_image(image)

@@ -31,7 +31,7 @@ def test_preprocessing_twice_is_preprocessing_once(
     assert torch.equal(preprocess(list(once)), once)
 
 
-def test_a_picture_of_the_size_is_untouched_in_memory_of_its_own(colors: np.ndarray) -> None:
+def test_an_image_of_the_size_is_untouched_in_memory_of_its_own(colors: np.ndarray) -> None:
     x = torch.from_numpy(colors).permute(2, 0, 1).contiguous()
     y = Preprocessor((12, 20))(x)
     assert torch.equal(y[0], x)
@@ -87,11 +87,11 @@ def test_a_long_strip_is_cut_before_it_is_resized() -> None:
 
 
 @pytest.mark.parametrize("filter_name", ["bicubic", "bilinear"])
-def test_a_plain_picture_stays_plain(filter_name: str) -> None:
+def test_a_plain_image_stays_plain(filter_name: str) -> None:
     for value in (0, 1, 128, 255):
-        picture = np.full((37, 501, 3), value, dtype=np.uint8)
+        image = np.full((37, 501, 3), value, dtype=np.uint8)
         for size in ((8, 8), (64, 50), (3, 200)):
-            assert Preprocessor(size, 3, filter_name)(picture).eq(value).all()
+            assert Preprocessor(size, 3, filter_name)(image).eq(value).all()
 
 
 @pytest.mark.parametrize("filter_name", ["bicubic", "bilinear"])
@@ -117,7 +117,7 @@ def test_the_resize_does_not_depend_on_the_layout_in_memory(colors: np.ndarray) 
 
 
 @pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, 0, 13, 4), (0, 17, 4, 4), (0, 0, 0, 4)])
-def test_a_box_outside_the_picture_is_refused(box: tuple[int, int, int, int]) -> None:
+def test_a_box_outside_the_image_is_refused(box: tuple[int, int, int, int]) -> None:
     with pytest.raises(ImageValueError, match="does not lie inside a picture of height 12"):
         resize(torch.zeros(3, 12, 20, dtype=torch.uint8), box, (2, 2))
 
@@ -127,15 +127,15 @@ def test_a_result_one_pixel_wide_is_refused() -> None:
         resize(torch.zeros(3, 12, 20, dtype=torch.uint8), (0, 0, 12, 20), (6, 1))
 
 
-def test_pictures_of_mixed_kinds_and_sizes_come_in_one_list(colors: np.ndarray) -> None:
+def test_images_of_mixed_kinds_and_sizes_come_in_one_list(colors: np.ndarray) -> None:
     gray = np.full((30, 9), 7, dtype=np.uint8)
     tensor = torch.full((4, 6, 6), 255, dtype=torch.uint8)
-    pictures = [Image.fromarray(colors), colors, gray, tensor]
-    batch = PREPROCESS(pictures)
+    images = [Image.fromarray(colors), colors, gray, tensor]
+    batch = PREPROCESS(images)
     assert batch.shape == (4, 3, 8, 12)
-    for index, picture in enumerate(pictures):
-        assert torch.equal(PREPROCESS(picture)[0], batch[index])
-    assert torch.equal(PREPROCESS(tuple(pictures)), batch)
+    for index, image in enumerate(images):
+        assert torch.equal(PREPROCESS(image)[0], batch[index])
+    assert torch.equal(PREPROCESS(tuple(images)), batch)
 
 
 def test_batches_of_arrays_and_tensors_are_batches(colors: np.ndarray) -> None:
@@ -149,7 +149,7 @@ def test_batches_of_arrays_and_tensors_are_batches(colors: np.ndarray) -> None:
         assert torch.equal(x, PREPROCESS(images).float() / 255)
 
 
-def test_a_batch_of_pictures_is_float_in_the_unit_interval() -> None:
+def test_a_batch_of_images_is_float_in_the_unit_interval() -> None:
     x, _ = batch(Preprocessor((2, 2), channels=1), np.array([[0, 51], [102, 255]], dtype=np.uint8))
     assert x.dtype == torch.float32
     assert torch.equal(x, torch.tensor([[[[0, 0.2], [0.4, 1]]]]))
@@ -160,7 +160,7 @@ def test_a_batch_of_pictures_is_float_in_the_unit_interval() -> None:
     [[], (), np.empty((0, 5, 7, 3), np.uint8), torch.empty((0, 3, 5, 7), dtype=torch.uint8)],
     ids=["list", "tuple", "array", "tensor"],
 )
-def test_no_pictures_are_an_empty_batch(images: object) -> None:
+def test_no_images_are_an_empty_batch(images: object) -> None:
     assert PREPROCESS(images).shape == (0, 3, 8, 12)
     assert PREPROCESS(images).dtype == torch.uint8
     x, single = batch(PREPROCESS, images)
@@ -219,7 +219,7 @@ class Watched(Sequence[Any]):
         return self.items[index]
 
 
-def pictures(count: int) -> torch.Tensor:
+def make_images(count: int) -> torch.Tensor:
     """uint8 (count, 3, 9, 10), no two alike."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (count, 3, 9, 10), dtype=torch.uint8, generator=generator)
@@ -227,7 +227,7 @@ def pictures(count: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [1, 3, 7, 8])
 def test_batches_are_the_whole_in_pieces(size: int) -> None:
-    raw = pictures(7)
+    raw = make_images(7)
     floats = raw.float() / 255
     array = raw.permute(0, 2, 3, 1).numpy()
     for images in (raw, list(raw), tuple(array), array, floats, list(floats)):
@@ -240,7 +240,7 @@ def test_batches_are_the_whole_in_pieces(size: int) -> None:
 
 
 def test_images_are_read_when_their_batch_is_asked_for() -> None:
-    images = Watched(list(pictures(5)))
+    images = Watched(list(make_images(5)))
     batches, _ = SQUARE.batches(images, (1, 1), 2)
     assert images.seen == []
     next(batches)
@@ -299,7 +299,7 @@ def test_a_batch_of_float32_tensors_is_not_copied() -> None:
 def test_a_refusal_names_the_place_in_the_whole(
     change: Any, error: type[Exception], message: str, size: int
 ) -> None:
-    raw = pictures(7)
+    raw = make_images(7)
     with pytest.raises(error, match=message):
         batch(SQUARE, change(raw, raw.float() / 255), size=size)
 

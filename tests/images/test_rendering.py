@@ -1,4 +1,4 @@
-"""Tensors become pictures: rounded halves up, laid out in rows."""
+"""Tensors become images: rounded halves up, laid out in rows."""
 
 import math
 
@@ -13,7 +13,7 @@ from imagetok.images import Preprocessor, grid_image, to_pil
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
-def test_pictures_come_back_exactly(channels: int, mode: str) -> None:
+def test_images_come_back_exactly(channels: int, mode: str) -> None:
     preprocess = Preprocessor((5, 7), channels)
     pixels = torch.randint(0, 256, (2, channels, 5, 7), dtype=torch.uint8)
     x, _ = batch(preprocess, pixels)

@@ -71,7 +71,7 @@ def save(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def reference_pixels(image: Image.Image, channels: int, background: tuple[int, ...]) -> np.ndarray:
-    """Colours of a picture in 0..255, float64 (channels, H, W), by the formulas."""
+    """Colours of an image in 0..255, float64 (channels, H, W), by the formulas."""
     if image.mode == "I;16":
         layers = np.asarray(image)[None].astype(np.float64) / 257
     else:
@@ -132,7 +132,7 @@ def test_preprocessing_cuts_the_middle_out_and_resizes_it(
 
 
 @given(st.lists(pictures, max_size=4), preprocessors)
-def test_pictures_of_a_list_are_what_each_is_alone(
+def test_images_of_a_list_are_what_each_is_alone(
     images: list[Image.Image], preprocess: Preprocessor
 ) -> None:
     found = preprocess(images)
@@ -158,7 +158,7 @@ LOSSLESS = {
     channels=channels,
     background=backgrounds,
 )
-def test_a_picture_is_the_same_in_memory_and_in_every_lossless_file(
+def test_an_image_is_the_same_in_memory_and_in_every_lossless_file(
     data: st.DataObject,
     folder: Path,
     height: int,
@@ -179,7 +179,7 @@ def test_a_picture_is_the_same_in_memory_and_in_every_lossless_file(
 
 
 @given(st.integers(0, 3), channels, sides, sides, seeds)
-def test_pictures_survive_the_way_through_floats_and_pil(
+def test_images_survive_the_way_through_floats_and_pil(
     count: int, channels: int, height: int, width: int, seed: int
 ) -> None:
     pixels = torch.from_numpy(noise(seed, count, channels, height, width))
@@ -304,7 +304,7 @@ anything = st.recursive(
 
 @often
 @given(anything, preprocessors)
-def test_whatever_is_given_for_pictures_gives_pictures_or_a_named_error(
+def test_whatever_is_given_for_images_gives_images_or_a_named_error(
     images: Any, preprocess: Preprocessor
 ) -> None:
     try:
