@@ -35,7 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "modelfile",
         "hub",
         "cards",
-        "codec",
+        "weight_fingerprint",
         "pretrained",
         "tokenizer",
     ),

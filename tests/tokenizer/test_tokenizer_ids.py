@@ -14,8 +14,8 @@ from torch import Tensor
 
 from imagetok import ImageTokenizer
 from imagetok.bottlenecks import GumbelBottleneck, VectorQuantizer
-from imagetok.codec import BATCH_SIZE
 from imagetok.errors import IdsError, IdsTypeError, ImageValueError, InvalidValueError
+from imagetok.tokenizer import BATCH_SIZE
 
 Make = Callable[..., ImageTokenizer]
 MakePictures = Callable[..., Tensor]

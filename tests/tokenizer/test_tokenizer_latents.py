@@ -15,7 +15,6 @@ from torch import Tensor
 from imagetok import GaussianPosterior, ImageTokenizer
 from imagetok.bottlenecks import DiscreteBottleneck, GaussianBottleneck, GumbelBottleneck
 from imagetok.bottlenecks.gaussian import LOG_VAR_RANGE
-from imagetok.codec import BATCH_SIZE
 from imagetok.errors import (
     ImagetokError,
     InvalidTypeError,
@@ -24,6 +23,7 @@ from imagetok.errors import (
     NotContinuousError,
     NotDiscreteError,
 )
+from imagetok.tokenizer import BATCH_SIZE
 
 Make = Callable[..., ImageTokenizer]
 MakePictures = Callable[..., Tensor]

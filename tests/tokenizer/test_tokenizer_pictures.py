@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from imagetok import ImageTokenizer
-from imagetok.codec import BATCH_SIZE
 from imagetok.errors import ImageFileError, ImageTypeError, ImageValueError
+from imagetok.tokenizer import BATCH_SIZE
 
 Make = Callable[..., ImageTokenizer]
 MakePictures = Callable[..., Tensor]

@@ -14,46 +14,62 @@ from imagetok.config import printable
 from imagetok.errors import IdsError, IdsTypeError, InvalidTypeError, InvalidValueError
 
 
-def read_ids(ids: Any, codebook_size: int, grid_size: tuple[int, int]) -> tuple[Tensor, bool]:
+def read_ids(
+    ids: Any, codebook_sizes: tuple[int, ...], token_shape: tuple[int, ...]
+) -> tuple[Tensor, bool]:
     """Read ids of one image or of several.
 
     Args:
-        ids: Integer tensor, array or nested list, shaped (h, w) or (h * w,) for one image, (B, h,
-            w) or (B, h * w) for several. A shape equal to the grid is always one image.
-        codebook_size: Ids lie in [0, codebook_size).
-        grid_size: (h, w).
+        ids: Integer tensor, array or nested list, of `token_shape` or its flat form (n,) for one
+            image, with B in front for several. A shape equal to `token_shape` is always one image.
+        codebook_sizes: Ids of level i lie in [0, codebook_sizes[i]).
+        token_shape: (h, w), or (h, w, depth) where there are several levels.
 
     Returns:
-        int64 tensor (B, h, w), and whether one image was given.
+        int64 tensor (B, *token_shape), and whether one image was given.
 
     Raises:
-        IdsTypeError: ids are no integers, or of a dtype that cannot hold every id.
+        IdsTypeError: ids are not integers, or of a dtype that cannot hold every id.
         IdsError: ids are out of range, do not fit the grid, or are in no rectangle.
     """
-    tensor = _to_tensor(ids, codebook_size)
-    height, width = grid_size
-    length = math.prod(grid_size)
+    tensor = _to_tensor(ids, max(codebook_sizes))
+    length = math.prod(token_shape)
     shape = tuple(tensor.shape)
-    if shape in {grid_size, (length,)}:
-        batch, single = tensor.reshape(1, height, width), True
-    elif shape[1:] in {grid_size, (length,)}:
-        batch, single = tensor.reshape(-1, height, width), False
+    if shape in {token_shape, (length,)}:
+        batch, single = tensor.reshape(1, *token_shape), True
+    elif shape[1:] in {token_shape, (length,)}:
+        batch, single = tensor.reshape(-1, *token_shape), False
     else:
+        sides = ", ".join(map(str, token_shape))
         raise IdsError(
-            f"ids of shape {shape} fit no reading for the grid {grid_size}: expected "
-            f"{grid_size} or ({length},) for one image, (B, {height}, {width}) or (B, {length}) "
+            f"ids of shape {shape} fit no reading for the grid {token_shape}: expected "
+            f"{token_shape} or ({length},) for one image, (B, {sides}) or (B, {length}) "
             "for several; give grid=(h, w) for ids of another grid"
         )
-    if batch.numel():
-        _check_range(int(batch.min()), int(batch.max()), codebook_size)
+    levels = [batch] if len(codebook_sizes) == 1 else batch.unbind(-1)
+    for level, size in zip(levels, codebook_sizes, strict=True):
+        if level.numel():
+            _check_range(int(level.min()), int(level.max()), size)
     return batch, single
+
+
+def read_sequence(ids: Tensor, token_shape: tuple[int, ...]) -> Tensor:
+    """Flatten the last dimensions of ids, (..., *token_shape), to (..., n).
+
+    Raises:
+        IdsError: They are not those of `token_shape`.
+    """
+    if not isinstance(ids, Tensor) or tuple(ids.shape[-len(token_shape) :]) != token_shape:
+        found = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise IdsError(f"found {found}; expected a tensor whose last sizes are {token_shape}")
+    return ids.flatten(-len(token_shape))
 
 
 def read_grid(grid: Any) -> tuple[int, int]:
     """Read the (height, width) of a grid.
 
     Raises:
-        InvalidTypeError: This is no pair of integers.
+        InvalidTypeError: This is not a pair of integers.
         InvalidValueError: A side is less than 1.
     """
     found = printable(repr(grid))
@@ -72,7 +88,7 @@ def read_grid(grid: Any) -> tuple[int, int]:
 
 def _side(value: Any) -> int:
     if isinstance(value, bool):
-        raise TypeError("a bool is no number of positions")
+        raise TypeError("a bool is not a number of positions")
     return operator.index(value)
 
 

@@ -107,7 +107,7 @@ class TokenLayout:
             IdsError: An id is out of range, the text holds a special id, a shape does not fit, or
                 there are not as many texts as images.
         """
-        images = read_ids(image_ids, self.codebook_size, self.grid)[0].flatten(1)
+        images = read_ids(image_ids, (self.codebook_size,), self.grid)[0].flatten(1)
         texts = _read_sequences("text_ids", text_ids).to(images.device)
         if len(texts) != len(images):
             raise IdsError(f"{len(texts)} texts do not go with {len(images)} images; give as many")
