@@ -96,7 +96,7 @@ def test_integers_are_read_as_they_are_or_refused_for_a_reason(
     in_range = not values.size or (int(values.min()) >= 0 and int(values.max()) < size)
     refusal = None
     try:
-        batch, single = read_ids(contain(values, container), size, grid)
+        batch, single = read_ids(contain(values, container), (size,), grid)
     except (IdsError, IdsTypeError) as error:
         refusal = error
     assert (refusal is None) == (fits and holds and in_range), refusal
@@ -115,7 +115,7 @@ def test_what_is_no_integers_is_never_read(
 ) -> None:
     values = data.draw(numbers((data.draw(sides), *grid), 2)).clip(0, 1).astype(dtype)
     try:
-        read_ids(contain(values, container), 2, grid)
+        read_ids(contain(values, container), (2,), grid)
     except (IdsError, IdsTypeError):
         return
     raise AssertionError(f"{dtype} in a {container} was read")
@@ -145,7 +145,7 @@ def test_one_odd_value_in_a_list_is_read_as_an_integer_or_refused(
         row = data.draw(st.sampled_from(row))
     row[data.draw(st.integers(0, len(row) - 1))] = odd
     try:
-        batch, _ = read_ids(ids, 5, grid)
+        batch, _ = read_ids(ids, (5,), grid)
     except (IdsError, IdsTypeError):
         assert type(odd) is not int or not 0 <= odd < 5
         return
@@ -159,7 +159,7 @@ def test_nested_lists_of_anything_are_read_or_refused(
     ids: Any, grid: tuple[int, int], size: int
 ) -> None:
     try:
-        batch, _ = read_ids(ids, size, grid)
+        batch, _ = read_ids(ids, (size,), grid)
     except (IdsError, IdsTypeError):
         return
     assert batch.flatten().tolist() == flat(ids)
