@@ -127,7 +127,7 @@ def _start_metrics(tokenizer: ImageTokenizer, keys: Sequence[str]) -> list[Metri
 def _run_model(tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int]) -> MeasuredBatch:
     """Reconstructions of x (B, C, H, W), and their ids and code lengths where there are any."""
     bottleneck, ids = tokenizer.bottleneck, None
-    z = tokenizer.encoder(x.to(tokenizer.dtype))
+    z = tokenizer.encode_pixels(x)
     if isinstance(bottleneck, DiscreteBottleneck):
         ids = bottleneck.encode_ids(z)
         z_q = bottleneck.lookup(ids)
@@ -174,7 +174,7 @@ def _report(
         **{key: value for metric in metrics for key, value in metric.figures().items()},
         "num_images": num_rows - num_unreadable,
         "num_unreadable": num_unreadable,
-        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "tokenizer_fingerprint": tokenizer.take_fingerprint(),
         "protocol": {
             "dataset": told_name(rows.name),
             "dataset_source": dataset_source(rows.name),

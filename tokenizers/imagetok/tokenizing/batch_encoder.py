@@ -74,7 +74,7 @@ class BatchEncoder:
             self._pixels = torch.empty(pixels.shape, dtype=torch.float32, device=device)
         x = to_unit(pixels, dtype, out=self._pixels)
         with torch.autocast(device.type, enabled=False):
-            z: Tensor = self.tokenizer.encoder(x)
+            z = self.tokenizer.encode_pixels(x)
         if not torch.isfinite(z).all():
             raise InvalidValueError(
                 f"the encoder's output is not finite in {z.dtype}; choose another dtype, or "

@@ -136,7 +136,7 @@ def _tokenizer_source(tokenizer: ImageTokenizer) -> TokenizerSource:
     return TokenizerSource(
         name=name,
         revision=revision,
-        fingerprint=tokenizer.fingerprint,
+        fingerprint=tokenizer.take_fingerprint(),
         codebook_size=tokenizer.codebook_size,
         grid_size=tokenizer.grid_size,
         image_size=tokenizer.image_size,

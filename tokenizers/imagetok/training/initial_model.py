@@ -18,7 +18,6 @@ from torch import Tensor
 from imagetok.data import TrainingBatch, TrainingData
 from imagetok.errors import ConfigError
 from imagetok.hub import is_repo_id, load_remote_model
-from imagetok.images import to_unit
 from imagetok.keys import choose, make_keys
 from imagetok.launch import collectives
 from imagetok.modelfile import load_model
@@ -154,7 +153,7 @@ def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: T
 
 def _encode(model: ImageTokenizer, batch: TrainingBatch, seed: int, per_image: int) -> Tensor:
     keys = make_keys(seed, 0, batch.rows.tolist(), "initialize")
-    z = model.encoder(to_unit(batch.pixels.to(model.device), model.dtype))
+    z = model.encode_pixels(batch.pixels)
     return _choose_vectors(z, keys, per_image)
 
 
