@@ -19,9 +19,10 @@ import torch
 from datasets import Features, Value
 from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_pictures, shards_of
 
+from imagetok.data import prefetcher
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
 from imagetok.shards import UnitWriter
-from imagetok.tokenizing import JobStopped, TokenizingError, job_run, workers
+from imagetok.tokenizing import JobStopped, TokenizingError, job_run
 from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.tokenizing.image_preparation import Preparation
 from tiny_data import png, write_split
@@ -166,7 +167,7 @@ def test_a_killed_loading_process_is_replaced(
     job: RunJob, reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = []
-    submit = workers._Worker.run
+    submit = prefetcher._LoadingProcess.apply
 
     def kill_once(self: Any, pictures: Any) -> Any:
         if len(killed) < 1:
@@ -174,7 +175,7 @@ def test_a_killed_loading_process_is_replaced(
             os.kill(self._process.pid, signal.SIGKILL)
         return submit(self, pictures)
 
-    monkeypatch.setattr(workers._Worker, "run", kill_once)
+    monkeypatch.setattr(prefetcher._LoadingProcess, "apply", kill_once)
     job(tmp_path / "out", keep=KEEP, workers=1)
     assert killed
     assert shards_of(tmp_path / "out") == shards_of(reference)
@@ -183,13 +184,13 @@ def test_a_killed_loading_process_is_replaced(
 def test_loading_processes_that_keep_being_killed_end_the_job(
     job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    submit = workers._Worker.run
+    submit = prefetcher._LoadingProcess.apply
 
     def kill(self: Any, pictures: Any) -> Any:
         os.kill(self._process.pid, signal.SIGKILL)
         return submit(self, pictures)
 
-    monkeypatch.setattr(workers._Worker, "run", kill)
+    monkeypatch.setattr(prefetcher._LoadingProcess, "apply", kill)
     started = time.monotonic()
     with pytest.raises(TokenizingError, match=r"ended from outside.*fewer workers"):
         job(tmp_path / "out", workers=1)

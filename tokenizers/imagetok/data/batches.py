@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from imagetok.data.rows import ImageRows
@@ -38,9 +41,32 @@ class TrainingBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays: the pipe of a loading process would leave tensors in shared memory, where they
+        # are lost with the process.
+        arrays = (self.pixels.numpy(), self.rows.numpy(), self.epochs.numpy())
+        position = None if self.position is None else self.position.numpy()
+        return _from_arrays, (*arrays, self.refused, position)
+
     def pin_memory(self) -> TrainingBatch:
         """The same with pixels in page-locked memory, from where a GPU copies in the background."""
         return replace(self, pixels=self.pixels.pin_memory())
+
+
+def _from_arrays(
+    pixels: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    epochs: NDArray[np.int64],
+    refused: tuple[str, ...],
+    position: NDArray[np.int64] | None,
+) -> TrainingBatch:
+    return TrainingBatch(
+        torch.from_numpy(pixels),
+        torch.from_numpy(rows),
+        torch.from_numpy(epochs),
+        refused,
+        None if position is None else torch.from_numpy(position),
+    )
 
 
 def join_batches(parts: Sequence[TrainingBatch]) -> TrainingBatch:

@@ -23,11 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from imagetok.data.prefetcher import StopSignal
 from imagetok.data.streams import UNIT_SIZE, PictureStream, locate_row
 from imagetok.data.transforms import TrainTransform
 from imagetok.data.units import Picture
@@ -43,17 +43,6 @@ EMPTY = -1
 
 MAX_EMPTY_EPOCHS = 3
 MAX_REFUSED_IN_A_ROW = 1000
-
-
-class StopSignal(Protocol):
-    """A flag that another thread or process may set."""
-
-    def is_set(self) -> bool:
-        """Whether loading is to end."""
-
-
-class LoadingStoppedError(Exception):
-    """The reader is not wanted any more."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +124,7 @@ class Lane:
 
         Raises:
             DataError: A file is damaged, or there is nothing that can be read.
-            LoadingStoppedError: The stop signal was set.
+            LoadingStopped: The stop signal was set.
         """
         self._fill()
         while not self._window:
@@ -182,8 +171,7 @@ class Lane:
         while self._place < len(self._share):
             unit, alone = self._share[self._place]
             for row, picture in stream.read(unit, self._row):
-                if self._stop.is_set():
-                    raise LoadingStoppedError
+                self._stop.check()
                 self._row = row + 1
                 if not alone and row % self._plan.num_lanes != self._lane:
                     continue
@@ -224,8 +212,7 @@ class Lane:
             first = min(rows)
             numbered = self._plan.stream.read(unit, first)
             for row, picture in islice(numbered, max(rows) + 1 - first):
-                if self._stop.is_set():
-                    raise LoadingStoppedError
+                self._stop.check()
                 if row in rows:
                     samples[unit * UNIT_SIZE + row] = self._load(unit, row, picture)
         if missing := set(held) - samples.keys():

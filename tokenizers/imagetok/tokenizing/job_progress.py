@@ -8,7 +8,7 @@ from typing import Any, Self
 from tqdm.auto import tqdm
 
 from imagetok.shards.job import Job
-from imagetok.tokenizing.loading import Loader
+from imagetok.tokenizing.chunk_loader import Loader
 
 
 class JobProgress:

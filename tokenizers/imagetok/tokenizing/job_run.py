@@ -25,6 +25,7 @@ from imagetok.shards.shard_schema import ShardSchema
 from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.batch_encoder import BatchEncoder
+from imagetok.tokenizing.chunk_loader import Loader
 from imagetok.tokenizing.image_preparation import Preparation
 from imagetok.tokenizing.job_input import JobInput, open_input
 from imagetok.tokenizing.job_progress import JobProgress
@@ -34,7 +35,6 @@ from imagetok.tokenizing.job_setup import (
     native_factors,
     torch_threads,
 )
-from imagetok.tokenizing.loading import Loader
 from imagetok.tokenizing.unit_runner import tokenize_rows
 
 MAX_THREADS = 16

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from imagetok.shards.shard_schema import ShardSchema
 from imagetok.tokenizing.batch_encoder import Batch, BatchEncoder, Batcher
+from imagetok.tokenizing.chunk_loader import Loaded
 from imagetok.tokenizing.image_preparation import Prepared
 from imagetok.tokenizing.job_input import Chunk
-from imagetok.tokenizing.loading import Loaded
 
 TABLE_ROWS = 256
 """Rows that are handed to the writer at a time."""
