@@ -8,7 +8,7 @@ differs in the last bit of many values.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -119,15 +119,30 @@ def test_a_file_gives_the_encoder_the_same_bits_on_every_route(
     assert seen == all_levels(folder)
 
 
-def test_only_images_divides_by_255() -> None:
+def calls_and_divisions() -> Iterator[tuple[str, ast.Call | ast.BinOp]]:
     package = Path(imagetok.__file__).parent
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call | ast.BinOp):
+                yield path.relative_to(package).as_posix(), node
+
+
+def test_only_to_unit_divides_by_255() -> None:
     found = [
-        f"{path.relative_to(package)}:{node.lineno}"
-        for path in package.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        f"{path}:{node.lineno}"
+        for path, node in calls_and_divisions()
         if isinstance(node, ast.BinOp)
         and isinstance(node.op, ast.Div)
         and isinstance(node.right, ast.Constant)
         and node.right.value == 255
     ]
     assert not found, f"use imagetok.images.to_unit: {found}"
+
+
+def test_only_encode_pixels_calls_an_encoder() -> None:
+    places = [
+        path
+        for path, node in calls_and_divisions()
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".encoder")
+    ]
+    assert places == ["tokenizer.py"], "use ImageTokenizer.encode_pixels"
