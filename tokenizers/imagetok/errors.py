@@ -137,3 +137,7 @@ class JobStopped(ImagetokError):  # noqa: N818 - being stopped is not a failure
             f"{signal.Signals(self.signum).name} stopped this process after {self.shards} finished "
             "shards; the same command goes on with the others"
         )
+
+
+class LoadingStopped(Exception):  # noqa: N818 - being stopped is not a failure
+    """Nobody wants what a loading thread is at work on; it never reaches a caller."""

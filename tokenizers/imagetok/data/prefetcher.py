@@ -34,7 +34,7 @@ from typing import Any, Generic, Self, TypeVar
 
 import torch
 
-from imagetok.errors import DataError, ImagetokError
+from imagetok.errors import DataError, ImagetokError, LoadingStopped
 from imagetok.launch.signals import SIGNALS
 
 Item = TypeVar("Item")
@@ -53,10 +53,6 @@ _POLL = 0.2
 
 _PATIENCE = 5.0
 """Seconds that the thread has to end. It may hang in a network, and is left behind then."""
-
-
-class LoadingStopped(Exception):  # noqa: N818 - being stopped is not a failure
-    """Nobody wants the result any more."""
 
 
 class StopSignal:
