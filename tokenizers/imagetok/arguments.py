@@ -1,6 +1,7 @@
-"""Reading what a user gives to a tokenizer's methods beside pictures and ids.
+"""Arguments of a tokenizer's methods other than images and ids.
 
-Each function returns the value in the one form that the code works with, or refuses it in words.
+Each function returns the value in the one form that the code works with, or refuses it with the
+remedy.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from imagetok.config import printable
 from imagetok.errors import InvalidTypeError, InvalidValueError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-"""What networks compute in, by name."""
+"""Types that networks compute in, by name."""
 
 LATENT_DTYPES = {*DTYPES.values(), torch.float64}
-"""What latents are taken in."""
+"""Types in which latents are accepted."""
 
 MAX_COUNT = 2**31 - 1
-"""Most images of a call."""
+"""Largest count that is accepted."""
 
 
 def read_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     """The networks' dtype; None is float32.
 
     Raises:
-        InvalidValueError: It is none of `DTYPES`.
+        InvalidValueError: It is not one of `DTYPES`.
     """
     found: object = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     found = torch.float32 if dtype is None else found
@@ -45,7 +46,7 @@ def read_folder(folder: str | os.PathLike[str]) -> Path:
     """The path of a tokenizer's folder, which need not exist.
 
     Raises:
-        InvalidTypeError: This is no path.
+        InvalidTypeError: `folder` is not a path.
     """
     if not isinstance(folder, str | os.PathLike):
         raise InvalidTypeError(
@@ -58,8 +59,8 @@ def read_count(name: str, value: int, least: int) -> int:
     """An integer of at least `least`; `name` is what messages call it.
 
     Raises:
-        InvalidTypeError: This is no integer.
-        InvalidValueError: It is smaller, or beyond every memory.
+        InvalidTypeError: `value` is not an integer.
+        InvalidValueError: It is under `least` or over `MAX_COUNT`.
     """
     try:
         count = None if isinstance(value, bool) else operator.index(value)
@@ -76,10 +77,10 @@ def read_count(name: str, value: int, least: int) -> int:
 
 
 def check_temperature(temperature: float) -> float:
-    """The temperature of a draw, checked.
+    """Check the temperature of a draw, and return it as a float.
 
     Raises:
-        InvalidTypeError: This is no number.
+        InvalidTypeError: It is not a number.
         InvalidValueError: It is negative or not finite.
     """
     if isinstance(temperature, bool) or not isinstance(temperature, Real):
@@ -96,10 +97,10 @@ def check_temperature(temperature: float) -> float:
 
 
 def check_generator(generator: torch.Generator | None) -> None:
-    """Check the source of a draw's noise.
+    """Check the generator of a draw's noise.
 
     Raises:
-        InvalidTypeError: This is neither a torch.Generator nor None.
+        InvalidTypeError: It is neither a torch.Generator nor None.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InvalidTypeError(
@@ -112,14 +113,14 @@ def read_latents(latents: Tensor, latent_dim: int) -> tuple[Tensor, bool]:
 
     Args:
         latents: Float tensor (latent_dim, h, w) or (B, latent_dim, h, w).
-        latent_dim: Channels that the decoder takes.
+        latent_dim: Channels that the decoder expects.
 
     Returns:
         The same values as (B, latent_dim, h, w), and whether one image was given.
 
     Raises:
-        InvalidTypeError: latents are no float tensor.
-        InvalidValueError: They have another shape, or values that are not finite.
+        InvalidTypeError: `latents` is not a dense float tensor.
+        InvalidValueError: The shape is another, or values are not finite.
     """
     if not isinstance(latents, Tensor) or latents.dtype not in LATENT_DTYPES:
         kind = latents.dtype if isinstance(latents, Tensor) else type(latents).__name__
