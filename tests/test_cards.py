@@ -605,6 +605,6 @@ def test_metadata_that_people_broke_is_neither_lost_nor_pushed(
     trained: Callable[[str], Trained], tmp_path: Path
 ) -> None:
     (tmp_path / "README.md").write_text("---\na: b: c\n---\n")
-    with pytest.raises(HubAccessError, match="no valid YAML"):
+    with pytest.raises(HubAccessError, match="not valid YAML"):
         write_model_card(tmp_path, trained("ae").config, None)
     assert (tmp_path / "README.md").read_text() == "---\na: b: c\n---\n"

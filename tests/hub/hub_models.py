@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from imagetok import hub
+from imagetok import modelfile
 from imagetok.config import TokenizerConfig
 
 
@@ -42,13 +42,13 @@ def model_files(
         "bottleneck.count": torch.tensor(2**40 + seed),
     }
     with tempfile.TemporaryDirectory() as folder:
-        hub.save_model(folder, make_config(latent_dim), tensors)
+        modelfile.save_model(folder, make_config(latent_dim), tensors)
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
     if evaluated:
-        sha256 = hashlib.sha256(files[hub.MODEL_FILE]).hexdigest()
-        figures = {hub.EVALUATED_KEY: sha256, "psnr": 20.0 + seed}
-        files[hub.EVALUATION_FILE] = json.dumps(figures).encode()
-        files[hub.PICTURES_FILE] = b"\x89PNG pictures %d" % seed
+        sha256 = hashlib.sha256(files[modelfile.MODEL_FILE]).hexdigest()
+        figures = {modelfile.EVALUATED_KEY: sha256, "psnr": 20.0 + seed}
+        files[modelfile.EVALUATION_FILE] = json.dumps(figures).encode()
+        files[modelfile.PICTURES_FILE] = b"\x89PNG pictures %d" % seed
     return files
 
 

@@ -218,13 +218,6 @@ def test_an_interrupted_push_is_not_taken_for_the_whole_and_goes_on(
     assert len(list(TokenDataset(TOKENS))) == ROWS
 
 
-def test_pushing_again_sends_nothing(logged_in: LoopbackHub, run: Run, tokens: Path) -> None:
-    run("push-dataset", tokens, TOKENS)
-    with logged_in.recording() as requests:
-        assert run("push-dataset", tokens, TOKENS).code == 0
-    assert not [each for each in requests if "/commit/" in each.target or each.method == "PUT"]
-
-
 def test_ids_of_another_tokenizer_take_the_place_of_all_shards_and_the_card_keeps_its_text(
     logged_in: LoopbackHub, run: Run, tokenize: Run, tokens: Path, tmp_path: Path
 ) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import struct
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,20 +32,6 @@ TENSORS = {
     "bias": torch.tensor([1.0, -2.0, 3.5]),
     "count": torch.tensor(2**40 + 1),
 }
-
-ENTRY = {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}
-DAMAGED: dict[str, tuple[Any, bytes]] = {
-    "truncated": ({"a": ENTRY}, bytes(8)),
-    "trailing bytes": ({"a": ENTRY}, bytes(16)),
-    "overlapping": ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [4, 16]}}, bytes(16)),
-    "with a hole": ({"a": ENTRY, "b": {**ENTRY, "data_offsets": [16, 28]}}, bytes(28)),
-    "shape too large": ({"a": {**ENTRY, "shape": [2**63, 2**63]}}, bytes(12)),
-    "side too large": ({"a": {**ENTRY, "shape": [0, 2**63], "data_offsets": [0, 0]}}, b""),
-    "unknown dtype": ({"a": {**ENTRY, "dtype": "F7"}}, bytes(12)),
-    "no JSON": (b"{not json", b""),
-    "no UTF-8": (b"\xff\xfe\xfd", b""),
-}
-"""Header (JSON-like values or bytes) and data that no writer of safetensors leaves behind."""
 
 
 @pytest.fixture
@@ -102,13 +84,6 @@ def test_tensors_that_share_memory_or_are_not_contiguous_are_saved_apart(path: P
     found = load(path)
     for name, tensor in tensors.items():
         assert torch.equal(found[name], tensor)
-
-
-def test_equal_tensors_give_equal_bytes_in_any_order(path: Path) -> None:
-    save_tensors(path, TENSORS, {"b": 1, "a": 2})
-    first = path.read_bytes()
-    save_tensors(path, dict(reversed(TENSORS.items())), {"a": 2, "b": 1})
-    assert path.read_bytes() == first
 
 
 def test_the_metadata_is_one_key_of_canonical_json(path: Path) -> None:
@@ -174,40 +149,7 @@ def test_a_failed_write_keeps_the_old_file(path: Path, monkeypatch: pytest.Monke
     assert path.read_bytes() == old
 
 
-@pytest.mark.parametrize("name", DAMAGED)
-def test_damaged_structure_is_refused_in_one_line(path: Path, name: str) -> None:
-    header, data = DAMAGED[name]
-    if isinstance(header, dict):
-        header = {"__metadata__": {"imagetok": '{"sha256":"0"}'}, **header}
-        header = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(header)) + header + data)
-    with pytest.raises(ModelFileError, match=r"file\.safetensors' is damaged") as caught:
-        load(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_header_longer_than_the_file_is_refused(path: Path) -> None:
-    save_tensors(path, TENSORS, {})
-    path.write_bytes(struct.pack("<Q", 2**62) + path.read_bytes()[8:])
-    with pytest.raises(ModelFileError, match=r"file\.safetensors' is damaged"):
-        load(path)
-
-
-def test_files_of_other_kinds_are_called_by_their_name(path: Path) -> None:
-    path.write_bytes(pickle.dumps({"weight": [1.0] * 100}))
-    with pytest.raises(ModelFileError, match="it is a pickle"):
-        load(path)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("data.pkl", bytes(100))
-    with pytest.raises(ModelFileError, match="it is a zip archive"):
-        load(path)
-    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    with pytest.raises(ModelFileError, match="git lfs pull"):
-        load(path)
-    path.write_bytes(b"")
-    with pytest.raises(ModelFileError, match="is damaged"):
-        load(path)
-    path.unlink()
+def test_a_missing_file_is_told(path: Path) -> None:
     with pytest.raises(ModelFileError, match="does not exist"):
         load(path)
 
@@ -243,13 +185,6 @@ def test_a_flipped_byte_of_the_header_is_caught_and_no_foreign_error_leaks(
 def test_a_safetensors_file_of_another_program_is_refused(path: Path) -> None:
     save_file(TENSORS, path, metadata={"format": "pt"})
     with pytest.raises(ModelFileError, match="was not saved by imagetok"):
-        load(path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"sha256": 1}', "[" * 100_000])
-def test_a_header_without_a_digest_is_refused(path: Path, text: str) -> None:
-    save_file(TENSORS, path, metadata={"imagetok": text})
-    with pytest.raises(ModelFileError, match="no JSON object with a sha256"):
         load(path)
 
 

@@ -1,4 +1,4 @@
-"""Cards that people edit: what is generated stands between two markers, all else is theirs.
+"""Cards that people edit: the generated part stands between two markers, all else is theirs.
 
 ---
 license: mit               metadata: people's values win, save those that describe the files
@@ -6,9 +6,11 @@ model-index: ...
 ---
 text of a person           kept, byte for byte
 CARD_BEGIN
-what is generated          renewed by every push
+generated text             renewed by every push
 CARD_END
 text of a person           kept, byte for byte
+
+`RepoCard` of huggingface_hub writes all metadata anew, without comments and in its own spelling.
 """
 
 from __future__ import annotations
@@ -34,19 +36,19 @@ _MARKER_LINE = re.compile(f"^.*(?:{re.escape(CARD_BEGIN)}|{re.escape(CARD_END)})
 def merge_card(generated: str, existing: str | None) -> str:
     """Bring a card up to date and keep what people wrote.
 
-    Of the text, only the part between the markers is replaced; where the existing card has none,
-    or not one of each in order, all its text is kept and the generated part follows. Of the
-    metadata, keys that are missing are added and tags are united; people's values of other keys
-    win, except that `model-index`, `dataset_info` and `configs` are the generated ones, and a
-    `model-index` goes where none was generated, for its figures are of other weights. Metadata
-    that does not change keeps its spelling and comments.
+    In the text, only the part between the markers is replaced; if the existing card does not have
+    one marker of each kind in order, all its text is kept and the generated part follows. In the
+    metadata, missing keys are added and tags are united; people's values of other keys win, except
+    that `model-index`, `dataset_info` and `configs` are always the generated ones, and a
+    `model-index` is removed if none was generated, because its figures belong to other weights.
+    Metadata that does not change keeps its spelling and comments.
 
     Args:
-        generated: The card that the files call for; its text stands between the markers.
-        existing: The card that lies there; None or empty where there is none.
+        generated: The card made from the files; its text stands between the markers.
+        existing: The present card; None or empty if there is none.
 
     Raises:
-        HubAccessError: The metadata of either is no valid YAML mapping.
+        HubAccessError: The metadata of either card is not a valid YAML mapping.
     """
     our_front, our_text = _split(generated)
     block = _BLOCK.search(our_text)
@@ -71,13 +73,13 @@ def _fenced(front: str) -> str:
 def _merge_text(block: str, text: str) -> str:
     if text.count(CARD_BEGIN) == text.count(CARD_END) == 1 and _BLOCK.search(text):
         return _BLOCK.sub(lambda _: block, text)
-    # Nobody can tell what between damaged markers is a person's, so all of it stays.
+    # Between damaged markers nobody can tell what is a person's, so all of it stays.
     theirs = _MARKER_LINE.sub(_without_markers, text).rstrip()
     return f"{theirs}\n\n{block}\n" if theirs else f"\n{block}\n"
 
 
 def _without_markers(line: re.Match[str]) -> str:
-    """A line that had a marker, with what else stands in it."""
+    """A line that held a marker, with what else stands in it."""
     rest = line[0].replace(CARD_BEGIN, "").replace(CARD_END, "")
     return rest if rest.strip() else ""
 
@@ -93,11 +95,11 @@ def _merge_front(ours: dict[Any, Any], their_text: str) -> str:
         del merged["tags"]
     spliced = _splice(their_text, theirs, merged)
     try:
-        # Compared as text, which takes no longer where aliases would unfold without bound.
+        # Compared as text: aliases that would unfold without bound cost nothing there.
         faithful = _dump(_load(spliced, "")) == _dump(merged)
     except HubAccessError:
         faithful = False
-    # Layouts that are not a line per key, such as one mapping in braces, are written anew.
+    # Layouts other than a line per key, such as one mapping in braces, are written anew.
     return spliced if faithful else _dump(merged)
 
 
@@ -109,7 +111,7 @@ def _load(text: str, name: str) -> dict[Any, Any]:
         # The fence is the first line.
         where = f" in line {mark.line + 2}" if mark is not None else ""
         raise HubAccessError(
-            f"the metadata at the top of {name} is no valid YAML{where}, so it cannot be kept: "
+            f"the metadata at the top of {name} is not valid YAML{where}, so it cannot be kept: "
             "repair it and push again"
         ) from error
     if values is None:
@@ -123,7 +125,7 @@ def _load(text: str, name: str) -> dict[Any, Any]:
 
 
 def _unite(theirs: Any, ours: Any) -> Any:
-    """Their tags, then those of ours that they lack; theirs alone where they are no list."""
+    """Their tags, then those of ours that they lack; theirs alone if they are not a list."""
     theirs, ours = ([tags] if isinstance(tags, str) else tags or [] for tags in (theirs, ours))
     if not isinstance(theirs, list):
         return theirs

@@ -2,12 +2,13 @@
 
     info = calling("reading user/name", lambda: hub_api(token).model_info("user/name"))
 
-What passes is tried again with growing waits, and each wait is told: a busy Hub (429, 5xx), a
+What passes is tried again after growing waits, and each wait is logged: a busy Hub (429, 5xx), a
 dropped connection, an answer that breaks off. What does not pass (a wrong name, a missing right, a
-refused token, offline mode) is told once, with the way out. No message holds a token.
+refused token, offline mode) is reported once, with the way out. No message holds a token.
+huggingface_hub tries only some of its requests again, and its messages span lines and name URLs.
 
-huggingface_hub 1 speaks through httpx and 2 through httpx2, whose errors leak from its calls; both
-are reached through the base of `HfHubHTTPError`, so that neither is imported by name.
+The errors of its HTTP client leak from its calls; they are caught by the base of `HfHubHTTPError`,
+so that the client, which has changed before, is not imported by name.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
 from imagetok._version import __version__
 from imagetok.errors import HubAccessError, HubError, ImagetokError
@@ -59,7 +61,7 @@ def hub_api(token: str | bool | None = None) -> HfApi:
             demands it; False sends none.
 
     Raises:
-        HubAccessError: There is no token although one is demanded, or it holds what none can.
+        HubAccessError: A token is demanded and there is none, or it holds what no token can.
     """
     sent = token if isinstance(token, str) else None if token is False else get_token()
     if token is True and sent is None:
@@ -77,12 +79,12 @@ def calling(what: str, function: Callable[[], _T]) -> _T:
     """Run one operation on the Hub, again where that can help.
 
     Args:
-        what: The operation, to stand in messages: `"reading user/name"`.
-        function: Does it, with huggingface_hub; it is called anew for every try, also where the
-            one before it may have been carried out and only its answer was lost.
+        what: The operation, for messages: `"reading user/name"`.
+        function: Carries it out with huggingface_hub. It is called anew for every try, even if the
+            one before may have succeeded and only its answer was lost.
 
     Raises:
-        HubAccessError: What is asked for is not there, or not allowed.
+        HubAccessError: What is asked for does not exist or is not accessible.
         HubError: The Hub cannot be reached, kept failing, or gave an answer that makes no sense.
     """
     for number in range(1, TRIES + 1):
@@ -114,9 +116,9 @@ class _Fault:
     """Why a call failed.
 
     Attributes:
-        reason: In words, after a colon.
-        kind: Of the error that it ends in; None if another try may help.
-        asked_wait: Seconds that the Hub wants to be left alone for.
+        reason: In words, to stand after a colon.
+        kind: Type of the error to raise; None if another try may help.
+        asked_wait: Seconds that the Hub asks to be left alone for.
     """
 
     reason: str
@@ -125,7 +127,7 @@ class _Fault:
 
 
 def _read_fault(error: BaseException) -> _Fault | None:
-    """What an error means; None if it is none of the Hub's, but a mistake in a program."""
+    """What an error means; None if it is not the Hub's, but a mistake in a program."""
     # These two only say that something failed; what it was hangs behind them.
     while isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
@@ -154,7 +156,7 @@ def _read_fault(error: BaseException) -> _Fault | None:
 
 
 def _read_silence(error: BaseException) -> _Fault:
-    """A request that no answer came to."""
+    """A request that was not answered."""
     kind = type(error).__name__
     if kind in ("InvalidURL", "UnsupportedProtocol", "LocalProtocolError"):
         return _Fault(f"no request can be made to '{constants.ENDPOINT}' ({kind})", HubAccessError)
@@ -198,7 +200,7 @@ def _refusal(error: BaseException, response: Any, status: int) -> str:
 
 
 def _page(url: str) -> str:
-    """The page for people of the repository that a request was about."""
+    """The web page of the repository that a request was about."""
     found = re.match(
         r"(https?://[^/]+)/(?:api/)?(?:models/)?((?:datasets/|spaces/)?[^/?]+/[^/?]+)", url
     )
@@ -206,11 +208,11 @@ def _page(url: str) -> str:
 
 
 def _asked_wait(headers: Any) -> float | None:
-    """Seconds to wait by the headers Retry-After (a number or a date) or RateLimit."""
+    """Seconds to wait, by the header Retry-After (a number or a date) or RateLimit."""
     asked = headers.get("retry-after")
     if asked is None:
-        spent = re.search(r";\s*r=0\s*;\s*t=(\d+)", headers.get("ratelimit", ""))
-        return float(spent[1]) if spent else None
+        limit = parse_ratelimit_headers(headers)
+        return None if limit is None or limit.remaining else float(limit.reset_in_seconds)
     if asked.strip().isdecimal():
         return float(asked)
     try:
@@ -221,6 +223,7 @@ def _asked_wait(headers: Any) -> float | None:
 
 
 def _of_client(error: BaseException) -> bool:
+    """Whether an error comes from huggingface_hub or its HTTP client."""
     packages = {"huggingface_hub", _HTTPError.__module__.partition(".")[0]}
     return type(error).__module__.partition(".")[0] in packages
 
@@ -235,6 +238,6 @@ def _redact(text: str) -> str:
 
 
 def _one_line(text: object) -> str:
-    """The first sentence or so of what somebody else says, without line breaks."""
+    """The beginning of a foreign message, without line breaks."""
     line = " ".join(str(text).split()).rstrip(".")
     return line if len(line) <= 200 else f"{line[:200].rstrip()} ..."

@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from imagetok.errors import HubAccessError, UnreadableFileError
 from imagetok.files import file_sha256
 from imagetok.hub.dataset_snapshot import CHECKED_FILE, fetch_dataset
-from loopback_hub import CDN, HUB, LoopbackHub
+from loopback_hub import CDN, LoopbackHub
 
 REPO = "user/tokens"
 SHARDS = [name for name in dataset_files() if name.startswith("data/")]
@@ -100,18 +100,6 @@ def test_a_branch_that_moves_during_the_download_does_not_mix_commits(
     assert contents(snapshot.folder) == wanted(files)
     assert snapshot.revision != loopback_hub.head(REPO, repo_type="dataset")
     assert all(snapshot.revision in r.path for r in requests if "/resolve/" in r.path)
-
-
-def test_a_token_opens_what_is_private_and_never_reaches_the_other_origin(
-    loopback_hub: LoopbackHub,
-) -> None:
-    loopback_hub.create(REPO, "dataset", files=dataset_files(), private=True)
-    with pytest.raises(HubAccessError, match="log in"):
-        fetch_dataset(REPO)
-    with loopback_hub.recording() as requests:
-        fetch_dataset(REPO, token=loopback_hub.read_token)
-    assert {request.origin for request in requests} == {HUB, CDN}
-    assert all((r.token == loopback_hub.read_token) == (r.origin == HUB) for r in requests)
 
 
 # Damaged downloads
@@ -208,16 +196,6 @@ def test_an_interrupted_download_goes_on_with_what_is_missing(
 
 
 # A bad network
-
-
-@pytest.mark.parametrize("place", ["/revision/", "manifest.json$", "/tree/", f"{SHARDS[1]}$"])
-@pytest.mark.parametrize("trouble", [{"status": 503}, {"drop": True}])
-def test_what_passes_is_tried_again(
-    loopback_hub: LoopbackHub, files: dict[str, bytes], place: str, trouble: dict[str, Any]
-) -> None:
-    fault = loopback_hub.fail(path=place, **trouble)
-    assert contents(fetch_dataset(REPO).folder) == wanted(files)
-    assert fault.spent
 
 
 def test_without_a_listing_the_shards_are_fetched_one_by_one(

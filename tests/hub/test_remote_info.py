@@ -12,7 +12,7 @@ from hub_models import below, make_config, model_files
 from imagetok import hub
 from imagetok.errors import HubAccessError, InvalidValueError, ModelFileError
 from imagetok.hub.remote_model import FIRST_BYTES, read_remote_info
-from loopback_hub import CDN, HUB, LoopbackHub, Request
+from loopback_hub import CDN, LoopbackHub, Request
 
 REPO = "user/model"
 MODEL = hub.MODEL_FILE
@@ -173,37 +173,6 @@ def test_an_evaluation_that_is_none_is_refused(loopback_hub: LoopbackHub, text: 
     loopback_hub.create(REPO, files={**model_files(), hub.EVALUATION_FILE: text})
     with pytest.raises(ModelFileError, match=rf"'evaluation\.json' of {REPO}"):
         read_remote_info(REPO)
-
-
-@pytest.mark.parametrize("path", ["/revision/", f"resolve.*{MODEL}", f"download.*{MODEL}"])
-@pytest.mark.parametrize(
-    "trouble", [{"status": 503}, {"status": 429, "headers": {"Retry-After": "0"}}, {"drop": True}]
-)
-def test_what_passes_is_tried_again(
-    loopback_hub: LoopbackHub, path: str, trouble: dict[str, Any]
-) -> None:
-    loopback_hub.create(REPO, files=model_files())
-    fault = loopback_hub.fail(path=path, **trouble)
-    assert read_remote_info(REPO).config == make_config()
-    assert fault.spent
-
-
-def test_a_header_that_breaks_off_is_fetched_again(loopback_hub: LoopbackHub) -> None:
-    loopback_hub.create(REPO, files=model_files())
-    loopback_hub.fail(method="GET", path=f"download.*{MODEL}", truncate=20)
-    assert read_remote_info(REPO).config == make_config()
-
-
-def test_a_token_opens_what_is_private_and_never_reaches_the_other_origin(
-    loopback_hub: LoopbackHub,
-) -> None:
-    loopback_hub.create(REPO, files=model_files(), private=True)
-    with pytest.raises(HubAccessError, match="log in"):
-        read_remote_info(REPO)
-    with loopback_hub.recording() as requests:
-        read_remote_info(REPO, token=loopback_hub.read_token)
-    assert {request.origin for request in requests} == {HUB, CDN}
-    assert all((r.token == loopback_hub.read_token) == (r.origin == HUB) for r in requests)
 
 
 def test_a_repository_without_a_tokenizer_is_told(loopback_hub: LoopbackHub) -> None:

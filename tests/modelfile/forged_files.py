@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from imagetok import hub
+from imagetok import modelfile
 
 KEY = "imagetok"
 
@@ -52,7 +52,7 @@ class Forgery:
         """The file with its tensors changed in place, and the digest of those."""
         tensors = load(bytes(self))
         change(tensors)
-        header = {**self.header, "sha256": hub.content_digest(tensors, self.header)}
+        header = {**self.header, "sha256": modelfile.content_digest(tensors, self.header)}
         return save(tensors, {KEY: json.dumps(header)})
 
     def with_text(self, text: str) -> bytes:
@@ -72,9 +72,9 @@ def pack(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
 def write(folder: Path, content: Forgery | bytes, config: bytes | None = None) -> Path:
     """A folder of one model.safetensors and, if given, a config.json."""
     folder.mkdir(exist_ok=True)
-    (folder / hub.MODEL_FILE).write_bytes(bytes(content))
+    (folder / modelfile.MODEL_FILE).write_bytes(bytes(content))
     if config is not None:
-        (folder / hub.CONFIG_FILE).write_bytes(config)
+        (folder / modelfile.CONFIG_FILE).write_bytes(config)
     return folder
 
 

@@ -180,15 +180,15 @@ def test_a_rule_in_the_text_is_no_metadata() -> None:
 @pytest.mark.parametrize(
     ("front", "named"),
     [
-        ("a: [", r"no valid YAML in line \d"),
-        ("a: b: c", "no valid YAML in line 2"),
-        ("date: 2024-13-45", "no valid YAML,"),
-        ("!!python/object/apply:os.getcwd []", "no valid YAML"),
+        ("a: [", r"not valid YAML in line \d"),
+        ("a: b: c", "not valid YAML in line 2"),
+        ("date: 2024-13-45", "not valid YAML,"),
+        ("!!python/object/apply:os.getcwd []", "not valid YAML"),
         ("- a", "of type list"),
         ("text", "of type str"),
-        ('a: !!int ""', "no valid YAML"),
-        ("a: !!timestamp x", "no valid YAML"),
-        ("[" * 2000, "no valid YAML"),
+        ('a: !!int ""', "not valid YAML"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("[" * 2000, "not valid YAML"),
     ],
     ids=range(9),
 )

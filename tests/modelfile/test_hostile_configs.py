@@ -14,7 +14,7 @@ import pytest
 from forged_files import Forgery, allocations, write
 from pydantic import BaseModel
 
-from imagetok import ImageTokenizer, hub
+from imagetok import ImageTokenizer, modelfile
 from imagetok.config import TokenizerConfig
 from imagetok.config import tokenizer as parts
 from imagetok.errors import ModelFileError
@@ -102,7 +102,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forgery]:
         config = TokenizerConfig.from_dict({"image_size": [8, 8], **system})
         folder = tmp_path_factory.mktemp(name)
         ImageTokenizer.from_config(config).save_pretrained(folder)
-        found[name] = Forgery.read(folder / hub.MODEL_FILE)
+        found[name] = Forgery.read(folder / modelfile.MODEL_FILE)
     return found
 
 
@@ -114,7 +114,7 @@ def forgery(request: pytest.FixtureRequest, saved: dict[str, Forgery]) -> Forger
 def refusal(folder: Path, file: str) -> str:
     """The message with which a folder is refused; it names the file, and is short."""
     with allocations() as made, pytest.raises(ModelFileError) as caught:
-        hub.load_model(folder)
+        modelfile.load_model(folder)
     message = str(caught.value)
     assert made.largest < 2**16
     assert f"{file}'" in message
@@ -127,9 +127,9 @@ def refusal(folder: Path, file: str) -> str:
 def refusals(forgery: Forgery, values: Any, folder: Path) -> Iterator[str]:
     """The messages for a config in the header, and for one in config.json."""
     forged = forgery.changed(lambda header: header.update(config=values))
-    yield refusal(write(folder / "header", forged), hub.MODEL_FILE)
+    yield refusal(write(folder / "header", forged), modelfile.MODEL_FILE)
     text = json.dumps(values).encode()
-    yield refusal(write(folder / "copy", forgery, text), hub.CONFIG_FILE)
+    yield refusal(write(folder / "copy", forgery, text), modelfile.CONFIG_FILE)
 
 
 def named(place: Path_, messages: Iterator[str]) -> None:
