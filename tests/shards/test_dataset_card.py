@@ -48,7 +48,7 @@ def finished(folder: Path, job: Job, broken: Any = ()) -> Path:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("kind", ["rows", "files", "native", "wide"])
+@pytest.mark.parametrize("kind", ["rows", "files", "native", "wide", "deep"])
 def test_load_dataset_gives_the_features_and_the_rows(
     tmp_path: Path, kind: str, streaming: bool
 ) -> None:
@@ -57,11 +57,12 @@ def test_load_dataset_gives_the_features_and_the_rows(
         "files": streamed_job(),
         "native": streamed_job(output__resize="native"),
         "wide": tiny_job(tokenizer__codebook_size=2**18),
+        "deep": tiny_job(tokenizer__codebook_sizes=[512, 300]),
     }[kind]
     folder = finished(tmp_path / "tokens", job, broken=[1, 4, 5, 6, 7])
     loaded = load_dataset(str(folder), split="train", streaming=streaming)
     assert loaded.features == job.schema.features
-    files = [None] if kind in ("rows", "wide") else ["part-0.tar", "part-1.tar"]
+    files = [None] if kind in ("rows", "wide", "deep") else ["part-0.tar", "part-1.tar"]
     expected = [row for file in files for row in table_of(job, [0, 2, 3, 8, 9], file).to_pylist()]
     assert list(loaded) == expected
 
@@ -182,6 +183,29 @@ def test_the_card_says_what_the_dataset_is_and_how_to_read_it(tmp_path: Path) ->
             "data_files": [{"split": "train", "path": "data/**/*.parquet"}],
         }
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "| 2 x 3 ids, row by row from the top left |"),
+        ({"output__resize": "native"}, "| grid_h x grid_w ids, row by row from the top left |"),
+        ({"tokenizer__grid_size": [6]}, "| 6 ids |"),
+        (
+            {"tokenizer__codebook_sizes": [512, 300]},
+            "| 2 x 3 x 2 ids, row by row from the top left, the 2 codes of a position one after "
+            "another |",
+        ),
+        (
+            {"tokenizer__codebook_sizes": [512, 300]},
+            "| codebooks | 512, 300 codes; a position has one of each |",
+        ),
+    ],
+)
+def test_the_card_says_in_which_order_the_ids_stand(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    assert words in (finished(tmp_path, tiny_job(**changes)) / "README.md").read_text()
 
 
 def test_equal_jobs_have_equal_cards(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,27 @@ def test_a_job_survives_its_file(tmp_path: Path) -> None:
     assert job.schema.kept["label"].names == names
 
 
+def test_the_json_of_a_job_of_one_code_a_position_is_that_of_version_1(tmp_path: Path) -> None:
+    JobFolder.open(tmp_path, tiny_job()).close()
+    digest = hashlib.sha256((tmp_path / "job.json").read_bytes()).hexdigest()
+    assert digest == "a35bb41a792419d8c8aa834d8f250c6550bd2cfcf5182b651d618956b21f46e2"
+    expected = "9efcbe1e71572114462e7d49c119dba889c05ee65b9bed11f717724d9b9e9c7e"
+    assert tiny_job().fingerprint == expected
+    assert tiny_job(tokenizer__codebook_sizes=None).fingerprint == expected
+
+
+def test_the_codes_of_a_position_are_part_of_the_job(tmp_path: Path) -> None:
+    job = tiny_job(tokenizer__codebook_sizes=[512, 300])
+    JobFolder.open(tmp_path, job).close()
+    assert read_job(tmp_path) == job
+    assert job.schema.depth == 2
+    assert job.schema.token_shape((2, 3)) == (2, 3, 2)
+    changed = tiny_job(tokenizer__codebook_sizes=[300, 512])
+    assert len({tiny_job().fingerprint, job.fingerprint, changed.fingerprint}) == 3
+    with pytest.raises(DataError, match=r"codebook_sizes: \[512, 300\] there, null here"):
+        JobFolder.open(tmp_path, tiny_job())
+
+
 def test_the_kept_columns_stand_in_the_order_of_keep() -> None:
     job = tiny_job(output__keep=["label", "caption"])
     assert list(job.schema.kept) == ["label", "caption"]
@@ -116,6 +138,15 @@ def test_units_cover_the_rows_once(tmp_path: Path) -> None:
         ({"features": {}}, "output.keep names"),
         ({"format_version": 2}, "format_version"),
         ({"input__path": "x"}, "unknown key 'input.path'"),
+        ({"tokenizer__codebook_sizes": [512]}, "tokenizer.codebook_sizes"),
+        ({"tokenizer__codebook_sizes": [512, 0]}, "tokenizer.codebook_sizes"),
+        ({"tokenizer__codebook_sizes": [300, 300]}, "the largest of codebook_sizes is 300"),
+        ({"tokenizer__grid_size": []}, "tokenizer.grid_size"),
+        ({"tokenizer__grid_size": [1, 2, 3]}, "tokenizer.grid_size"),
+        (
+            {"tokenizer__grid_size": [6], "output__resize": "native"},
+            "the tokenizer's ids form no grid",
+        ),
     ],
 )
 def test_a_job_that_contradicts_itself_is_refused(changes: dict[str, Any], words: str) -> None:

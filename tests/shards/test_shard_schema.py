@@ -93,6 +93,36 @@ def test_grids_of_their_own_stand_beside_their_ids() -> None:
     ]
 
 
+def test_the_codes_of_a_position_follow_each_other() -> None:
+    deep = ShardSchema(512, (2, 2), False, Features({}), (512, 300))
+    ids = np.arange(16).reshape(2, 2, 2, 2)
+    table = deep.table(ids, [5, 7], None, SIZES, NO_COLUMNS)
+    assert deep.features["ids"] == List(Value("uint16"), length=8)
+    assert table.column("ids").to_pylist() == ids.reshape(2, 8).tolist()
+    assert deep.table(ids.reshape(2, 8), [5, 7], None, SIZES, NO_COLUMNS).equals(table)
+    native = ShardSchema(512, None, False, Features({}), (512, 300))
+    table = native.table([ids[0], ids[1, :1]], [0, 1], None, SIZES, NO_COLUMNS)
+    assert table.select(["ids", "grid_h", "grid_w"]).to_pylist() == [
+        {"ids": list(range(8)), "grid_h": 2, "grid_w": 2},
+        {"ids": list(range(8, 12)), "grid_h": 1, "grid_w": 2},
+    ]
+
+
+def test_ids_that_form_no_grid_have_no_grid_columns() -> None:
+    flat = ShardSchema(512, (5,), False, Features({}))
+    ids = np.arange(10).reshape(2, 5)
+    assert list(flat.features) == ["ids", "row", "height", "width"]
+    table = flat.table(ids, [0, 1], None, SIZES, NO_COLUMNS)
+    assert table.column("ids").to_pylist() == ids.tolist()
+
+
+def test_the_widest_level_gives_the_type() -> None:
+    deep = ShardSchema(300, (2, 2), False, Features({}), (4, 300))
+    assert deep.ids_dtype == np.dtype(np.uint16)
+    with pytest.raises(InvalidValueError, match=r"largest is codebook_size, 512"):
+        ShardSchema(512, (2, 2), False, Features({}), (4, 300))
+
+
 @pytest.mark.parametrize("grid", [(2, 2), None])
 def test_no_rows_make_a_table_of_the_schema(grid: tuple[int, int] | None) -> None:
     empty = ShardSchema(512, grid, False, Features({}))
@@ -121,6 +151,23 @@ def test_a_kept_column_cannot_take_the_name_of_an_own_one(name: str) -> None:
 def test_ids_out_of_the_codebook_are_refused(worst: int) -> None:
     with pytest.raises(IdsError, match=rf"{worst}.*expected \[0, 512\)"):
         schema().table(np.array([[0, worst, 1, 2]]), [0], None, SIZES[:1], NO_COLUMNS)
+
+
+def test_every_level_has_its_own_range() -> None:
+    deep = ShardSchema(512, (1, 2), False, Features({}), (512, 300))
+    deep.table(np.array([[511, 299, 511, 299]]), [0], None, SIZES[:1], NO_COLUMNS)
+    with pytest.raises(IdsError, match=r"ids of level 1 .* to 300, expected \[0, 300\)"):
+        deep.table(np.array([[511, 299, 511, 300]]), [0], None, SIZES[:1], NO_COLUMNS)
+
+
+def test_ids_of_another_depth_are_refused() -> None:
+    deep = ShardSchema(512, (2, 2), False, Features({}), (512, 512))
+    with pytest.raises(IdsError, match=r"expected \(N, \*\(2, 2, 2\)\)"):
+        deep.table(np.zeros((2, 2, 2), dtype=int), [0, 1], None, SIZES, NO_COLUMNS)
+    native = ShardSchema(512, None, False, Features({}), (512, 512))
+    for shape in ((2, 2), (2, 2, 3), (4,)):
+        with pytest.raises(IdsError, match=r"expected \(h, w, 2\) each"):
+            native.table([np.zeros(shape, dtype=int)], [0], None, SIZES[:1], NO_COLUMNS)
 
 
 def test_ids_of_another_grid_or_kind_are_refused() -> None:

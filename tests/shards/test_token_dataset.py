@@ -11,9 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_jobs import caption
+from tiny_jobs import caption, count_up
 from tiny_tokens import ids_of, rewrite, write_streamed_tokens, write_tokens
 from torch.utils.data import DataLoader
 
@@ -316,6 +317,23 @@ def test_pictures_of_their_own_sizes_come_with_their_grids(tmp_path: Path) -> No
         assert torch.equal(batch["ids"][place % 3], single["ids"])
         assert batch["grid"][place % 3] == (h, w)
     assert sorted(single["row"] for single in singles) == list(range(20))
+
+
+def test_several_codes_of_a_position_come_one_after_another(tmp_path: Path) -> None:
+    sizes = [512, 300, 4]
+    deep = write_tokens(tmp_path / "deep", 20, 8, tokenizer__codebook_sizes=sizes)
+    for batch in dataset(deep, 3, window=5):
+        expected = [count_up(31 * row, (2, 3, 3), sizes).flatten() for row in batch["row"].tolist()]
+        assert batch["ids"].tolist() == np.stack(expected).tolist()
+    native = {"tokenizer__codebook_sizes": sizes, "output__resize": "native"}
+    for single in dataset(write_tokens(tmp_path / "native", 20, 8, **native), None, window=5):
+        row, (h, w) = single["row"], single["grid"]
+        assert single["ids"].tolist() == count_up(row, (h, w, 3), sizes).flatten().tolist()
+
+
+def test_ids_that_form_no_grid_come_in_their_order(tmp_path: Path) -> None:
+    folder = write_tokens(tmp_path / "tokens", 20, 8, tokenizer__grid_size=[6])
+    assert sorted(in_a_row(rows_of(dataset(folder, 3)))) == list(range(20))
 
 
 def test_shards_without_a_readable_row_are_passed_over(tmp_path: Path) -> None:

@@ -83,6 +83,26 @@ def test_streamed_and_native_datasets_are_sound(tmp_path: Path) -> None:
     assert faults_of(write_tokens(tmp_path / "native", 20, 8, broken=range(8, 16), **native)) == []
 
 
+@pytest.mark.parametrize("resize", ["crop", "native"])
+def test_every_level_is_held_to_its_own_range(tmp_path: Path, resize: str) -> None:
+    deep = {"tokenizer__codebook_sizes": [512, 300], "output__resize": resize}
+    folder, name = write_tokens(tmp_path / "tokens", 20, 8, **deep), "data/train-00001.parquet"
+    assert faults_of(folder) == []
+    change = with_values("ids", lambda ids: [[0, 300, *ids[0][2:]], *ids[1:]])
+    change_shard(folder, change, name)
+    reason = "id 300 of level 1 is out of range: expected [0, 300), in row group 0"
+    assert faults_of(folder) == [f"{name}: {reason}"]
+
+
+def test_positions_that_lack_codes_are_found(tmp_path: Path) -> None:
+    deep = {"tokenizer__codebook_sizes": [512, 300], "output__resize": "native"}
+    folder, name = write_tokens(tmp_path / "tokens", 20, 8, **deep), "data/train-00001.parquet"
+    change_shard(folder, with_values("ids", lambda ids: [ids[0][:-1], *ids[1:]]), name)
+    faults = " ".join(faults_of(folder))
+    assert "ids do not make positions of 2" in faults
+    assert "numbers of ids that are not grid_h * grid_w * 2" in faults
+
+
 def test_every_flipped_byte_is_found(tokens: Path) -> None:
     content = (tokens / SHARD).read_bytes()
     for place in np.linspace(0, len(content) - 1, 25, dtype=int):

@@ -6,6 +6,7 @@ standard input, does the job of the JSON file JOB, and prints the units that it 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Features, Value
+from numpy.typing import NDArray
 
 from imagetok.shards import Job, JobFolder, UnitWriter
 
@@ -82,19 +84,26 @@ def caption(row: int) -> str | None:
     return None if row % 3 == 2 else f"caption {row}\nüñí"
 
 
+def count_up(start: int, shape: Sequence[int], codebook_sizes: Sequence[int]) -> NDArray[np.int64]:
+    """Ids of a shape that count up, each within its own codebook."""
+    flat = start + np.arange(math.prod(shape))
+    levels = flat.reshape(-1, len(codebook_sizes)) % np.array(codebook_sizes)
+    return levels.reshape(shape)
+
+
 def table_of(job: Job, rows: Sequence[int], file: str | None = None) -> pa.Table:
     """Rows of a shard; ids, sizes and kept columns follow from the numbers of the rows."""
     schema = job.schema
-    size = schema.codebook_size
     if schema.grid is None:
         grids = [(1 + row % 2, 1 + row % 3) for row in rows]
         ids: Any = [
-            (row + np.arange(h * w).reshape(h, w)) % size
-            for row, (h, w) in zip(rows, grids, strict=True)
+            count_up(row, schema.token_shape(grid), schema.codebook_sizes)
+            for row, grid in zip(rows, grids, strict=True)
         ]
     else:
-        h, w = schema.grid
-        ids = (np.array(rows, dtype=np.int64)[:, None] * 31 + np.arange(h * w)) % size
+        shape = schema.token_shape(schema.grid)
+        each = [count_up(31 * row, shape, schema.codebook_sizes) for row in rows]
+        ids = np.reshape(each, (len(rows), *shape)).astype(np.int64)
     sizes = np.array([(100 + row, 200 + row) for row in rows]).reshape(-1, 2)
     values = {"caption": [caption(row) for row in rows], "label": [row % 2 for row in rows]}
     kept = pa.table({name: values[name] for name in schema.kept}, schema=schema.kept.arrow_schema)

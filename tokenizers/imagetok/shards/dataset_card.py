@@ -82,10 +82,8 @@ def _metadata(job: Job, manifest: Manifest) -> dict[str, Any]:
 
 
 def _columns(job: Job) -> Iterator[tuple[str, str, str]]:
-    grid = job.schema.grid
-    order = "row by row from the top left"
     texts = _COLUMNS | {
-        "ids": f"{grid[0]} x {grid[1]} ids, {order}" if grid else f"grid_h x grid_w ids, {order}",
+        "ids": _ids_words(job),
         "row": "position of the image in its file"
         if job.schema.by_file
         else "position in the source",
@@ -98,13 +96,30 @@ def _columns(job: Job) -> Iterator[tuple[str, str, str]]:
         yield code(name), code(kind), text
 
 
+def _ids_words(job: Job) -> str:
+    """How the ids of a row are ordered."""
+    schema = job.schema
+    sides = ("grid_h", "grid_w") if schema.grid is None else tuple(map(str, schema.grid))
+    shape = sides if schema.depth == 1 else (*sides, str(schema.depth))
+    words = f"{' x '.join(shape)} ids"
+    if len(sides) > 1:
+        words += ", row by row from the top left"
+    if schema.depth > 1:
+        words += f", the {schema.depth} codes of a position one after another"
+    return words
+
+
 def _tokenizer(job: Job) -> Iterator[tuple[str, str]]:
     source = job.tokenizer
     yield "name", code(source.name)
     if source.revision is not None:
         yield "revision", code(source.revision)
     yield "fingerprint", code(source.fingerprint)
-    yield "codebook", f"{source.codebook_size} codes"
+    if source.codebook_sizes is None:
+        yield "codebook", f"{source.codebook_size} codes"
+    else:
+        sizes = ", ".join(map(str, source.codebook_sizes))
+        yield "codebooks", f"{sizes} codes; a position has one of each"
     if job.output.resize == "crop":
         height, width = source.image_size
         yield "images", f"centre crops, resized to {height} x {width} pixels"

@@ -13,7 +13,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from datasets import Features
 from pydantic import Field, model_validator
@@ -26,6 +26,7 @@ from imagetok.shards.shard_schema import ShardSchema
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Size = Annotated[int, Field(ge=1, le=2**31)]
+CodebookSize = Annotated[int, Field(ge=1, le=2**32)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -37,16 +38,31 @@ class TokenizerSource(Config):
         revision: Commit on the Hub; None for a local folder.
         fingerprint: `ImageTokenizer.fingerprint`.
         codebook_size: Ids lie in [0, codebook_size).
-        grid_size: (h, w) of the ids of an image of `image_size`.
+        grid_size: (h, w) of the positions of an image of `image_size`, or (n,) where they form no
+            grid.
         image_size: (height, width) in pixels that images are brought to.
+        codebook_sizes: Where a position has several codes, one past the largest id of each; the
+            maximum is codebook_size.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"codebook_sizes"})
 
     name: Text
     revision: str | None
     fingerprint: Text
-    codebook_size: Annotated[int, Field(ge=1, le=2**32)]
-    grid_size: tuple[Size, Size]
+    codebook_size: CodebookSize
+    grid_size: Annotated[tuple[Size, ...], Field(min_length=1, max_length=2)]
     image_size: tuple[Size, Size]
+    codebook_sizes: Annotated[tuple[CodebookSize, ...], Field(min_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _check_codebook_sizes(self) -> Self:
+        if self.codebook_sizes is not None and max(self.codebook_sizes) != self.codebook_size:
+            raise ValueError(
+                f"codebook_size is {self.codebook_size}, the largest of codebook_sizes is "
+                f"{max(self.codebook_sizes)}"
+            )
+        return self
 
 
 class InputSource(Config):
@@ -175,6 +191,8 @@ class Job(Config):
                 f"features describes the columns {sorted(self.features)}, output.keep names "
                 f"{sorted(self.output.keep)}"
             )
+        if self.output.resize == "native" and len(self.tokenizer.grid_size) == 1:
+            raise ValueError("output.resize is 'native', but the tokenizer's ids form no grid")
         rows, count = self.num_rows, self.units.count
         if rows is None:
             if self.num_units < 1:
@@ -235,6 +253,7 @@ class Job(Config):
             grid=self.tokenizer.grid_size if self.output.resize == "crop" else None,
             by_file=self.input.streaming,
             kept=self.kept,
+            codebook_sizes=self.tokenizer.codebook_sizes or (),
         )
 
     @property

@@ -46,7 +46,7 @@ class GatheredRows:
         """Rows from `first` up to, but not including, `last`.
 
         Returns:
-            `ids`, int64 tensor (B, n), or a list of tensors (h * w,) and `grid`, a list of (h, w);
+            `ids`, int64 tensor (B, n), or a list of tensors (n,) and `grid`, a list of (h, w);
             `row`, int64 tensor (B,); and every other column as a list of Python values.
         """
         table = self._table.take(pa.array(self._positions[first:last]))
@@ -95,7 +95,9 @@ class ShardReader:
         shards, rows = shards[ascending], rows[ascending]
         ids, grid = None, self.schema.grid
         if grid is not None:
-            ids = np.empty((len(rows), math.prod(grid)), self.schema.ids_dtype)
+            ids = np.empty(
+                (len(rows), math.prod(self.schema.token_shape(grid))), self.schema.ids_dtype
+            )
         tables, done = [], 0
         for shard in np.unique(shards).tolist():
             low, high = np.searchsorted(shards, (shard, shard + 1))
@@ -197,8 +199,11 @@ def check_ids(column: pa.ChunkedArray, schema: ShardSchema) -> None:
         values = chunk.flatten()
         if chunk.null_count or values.null_count:
             raise ValueError("ids are missing")
-        if len(values) and (largest := int(values.to_numpy().max())) >= schema.codebook_size:
-            raise ValueError(f"id {largest} is out of range: expected [0, {schema.codebook_size})")
+        if len(values) % schema.depth:
+            raise ValueError(f"{len(values)} ids do not make positions of {schema.depth}")
+        for level, size, words in schema.levels(values.to_numpy()) if len(values) else ():
+            if (largest := int(level.max())) >= size:
+                raise ValueError(f"id {largest}{words} is out of range: expected [0, {size})")
 
 
 def _lists_of_ids(column: pa.ChunkedArray) -> list[torch.Tensor]:

@@ -2,7 +2,8 @@
 
 In this order:
 
-ids                fixed-size list of uint8, uint16 or uint32: the tokens in raster order
+ids                fixed-size list of uint8, uint16 or uint32: the tokens in raster order; where a
+                   position has several codes, they follow each other
 grid_h, grid_w     uint16; only where images keep their own sizes and lists of ids vary in length
 file               string; only for a streamed dataset: base name of the file that holds the row
 row                int64; position in the dataset, or in that file
@@ -13,7 +14,7 @@ height, width      int32; the image's own size, upright, in pixels
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,17 +40,23 @@ class ShardSchema:
 
     Attributes:
         codebook_size: Ids lie in [0, codebook_size).
-        grid: (h, w) of every image's ids; None where each image has its own.
+        grid: (h, w) of every image's positions, or (n,) where they form no grid; None where each
+            image has its own (h, w).
         by_file: Whether a row is identified by its file and its position there.
         kept: Features of the columns that are carried along, in order.
+        codebook_sizes: For each code of a position, one past its largest id; the maximum is
+            codebook_size. Left out, a position has one code.
     """
 
     codebook_size: int
-    grid: tuple[int, int] | None
+    grid: tuple[int, ...] | None
     by_file: bool
     kept: Features
+    codebook_sizes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        if not self.codebook_sizes:
+            object.__setattr__(self, "codebook_sizes", (self.codebook_size,))
         if taken := [name for name in self.kept if name in RESERVED]:
             raise DataError(
                 f"cannot keep the columns {', '.join(taken)}: tokenized datasets have columns of "
@@ -59,6 +66,33 @@ class ShardSchema:
             raise InvalidValueError(
                 f"codebook_size is {self.codebook_size}, expected one in [1, 2**32]"
             )
+        if min(self.codebook_sizes) < 1 or max(self.codebook_sizes) != self.codebook_size:
+            raise InvalidValueError(
+                f"codebook_sizes is {self.codebook_sizes}, expected sizes of at least 1 of which "
+                f"the largest is codebook_size, {self.codebook_size}"
+            )
+
+    @property
+    def depth(self) -> int:
+        """Number of codes of a position."""
+        return len(self.codebook_sizes)
+
+    def token_shape(self, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the ids of an image whose positions form `grid`."""
+        return grid if self.depth == 1 else (*grid, self.depth)
+
+    def levels(self, ids: NDArray[np.integer]) -> Iterator[tuple[NDArray[np.integer], int, str]]:
+        """Take ids apart by level.
+
+        Args:
+            ids: Ids of whole positions, of any shape.
+
+        Yields:
+            The ids (N,) of a level, its codebook size, and words that name it in messages.
+        """
+        for level, size in enumerate(self.codebook_sizes):
+            words = f" of level {level}" if self.depth > 1 else ""
+            yield ids.reshape(-1, self.depth)[:, level], size, words
 
     @cached_property
     def ids_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -73,7 +107,7 @@ class ShardSchema:
         if self.grid is None:
             columns = {"ids": List(token), "grid_h": Value("uint16"), "grid_w": Value("uint16")}
         else:
-            columns = {"ids": List(token, length=math.prod(self.grid))}
+            columns = {"ids": List(token, length=math.prod(self.token_shape(self.grid)))}
         if self.by_file:
             columns["file"] = Value("string")
         columns["row"] = Value("int64")
@@ -96,8 +130,8 @@ class ShardSchema:
         """Build rows of a shard from arrays.
 
         Args:
-            ids: Integers (N, h * w) or (N, h, w), raster order; without a fixed grid, N arrays
-                (h, w) instead.
+            ids: Integers (N, h, w), (N, h, w, depth) or (N, n), or any of them flattened to two
+                dimensions; without a fixed grid, N arrays (h, w) or (h, w, depth) instead.
             rows: N positions in the dataset, or in the rows' files.
             files: N base names of files if `by_file`, otherwise None.
             sizes: Integers (N, 2), the images' own heights and widths in pixels.
@@ -146,15 +180,19 @@ class ShardSchema:
     def _ids_columns(self, ids: Ids) -> dict[str, pa.Array]:
         kind = self.arrow.field("ids").type
         if self.grid is not None:
-            fixed = np.asarray(ids)
-            if fixed.shape[1:] not in {self.grid, (math.prod(self.grid),)}:
-                raise IdsError(f"ids have the shape {fixed.shape}, expected (N, *{self.grid})")
+            fixed, shape = np.asarray(ids), self.token_shape(self.grid)
+            if fixed.shape[1:] not in {shape, (math.prod(shape),)}:
+                raise IdsError(f"ids have the shape {fixed.shape}, expected (N, *{shape})")
             return {"ids": pa.FixedSizeListArray.from_arrays(self._tokens([fixed]), type=kind)}
         parts = [np.asarray(part) for part in ids]
-        if any(part.ndim != 2 for part in parts):
-            raise IdsError(f"ids have the shapes {[p.shape for p in parts]}, expected (h, w) each")
-        grids = np.array([part.shape for part in parts], dtype=np.int64).reshape(-1, 2)
-        offsets = np.concatenate([[0], grids.prod(axis=1).cumsum()]).astype(np.int32)
+        if any(part.ndim < 2 or part.shape != self.token_shape(part.shape[:2]) for part in parts):
+            expected = "(h, w)" if self.depth == 1 else f"(h, w, {self.depth})"
+            raise IdsError(
+                f"ids have the shapes {[p.shape for p in parts]}, expected {expected} each"
+            )
+        grids = np.array([part.shape[:2] for part in parts], dtype=np.int64).reshape(-1, 2)
+        lengths = [part.size for part in parts]
+        offsets = np.cumsum([0, *lengths]).astype(np.int32)
         return {
             "ids": pa.ListArray.from_arrays(pa.array(offsets), self._tokens(parts), type=kind),
             "grid_h": pa.array(grids[:, 0].astype(np.uint16)),
@@ -166,11 +204,12 @@ class ShardSchema:
         for part in parts:
             if part.dtype.kind not in "iu":
                 raise IdsTypeError(f"ids are {part.dtype}, expected integers")
-            if part.size and not 0 <= part.min() <= part.max() < self.codebook_size:
-                raise IdsError(
-                    f"ids reach from {part.min()} to {part.max()}, expected "
-                    f"[0, {self.codebook_size})"
-                )
+            for level, size, words in self.levels(part) if part.size else ():
+                if not 0 <= level.min() <= level.max() < size:
+                    raise IdsError(
+                        f"ids{words} reach from {level.min()} to {level.max()}, expected "
+                        f"[0, {size})"
+                    )
         flat = [part.reshape(-1).astype(self.ids_dtype) for part in parts]
         return pa.array(np.concatenate(flat) if flat else np.empty(0, self.ids_dtype))
 

@@ -53,12 +53,13 @@ ROWS_AT_ONCE = 256
 class TokenDataset(IterableDataset[Item]):
     """Rows of a tokenized dataset, one by one or in batches; see the module for an example.
 
-    A batch is a dict of `ids`, int64 tensor (B, h * w) in [0, codebook_size) and raster order;
-    `row`, int64 tensor (B,), the row in the input, or in its `file`, a list of B names, if it was
-    streamed; and the other columns as lists of B Python values. Where images kept their own sizes,
-    `ids` is a list of B tensors (h * w,), and `grid` a list of B pairs (h, w).
+    A batch is a dict of `ids`, int64 tensor (B, n) in [0, codebook_size) and raster order, where n
+    is h * w, or h * w * depth with the codes of a position one after another; `row`, int64 tensor
+    (B,), the row in the input, or in its `file`, a list of B names, if it was streamed; and the
+    other columns as lists of B Python values. Where images kept their own sizes, `ids` is a list of
+    B tensors (n,), and `grid` a list of B pairs (h, w).
 
-    Without `batch_size`, items are rows: `ids` (h * w,), `row` an integer, and so on. Then give
+    Without `batch_size`, items are rows: `ids` (n,), `row` an integer, and so on. Then give
     torch's DataLoader `batch_size=None`, too: batches that it collates itself hold different rows
     for a different number of loading processes.
 

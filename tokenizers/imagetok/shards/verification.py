@@ -266,8 +266,10 @@ class ShardCheck:
         if schema.grid is None:
             sides = (table.column(name).cast(pa.int64()) for name in ("grid_h", "grid_w"))
             lengths = pc.list_value_length(table.column("ids")).cast(pa.int64())
-            if not pc.all(pc.equal(pc.multiply(*sides), lengths)).as_py():
-                yield "numbers of ids that are not grid_h * grid_w"
+            expected = pc.multiply(pc.multiply(*sides), schema.depth)
+            if not pc.all(pc.equal(expected, lengths)).as_py():
+                times = f" * {schema.depth}" if schema.depth > 1 else ""
+                yield f"numbers of ids that are not grid_h * grid_w{times}"
         for name in ("height", "width"):
             if (least := pc.min(table.column(name)).as_py()) < 1:
                 yield f"{name} {least}, expected at least 1"

@@ -136,10 +136,10 @@ def _sample(folder: TokenFolder, rows: JobInput, num_rows: int) -> Iterator[tupl
 
 
 def _stored(folder: TokenFolder, unit: int, chunk: Chunk) -> dict[int, NDArray[np.int64]]:
-    """The ids that shards hold for a chunk, (h, w) by row."""
-    grid = folder.job.schema.grid
+    """The ids that shards hold for a chunk, (h, w) or (h, w, depth), by row."""
+    schema = folder.job.schema
     first, end = chunk.start, chunk.start + len(chunk.images)
-    columns = ["row", "ids"] + (["grid_h", "grid_w"] if grid is None else [])
+    columns = ["row", "ids"] + (["grid_h", "grid_w"] if schema.grid is None else [])
     found = {}
     for shard in folder.manifest.shards:
         if shard.unit != unit or not shard.rows:
@@ -151,7 +151,7 @@ def _stored(folder: TokenFolder, unit: int, chunk: Chunk) -> dict[int, NDArray[n
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UnreadableFileError(f"the shard '{path}' is damaged: {error}") from error
         for entry in table.to_pylist():
-            shape = grid or (entry["grid_h"], entry["grid_w"])
+            shape = schema.token_shape(schema.grid or (entry["grid_h"], entry["grid_w"]))
             found[entry["row"]] = np.array(entry["ids"], dtype=np.int64).reshape(shape)
     return found
 

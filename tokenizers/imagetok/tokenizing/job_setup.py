@@ -140,6 +140,7 @@ def _tokenizer_source(tokenizer: ImageTokenizer) -> TokenizerSource:
         codebook_size=tokenizer.codebook_size,
         grid_size=tokenizer.grid_size,
         image_size=tokenizer.image_size,
+        codebook_sizes=tokenizer.codebook_sizes if tokenizer.depth > 1 else None,
     )
 
 

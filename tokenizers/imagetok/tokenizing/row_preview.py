@@ -80,7 +80,7 @@ def decode_rows(
     columns = [] if column is None else [column]
     reader = ShardReader(folder.path, shards, folder.manifest.job, schema, columns)
     batch = reader.gather(numbers, wanted - starts[numbers]).batch(0, len(wanted))
-    return _decode(tokenizer, batch, schema.grid), _captions(batch, column, schema.kept)
+    return _decode(tokenizer, batch), _captions(batch, column, schema.kept)
 
 
 def draw_grid(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
@@ -104,12 +104,10 @@ def draw_grid(images: Sequence[Image.Image], captions: Sequence[str]) -> Image.I
     return canvas
 
 
-def _decode(
-    tokenizer: ImageTokenizer, batch: Mapping[str, Any], grid: tuple[int, int] | None
-) -> list[Image.Image]:
+def _decode(tokenizer: ImageTokenizer, batch: Mapping[str, Any]) -> list[Image.Image]:
     ids = batch["ids"]
     if isinstance(ids, Tensor):
-        images = tokenizer.decode(ids, grid=grid, output="pt")
+        images = tokenizer.decode(ids, output="pt")
         assert isinstance(images, Tensor)
         return [_render(image) for image in images]
     found = []
