@@ -35,6 +35,9 @@ RUNS = sorted(path.stem for path in (GOLDENS / "runs").glob("*.json"))
 CONFIGS = read_json(GOLDENS / "configs.json")
 NAMES = read_json(GOLDENS / "names.json")
 
+MADE_BY_US = {"imagetok.TokenizerOutput"}
+"""Results that people read by name and never make: their constructors may take more."""
+
 datasets.disable_progress_bars()
 
 
@@ -306,6 +309,8 @@ def test_public_calls_take_what_they_took(place: str) -> None:
         today = {name: [kind, default] for name, kind, default in found.get(method, [])}
         for name, kind, default in parameters:
             assert today.pop(name, None) == [kind, default], f"{place}.{method}: {name}"
+        if place in MADE_BY_US and method == "__init__":
+            continue
         positional = [name for name, kind, _ in parameters if "POSITIONAL" in kind]
         still = [name for name, kind, _ in found.get(method, []) if "POSITIONAL" in kind]
         assert still[: len(positional)] == positional
@@ -318,9 +323,8 @@ def test_commands_take_the_options_that_they_took(command: str) -> None:
     assert set(NAMES["options"][command]) <= set(replay.options_of(command))
 
 
-def test_every_refusal_is_also_a_builtin_exception() -> None:
-    errors = import_module("imagetok.errors")
-    kinds = [value for value in vars(errors).values() if isclass(value)]
-    named = [kind for kind in kinds if issubclass(kind, ImagetokError) and kind != ImagetokError]
-    assert named
-    assert all(replay.kind_of(kind) != "error ()" for kind in named)
+def test_every_error_is_also_a_builtin_exception() -> None:
+    errors = vars(import_module("imagetok.errors"))
+    named = [errors[name] for name in errors if name.endswith("Error") and name != "ImagetokError"]
+    assert all(issubclass(kind, ImagetokError) for kind in named)
+    assert [kind for kind in named if replay.kind_of(kind) == "error ()"] == []
