@@ -42,26 +42,6 @@ def test_one_text_and_image_come_apart_as_they_were(specials: dict[str, Any], le
     assert torch.equal(found_image, image())
 
 
-@pytest.mark.parametrize("specials", SPECIALS)
-@pytest.mark.parametrize("count", [0, 1, 3])
-def test_a_batch_comes_apart_as_it_was(specials: dict[str, Any], count: int) -> None:
-    random = torch.Generator().manual_seed(0)
-    texts = torch.randint(10, TEXT, (count, 4), generator=random)
-    images = torch.randint(CODES, (count, 6), generator=random)
-    sequences = layout(**specials).join(texts, images)
-    assert sequences.shape == (count, 4 + layout(**specials).image_length)
-    found = layout(**specials).split(sequences)
-    assert torch.equal(found[0], texts)
-    assert torch.equal(found[1], images)
-
-
-def test_a_batch_is_the_sequences_of_its_parts() -> None:
-    both = layout(boi=True, eoi=True, eor=True)
-    texts, images = torch.tensor([[1, 2], [3, 4]]), torch.stack([image(), image(3)])
-    apart = [both.join(text, ids) for text, ids in zip(texts, images, strict=True)]
-    assert torch.equal(both.join(texts, images), torch.stack(apart))
-
-
 def test_an_image_stands_in_row_major_order_between_its_special_ids() -> None:
     sequence = layout(boi=True, eoi=True, eor=True).join(torch.tensor([8, 9]), image())
     boi, eoi, eor = 66, 67, 68
@@ -73,16 +53,6 @@ def test_ids_as_a_grid_are_read_row_after_row() -> None:
     grid = image().reshape(GRID)
     assert torch.equal(layout().join(text, grid), layout().join(text, image()))
     assert torch.equal(layout().join(text[None], grid[None]), layout().join(text, grid)[None])
-
-
-@pytest.mark.parametrize("specials", SPECIALS)
-def test_every_place_of_the_grid_is_found_at_its_position(specials: dict[str, Any]) -> None:
-    both = layout(**specials)
-    sequence = both.join(torch.tensor([1, 2, 3]), image())
-    for row in range(2):
-        for column in range(3):
-            token = int(sequence[both.position(row, column, text_length=3)])
-            assert token - both.image_range.start == 3 * row + column
 
 
 def test_the_vocabulary_counts_the_special_ids_that_are_used() -> None:
@@ -185,9 +155,13 @@ def test_only_integer_tensors_are_taken(wrong: Any) -> None:
         ),
         ({"codebook_size": 0}, "codebook_size must be at least 1 .*, got 0"),
         ({"grid": (0, 3)}, r"grid must be .* at least 1"),
-        ({"boi": 50}, r"boi 50 is no free id: image ids take \[50, 66\)"),
-        ({"eor": -2}, "eor -2 is no free id"),
+        ({"boi": 50}, r"boi 50 is not a free id: image ids take \[50, 66\)"),
+        ({"eor": -2}, "eor -2 is not a free id"),
         ({"boi": 70, "eoi": 70}, "special ids must differ"),
+        ({"codebook_sizes": (16, 0)}, "a size in codebook_sizes must be at least 1"),
+        ({"codebook_sizes": (8, 4)}, r"largest of codebook_sizes \(8, 4\) must be codebook_size"),
+        ({"levels": "each"}, "unknown levels 'each'; choose one of: own, shared"),
+        ({"codebook_sizes": (16, 4), "boi": 69}, r"boi 69 is not a free id: .* \[50, 70\)"),
     ],
 )
 def test_a_layout_that_contradicts_itself_is_refused(
@@ -198,13 +172,49 @@ def test_a_layout_that_contradicts_itself_is_refused(
         TokenLayout(**given)
 
 
+def test_sizes_are_a_tuple_of_integers() -> None:
+    for sizes in (16, (16, 2.0)):
+        with pytest.raises(InvalidTypeError, match="codebook_sizes must be"):
+            layout(codebook_sizes=sizes)
+
+
 @pytest.mark.parametrize("arguments", [{"boi": "x"}, {"eoi": 1.0}, {"eor": False}])
 def test_special_ids_are_numbers_true_or_none(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidTypeError, match="must be an id, True or None"):
         layout(**arguments)
 
 
+def test_each_level_has_its_own_ids_or_all_share_them() -> None:
+    deep = layout(boi=True, codebook_sizes=(16, 4), levels="own")
+    assert deep.level_ranges == (range(50, 66), range(66, 70))
+    assert (deep.image_range, deep.boi, deep.vocab_size) == (range(50, 70), 70, 71)
+    shared = layout(boi=True, codebook_sizes=(16, 4), levels="shared")
+    assert shared.level_ranges == (range(50, 66), range(50, 54))
+    assert (shared.image_range, shared.boi, shared.vocab_size) == (range(50, 66), 66, 67)
+    text, ids = torch.tensor([8]), torch.tensor([[[9, 0], [9, 1], [9, 2]]]).repeat(2, 1, 1)
+    row = [59, 66, 59, 67, 59, 68]
+    assert deep.join(text, ids).tolist() == [8, 70, *row, *row]
+    row = [59, 50, 59, 51, 59, 52]
+    assert shared.join(text, ids).tolist() == [8, 66, *row, *row]
+
+
+@pytest.mark.parametrize("levels", ["own", "shared"])
+def test_a_code_out_of_its_level_is_named(levels: Any) -> None:
+    deep = layout(eor=True, codebook_sizes=(16, 4), levels=levels)
+    ids = torch.zeros(12, dtype=torch.int64)
+    with pytest.raises(IdsError, match=r"id 4 is out of range.*\[0, 4\)"):
+        deep.join(torch.tensor([1]), torch.tensor([0, 4] * 6))
+    sequence = deep.join(torch.tensor([1]), ids)
+    place = deep.position(1, 0, text_length=1, level=1)
+    sequence[place] = deep.level_ranges[1].stop
+    words = f"position {place} stands where an image id of level 1 in "
+    with pytest.raises(IdsError, match=words):
+        deep.split(sequence)
+
+
 def test_places_outside_the_grid_have_no_position() -> None:
+    with pytest.raises(InvalidValueError, match=r"level 1 is out of range; expected \[0, 1\)"):
+        layout().position(0, 0, level=1)
     with pytest.raises(InvalidValueError, match=r"column 3 is outside the grid \(2, 3\)"):
         layout().position(0, 3)
     with pytest.raises(InvalidValueError, match="row must be at least 0"):
