@@ -5,7 +5,7 @@
     python scripts/benchmark_tokenize.py --memory 2000 20000             # and peak memory
     python scripts/benchmark_tokenize.py --parquet --memory 2000 20000   # the files in parquet
 
-Measured in one run, on pictures of 512 x 512 pixels in JPEG files that are made for it:
+Measured in one run, on images of 512 x 512 pixels in JPEG files that are made for it:
 
 - E, images a second of the bare encoder, fed from memory, before and after the job;
 - J, images a second and core of decoding and resizing;
@@ -46,15 +46,15 @@ SIDE = 512
 
 
 def make_files(folder: Path, count: int) -> None:
-    """Write pictures that compress about as photographs do."""
+    """Write images that compress about as photographs do."""
     folder.mkdir()
     random = np.random.default_rng(0)
     for number in range(count):
         coarse = Image.fromarray(random.integers(0, 256, (48, 48, 3), dtype=np.uint8))
         smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC), dtype=np.int16)
         noise = random.integers(-12, 13, smooth.shape, dtype=np.int16)
-        picture = Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
-        picture.save(folder / f"{number:06d}.jpg", quality=90)
+        image = Image.fromarray((smooth + noise).clip(0, 255).astype(np.uint8))
+        image.save(folder / f"{number:06d}.jpg", quality=90)
 
 
 def pack_files(files: Path, folder: Path) -> None:
@@ -69,7 +69,7 @@ def pack_files(files: Path, folder: Path) -> None:
 
 
 def make_tokenizer(hidden: int) -> ImageTokenizer:
-    """A VQ-VAE with random weights for 256 x 256 pictures, 32 x 32 ids of 8,192 codes."""
+    """A VQ-VAE with random weights for 256 x 256 images, 32 x 32 ids of 8,192 codes."""
     network = {
         "type": "conv",
         "hidden_channels": hidden,
@@ -124,14 +124,14 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     )
     preparation = Preparation(model.preprocessor, None, None)
     files = sorted((folder / "files").iterdir())[: options.batch_size]
-    pictures = [{"bytes": path.read_bytes(), "path": None} for path in files]
-    prepared = [one for one in preparation(pictures) if isinstance(one, Prepared)]
+    images = [{"bytes": path.read_bytes(), "path": None} for path in files]
+    prepared = [one for one in preparation(images) if isinstance(one, Prepared)]
     batch = [one.pixels for one in prepared]
     encoder = BatchEncoder(model, options.batch_size)
     before = rate(lambda: encoder(batch), len(batch), options.seconds)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    decoding = rate(lambda: preparation(pictures), len(pictures), options.seconds)
+    decoding = rate(lambda: preparation(images), len(images), options.seconds)
     torch.set_num_threads(threads)
     job = run_job(folder, options)
     after = rate(lambda: encoder(batch), len(batch), options.seconds)
@@ -166,7 +166,7 @@ def run_job(folder: Path, options: argparse.Namespace) -> float:
 def main() -> None:
     """Measure and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=1024, help="pictures of the job")
+    parser.add_argument("--images", type=int, default=1024, help="images of the job")
     parser.add_argument("--hidden", type=int, default=48, help="channels: how slow the encoder is")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, default=0, help="as of imagetok tokenize")

@@ -1,4 +1,4 @@
-"""Tokenizing jobs of a few pictures with a tiny tokenizer, and what they leave."""
+"""Tokenizing jobs of a few images with a tiny tokenizer, and what they leave."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SETTINGS: dict[str, Any] = {
 
 
 def make_tokenizer(system: str = "vqvae", seed: int = 0) -> ImageTokenizer:
-    """A tokenizer of 16 x 16 pictures with random weights."""
+    """A tokenizer of 16 x 16 images with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return ImageTokenizer.from_config(tiny_run(system).tokenizer)
@@ -62,11 +62,11 @@ def errors_in(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
 
-def save_pictures(
-    folder: Path, pictures: Sequence[bytes | None], columns: Features | None = None, **values: Any
+def save_images(
+    folder: Path, images: Sequence[bytes | None], columns: Features | None = None, **values: Any
 ) -> Path:
-    """Write a dataset of pictures, given as the contents of their files, with other columns."""
-    cells = [None if picture is None else {"bytes": picture, "path": None} for picture in pictures]
+    """Write a dataset of images, given as the contents of their files, with other columns."""
+    cells = [None if image is None else {"bytes": image, "path": None} for image in images]
     features = Features({"image": datasets.Image(), **(columns or {})})
     Dataset.from_dict({"image": cells, **values}, features=features).save_to_disk(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Tokenizing a sample again finds ids of other pictures, and lets near ties pass."""
+"""Tokenizing a sample again finds ids of other images, and lets near ties pass."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_jobs import ROWS, RunJob, make_tokenizer, save_pictures
+from small_jobs import ROWS, RunJob, make_tokenizer, save_images
 
 from imagetok import ImageTokenizer
 from imagetok.errors import DataError
@@ -55,12 +55,12 @@ def test_every_kind_of_job_can_be_compared(
     assert found.rows == 13
 
 
-def test_ids_of_another_picture_are_faults(
+def test_ids_of_another_image_are_faults(
     job: RunJob, tmp_path: Path, loaded: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encode = BatchEncoder.__call__
     monkeypatch.setattr(
-        BatchEncoder, "__call__", lambda self, pictures: encode(self, [1 - one for one in pictures])
+        BatchEncoder, "__call__", lambda self, images: encode(self, [1 - one for one in images])
     )
     job(tmp_path / "out")
     found = compare_rows(open_folder(tmp_path / "out"), loaded)
@@ -92,7 +92,7 @@ def test_ids_that_rounding_may_change_are_counted_and_no_faults() -> None:
 def test_a_row_that_should_have_been_refused_is_a_fault(
     job: RunJob, tmp_path: Path, loaded: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = save_pictures(tmp_path / "in", [png(0), png(1)])
+    source = save_images(tmp_path / "in", [png(0), png(1)])
     job(tmp_path / "out", dataset=str(source))
     monkeypatch.setattr("imagetok.images.pixels.MAX_PIXELS", 3)
     found = compare_rows(open_folder(tmp_path / "out"), loaded, source)

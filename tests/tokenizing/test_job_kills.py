@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 from datasets import Features, Value
-from small_jobs import SETTINGS, RunJob, rows_in, run_job, save_pictures, shards_of
+from small_jobs import SETTINGS, RunJob, rows_in, run_job, save_images, shards_of
 
 from tiny_data import png
 
@@ -32,9 +32,9 @@ from imagetok.tokenizing.batch_encoder import BatchEncoder
 settings, slowness, fatal = json.loads(sys.argv[1])
 encode, replace = BatchEncoder.__call__, os.replace
 
-def encode_slowly(self, pictures):
+def encode_slowly(self, images):
     time.sleep(slowness)
-    return encode(self, pictures)
+    return encode(self, images)
 
 def replace_and_die(*paths):
     global fatal
@@ -153,9 +153,9 @@ def test_a_full_disk_ends_the_job_in_words_and_the_same_command_goes_on(
     root: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     texts = [random.Random(row).randbytes(30_000).hex() if row >= 12 else "" for row in range(16)]
-    pictures: list[bytes | None] = [png(row) for row in range(16)]
+    images: list[bytes | None] = [png(row) for row in range(16)]
     columns = Features({"caption": Value("string")})
-    data = save_pictures(tmp_path / "data", pictures, columns, caption=texts)
+    data = save_images(tmp_path / "data", images, columns, caption=texts)
     script = root / "scripts" / "tokenize_dataset.py"
     command = [sys.executable, script, "--tokenizer", tokenizer, "--dataset", data]
     command += ["--keep", "caption", "--rows-per-shard", "12", "--batch-size", "4"]

@@ -23,7 +23,7 @@ from small_jobs import (
     make_tokenizer,
     rows_in,
     run_job,
-    save_pictures,
+    save_images,
     shards_of,
 )
 
@@ -54,11 +54,11 @@ def truncated() -> bytes:
     return buffer.getvalue()[:900]
 
 
-def encode_in_batches(tokenizer: ImageTokenizer, pictures: list[object], size: int) -> np.ndarray:
-    """Ids of pictures, `size` at a time, the last batch filled up with its last picture."""
+def encode_in_batches(tokenizer: ImageTokenizer, images: list[object], size: int) -> np.ndarray:
+    """Ids of images, `size` at a time, the last batch filled up with its last image."""
     found = []
-    for start in range(0, len(pictures), size):
-        batch = pictures[start : start + size]
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
         filled = batch + [batch[-1]] * (size - len(batch))
         found.append(tokenizer.encode(filled)[: len(batch)])
     return torch.cat(found).numpy()
@@ -66,18 +66,18 @@ def encode_in_batches(tokenizer: ImageTokenizer, pictures: list[object], size: i
 
 def test_ids_are_those_of_encode_for_the_same_batch_shape(reference: Path, tokenizer: Path) -> None:
     rows = open_images(DATASET, "train")
-    pictures: list[object] = [rows.picture(row) for row in range(ROWS)]
-    expected = encode_in_batches(ImageTokenizer.from_pretrained(tokenizer), pictures, 4)
+    images: list[object] = [rows.picture(row) for row in range(ROWS)]
+    expected = encode_in_batches(ImageTokenizer.from_pretrained(tokenizer), images, 4)
     found = np.array([row["ids"] for row in rows_in(reference)])
     assert len(np.unique(found)) > 1
     assert np.array_equal(found, expected.reshape(ROWS, -1))
 
 
 def test_ids_do_not_depend_on_neighbours(job: RunJob, tmp_path: Path) -> None:
-    pictures = [png(level, (16, 16)) for level in range(0, 220, 20)]
-    whole = save_pictures(tmp_path / "whole", pictures)
-    holes = save_pictures(
-        tmp_path / "holes", [BROKEN if n in (1, 5) else one for n, one in enumerate(pictures)]
+    images = [png(level, (16, 16)) for level in range(0, 220, 20)]
+    whole = save_images(tmp_path / "whole", images)
+    holes = save_images(
+        tmp_path / "holes", [BROKEN if n in (1, 5) else one for n, one in enumerate(images)]
     )
     job(tmp_path / "a", dataset=str(whole))
     job(tmp_path / "b", dataset=str(holes), max_error_rate=0.5)
@@ -114,8 +114,8 @@ def test_kept_columns_are_carried_byte_for_byte(job: RunJob, tmp_path: Path) -> 
         "label": [1, None, 0, 1, 0],
         "score": [0.1, None, float("nan"), -0.0, 1e-40],
     }
-    pictures = [png(level) for level in range(5)]
-    source = save_pictures(tmp_path / "in", pictures, columns, **values)
+    images = [png(level) for level in range(5)]
+    source = save_images(tmp_path / "in", images, columns, **values)
     job(tmp_path / "out", dataset=str(source), keep=["label", "caption", "score"])
     found = load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path))["train"]
     assert found.features["label"] == columns["label"]
@@ -135,8 +135,8 @@ def test_unreadable_rows_are_reported_with_reasons_and_left_out(
     job: RunJob, tmp_path: Path
 ) -> None:
     assert len(huge_png()) < 30_000
-    pictures = [png(0), BROKEN, None, huge_png(), truncated(), b"", png(6)]
-    source = save_pictures(tmp_path / "in", pictures)
+    images = [png(0), BROKEN, None, huge_png(), truncated(), b"", png(6)]
+    source = save_images(tmp_path / "in", images)
     manifest = job(tmp_path / "out", dataset=str(source), max_error_rate=1.0)
     assert [row["row"] for row in rows_in(tmp_path / "out")] == [0, 6]
     assert (manifest.totals.rows_in, manifest.totals.refused) == (7, 5)
@@ -153,13 +153,13 @@ def test_unreadable_rows_are_reported_with_reasons_and_left_out(
 
 
 def test_a_missing_file_is_reported_by_its_name_in_the_dataset(job: RunJob, tmp_path: Path) -> None:
-    pictures = [
+    images = [
         {"bytes": png(0), "path": None},
         {"bytes": None, "path": f"{tmp_path}/in/sub/a.png"},
     ]
     schema = Features({"image": datasets.Image()}).arrow_schema
     (tmp_path / "in").mkdir()
-    pq.write_table(pa.table({"image": pictures}, schema=schema), tmp_path / "in" / "a.parquet")
+    pq.write_table(pa.table({"image": images}, schema=schema), tmp_path / "in" / "a.parquet")
     job(tmp_path / "out", dataset=str(tmp_path / "in"), max_error_rate=0.5)
     (line,) = errors_in(tmp_path / "out")
     assert (line["row"], line["key"]) == (1, "sub/a.png")
@@ -198,8 +198,8 @@ def test_an_address_in_a_row_is_refused_and_not_opened(
     address = {"bytes": None, "path": "http://127.0.0.1:9/secret/1.png"}
     schema = Features({"image": datasets.Image()}).arrow_schema
     (tmp_path / "in").mkdir()
-    pictures = [{"bytes": png(0), "path": None}, address]
-    pq.write_table(pa.table({"image": pictures}, schema=schema), tmp_path / "in" / "a.parquet")
+    images = [{"bytes": png(0), "path": None}, address]
+    pq.write_table(pa.table({"image": images}, schema=schema), tmp_path / "in" / "a.parquet")
     job(tmp_path / "out", dataset=str(tmp_path / "in"), max_error_rate=0.5)
     (line,) = errors_in(tmp_path / "out")
     assert (line["row"], line["key"]) == (1, "1.png")
@@ -207,7 +207,7 @@ def test_an_address_in_a_row_is_refused_and_not_opened(
 
 
 def test_too_many_refused_rows_fail_with_how_many_and_where(job: RunJob, tmp_path: Path) -> None:
-    source = save_pictures(tmp_path / "in", [png(0), BROKEN, png(2)])
+    source = save_images(tmp_path / "in", [png(0), BROKEN, png(2)])
     with pytest.raises(TokenizingError, match=r"1 of 3 rows were refused.*errors"):
         job(tmp_path / "out", dataset=str(source), max_error_rate=0.3)
     assert read_manifest(tmp_path / "out").totals.refused == 1
@@ -217,7 +217,7 @@ def test_too_many_refused_rows_fail_with_how_many_and_where(job: RunJob, tmp_pat
 def test_a_job_without_a_readable_row_writes_its_report_and_fails(
     job: RunJob, tmp_path: Path
 ) -> None:
-    source = save_pictures(tmp_path / "in", [BROKEN] * 3)
+    source = save_images(tmp_path / "in", [BROKEN] * 3)
     with pytest.raises(TokenizingError, match="3 of 3 rows were refused"):
         job(tmp_path / "out", dataset=str(source), max_error_rate=1.0)
     assert [line["row"] for line in errors_in(tmp_path / "out")] == [0, 1, 2]
@@ -284,7 +284,7 @@ def test_native_images_keep_their_size_rounded_down_to_whole_tokens(
     job: RunJob, tmp_path: Path, tokenizer: Path
 ) -> None:
     sizes = [(16, 16), (23, 17), (3, 9), (8, 30), (23, 17), (16, 16)] * 3  # (width, height)
-    source = save_pictures(tmp_path / "in", [png(n * 9, size) for n, size in enumerate(sizes)])
+    source = save_images(tmp_path / "in", [png(n * 9, size) for n, size in enumerate(sizes)])
     job(tmp_path / "out", dataset=str(source), resize="native", max_error_rate=0.2)
     loaded = ImageTokenizer.from_pretrained(tokenizer)
     rows = open_images(str(source), "train")
@@ -294,10 +294,10 @@ def test_native_images_keep_their_size_rounded_down_to_whole_tokens(
         width, height = sizes[row["row"]]
         assert (row["height"], row["width"]) == (height, width)
         assert (row["grid_h"], row["grid_w"]) == (height // 4, width // 4)
-        picture = Image.open(io.BytesIO(rows.picture(row["row"])["bytes"]))
+        image = Image.open(io.BytesIO(rows.picture(row["row"])["bytes"]))
         top, left = height % 4 // 2, width % 4 // 2
         box = (left, top, left + width // 4 * 4, top + height // 4 * 4)
-        pixels = torch.from_numpy(np.array(picture.crop(box))).permute(2, 0, 1).float() / 255
+        pixels = torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1).float() / 255
         assert row["ids"] == loaded.encode(pixels[None].repeat(4, 1, 1, 1))[0].flatten().tolist()
     reasons = {line["reason"] for line in errors_in(tmp_path / "out")}
     assert reasons == {
@@ -311,7 +311,7 @@ def test_every_batch_of_a_shape_has_the_same_number_of_images(tmp_path: Path, re
     model, seen = make_tokenizer(), set[torch.Size]()
     model.encoder.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape))
     sizes = [(16, 16), (32, 16), (8, 8), (64, 32), (16, 16), (16, 16)] * 3  # (width, height)
-    source = save_pictures(tmp_path / "in", [png(n, size) for n, size in enumerate(sizes)])
+    source = save_images(tmp_path / "in", [png(n, size) for n, size in enumerate(sizes)])
     run_job(tmp_path / "out", model, dataset=str(source), resize=resize)
     expected = {(4, 16, 16)}
     if resize == "native":  # a batch is no larger than one of the tokenizer's own size
@@ -323,7 +323,7 @@ def test_native_images_of_many_shapes_do_not_pile_up(
     job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = [(4 * (n % 9 + 1), 4 * (n // 9 + 1)) for n in range(40)]
-    source = save_pictures(tmp_path / "in", [png(n, size) for n, size in enumerate(sizes)])
+    source = save_images(tmp_path / "in", [png(n, size) for n, size in enumerate(sizes)])
     job(tmp_path / "a", dataset=str(source), resize="native", rows_per_shard=100)
     monkeypatch.setattr("imagetok.tokenizing.batch_encoder.HELD_BYTES", 2000)
     monkeypatch.setattr("imagetok.tokenizing.batch_encoder.HELD_CHUNKS", 1)
@@ -349,6 +349,6 @@ def test_a_tokenizer_whose_ids_stand_for_no_square_is_used_as_well(tmp_path: Pat
     manifest = run_job(tmp_path / "out", model)
     assert manifest.totals.tokens == ROWS
     rows = open_images(DATASET, "train")
-    pictures: list[object] = [rows.picture(row) for row in range(4)]
-    expected = encode_in_batches(model, pictures, 4)
+    images: list[object] = [rows.picture(row) for row in range(4)]
+    expected = encode_in_batches(model, images, 4)
     assert [row["ids"] for row in rows_in(tmp_path / "out")[:4]] == expected.reshape(4, 1).tolist()

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Features, Value
-from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_pictures, shards_of
+from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_images, shards_of
 
 from imagetok.data import prefetcher
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
@@ -43,10 +43,10 @@ def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     def after(batches: int) -> None:
         done = iter(range(batches))
 
-        def fail(self: BatchEncoder, pictures: Any) -> Any:
+        def fail(self: BatchEncoder, images: Any) -> Any:
             if next(done, None) is None:
                 raise BrokenOffError
-            return encode(self, pictures)
+            return encode(self, images)
 
         monkeypatch.setattr(BatchEncoder, "__call__", fail)
 
@@ -146,11 +146,11 @@ def test_a_signal_stops_leaves_no_litter_and_the_same_call_goes_on(
 ) -> None:
     encode, sent = BatchEncoder.__call__, []
 
-    def send(self: BatchEncoder, pictures: Any) -> Any:
-        sent.append(len(pictures))
+    def send(self: BatchEncoder, images: Any) -> Any:
+        sent.append(len(images))
         if len(sent) == 5:
             os.kill(os.getpid(), signum)
-        return encode(self, pictures)
+        return encode(self, images)
 
     before = signal.getsignal(signum)
     monkeypatch.setattr(BatchEncoder, "__call__", send)
@@ -169,11 +169,11 @@ def test_a_killed_loading_process_is_replaced(
     killed = []
     submit = prefetcher._LoadingProcess.apply
 
-    def kill_once(self: Any, pictures: Any) -> Any:
+    def kill_once(self: Any, images: Any) -> Any:
         if len(killed) < 1:
             killed.append(self._process.pid)
             os.kill(self._process.pid, signal.SIGKILL)
-        return submit(self, pictures)
+        return submit(self, images)
 
     monkeypatch.setattr(prefetcher._LoadingProcess, "apply", kill_once)
     job(tmp_path / "out", keep=KEEP, workers=1)
@@ -186,9 +186,9 @@ def test_loading_processes_that_keep_being_killed_end_the_job(
 ) -> None:
     submit = prefetcher._LoadingProcess.apply
 
-    def kill(self: Any, pictures: Any) -> Any:
+    def kill(self: Any, images: Any) -> Any:
         os.kill(self._process.pid, signal.SIGKILL)
-        return submit(self, pictures)
+        return submit(self, images)
 
     monkeypatch.setattr(prefetcher._LoadingProcess, "apply", kill)
     started = time.monotonic()
@@ -202,7 +202,7 @@ def test_loading_processes_that_keep_being_killed_end_the_job(
 def test_a_decoder_without_memory_ends_the_job_in_words(
     job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Preparation, pictures: Any) -> Any:
+    def fail(self: Preparation, images: Any) -> Any:
         raise MemoryError
 
     monkeypatch.setattr(Preparation, "__call__", fail)
@@ -232,12 +232,12 @@ def test_a_rank_waits_for_a_unit_in_work_and_takes_it_over_when_it_is_dropped(
     entered, leave = threading.Event(), threading.Event()
     encode, hold = BatchEncoder.__call__, threading.local()
 
-    def slow(self: BatchEncoder, pictures: Any) -> Any:
+    def slow(self: BatchEncoder, images: Any) -> Any:
         if getattr(hold, "here", False):
             entered.set()
             assert leave.wait(60)
             raise BrokenOffError
-        return encode(self, pictures)
+        return encode(self, images)
 
     def first() -> None:
         hold.here = True
@@ -329,7 +329,7 @@ def test_a_kept_column_of_a_reserved_name_is_refused_before_any_work(
     job: RunJob, tmp_path: Path
 ) -> None:
     columns = Features({"ids": Value("int64")})
-    source = save_pictures(tmp_path / "in", [png(0)], columns, ids=[7])
+    source = save_images(tmp_path / "in", [png(0)], columns, ids=[7])
     with pytest.raises(DataError, match="cannot keep the columns ids"):
         job(tmp_path / "out", dataset=str(source), keep=["ids"])
     assert not (tmp_path / "out").exists()
@@ -352,9 +352,9 @@ def test_an_input_that_changed_meanwhile_gets_no_manifest(
     folder = write_split(tmp_path / "in", "pictures", [range(20)])
     encode = BatchEncoder.__call__
 
-    def change(self: BatchEncoder, pictures: Any) -> Any:
+    def change(self: BatchEncoder, images: Any) -> Any:
         (folder / "train" / "019.png").write_bytes(png(77, (9, 9)))
-        return encode(self, pictures)
+        return encode(self, images)
 
     monkeypatch.setattr(BatchEncoder, "__call__", change)
     with pytest.raises(TokenizingError, match="changed while it was read"):

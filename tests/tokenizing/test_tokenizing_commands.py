@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_jobs import DATASET, ROWS, make_tokenizer, save_pictures, shards_of
+from small_jobs import DATASET, ROWS, make_tokenizer, save_images, shards_of
 
 from command_line import Ended, Run
 from imagetok.tokenizing.batch_encoder import BatchEncoder
@@ -52,11 +52,11 @@ def test_tokenize_verify_and_decode_say_what_they_did(
     ended = run("verify", out, "--deep", "--tokenizer", tokenizer, "--device", "cpu")
     assert ended.code == 0
     assert "40 rows tokenized again: the same ids" in ended.out
-    picture = tmp_path / "grid.png"
-    ended = run("decode", out, "--rows", "0:9", "--tokenizer", tokenizer, "--output", picture)
+    image = tmp_path / "grid.png"
+    ended = run("decode", out, "--rows", "0:9", "--tokenizer", tokenizer, "--output", image)
     assert ended.code == 0
-    assert ended.out == f"written: {picture}\n"
-    with Image.open(picture) as grid:
+    assert ended.out == f"written: {image}\n"
+    with Image.open(image) as grid:
         assert min(grid.size) > 300
 
 
@@ -75,7 +75,7 @@ def test_finalize_writes_a_manifest_that_is_missing(
 def test_too_many_refused_rows_end_with_code_1_and_where_the_reasons_are(
     run: Run, tokenize: Run, tmp_path: Path
 ) -> None:
-    source = save_pictures(tmp_path / "in", [png(0), BROKEN])
+    source = save_images(tmp_path / "in", [png(0), BROKEN])
     ended = tokenize(tmp_path / "out", dataset=source)
     assert ended.code == 1
     assert "1 of 2 rows were refused" in last_line(ended)
@@ -89,9 +89,9 @@ def test_a_signal_ends_with_its_code(
 ) -> None:
     encode = BatchEncoder.__call__
 
-    def send(self: BatchEncoder, pictures: object) -> object:
+    def send(self: BatchEncoder, images: object) -> object:
         signal.raise_signal(signal.SIGTERM)
-        return encode(self, pictures)  # type: ignore[arg-type]
+        return encode(self, images)  # type: ignore[arg-type]
 
     handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     handlers[signal.SIGUSR1] = signal.getsignal(signal.SIGUSR1)
