@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from imagetok import ImageTokenizer
+from imagetok import ImageTokenizer, weight_fingerprint
 
 Make = Callable[..., ImageTokenizer]
 
@@ -116,3 +116,74 @@ def test_a_narrow_tokenizer_given_other_weights_has_their_fingerprint(make: Make
     narrow, other = make("vqvae").bfloat16(), make("vqvae", seed=1).bfloat16()
     narrow.load_state_dict(other.state_dict())
     assert narrow.fingerprint != make("vqvae").fingerprint
+
+
+# When a fingerprint is taken
+
+
+class Hashes:
+    """Counts digests of weights."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, digest = 0, weight_fingerprint.tensors_digest
+
+        def counted(tensors: dict[str, torch.Tensor]) -> str:
+            self.count += 1
+            return digest(tensors)
+
+        monkeypatch.setattr(weight_fingerprint, "tensors_digest", counted)
+
+
+@pytest.fixture
+def hashes(monkeypatch: pytest.MonkeyPatch) -> Hashes:
+    return Hashes(monkeypatch)
+
+
+def test_it_is_remembered_while_nothing_changes_and_taken_anew_on_request(
+    tokenizer: ImageTokenizer, hashes: Hashes
+) -> None:
+    first = tokenizer.fingerprint
+    assert [tokenizer.fingerprint for _ in range(3)] == [first] * 3
+    assert hashes.count == 1
+    assert tokenizer.take_fingerprint() == first
+    assert hashes.count == 2
+
+
+def test_casts_and_moves_hash_nothing(tokenizer: ImageTokenizer, hashes: Hashes) -> None:
+    before = tokenizer.fingerprint
+    hashes.count = 0
+    for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+        tokenizer.to(dtype)
+        tokenizer.cpu()
+    assert hashes.count == 0
+    assert tokenizer.fingerprint == before
+
+
+def test_every_change_in_place_gives_another_one(make: Make) -> None:
+    tokenizer = make("vqvae")
+    found = [tokenizer.fingerprint]
+    with torch.no_grad():
+        next(tokenizer.encoder.parameters()).add_(0.5)
+    found.append(tokenizer.fingerprint)
+    tokenizer.load_state_dict(make("vqvae", seed=1).state_dict())
+    found.append(tokenizer.fingerprint)
+    optimizer = torch.optim.SGD(tokenizer.parameters(), lr=0.1)
+    output = tokenizer(torch.rand(2, 3, *tokenizer.image_size))
+    sum(output.losses.values()).backward()
+    optimizer.step()
+    found.append(tokenizer.fingerprint)
+    assert len(set(found)) == len(found)
+
+
+def test_what_is_recorded_sees_changes_that_torch_does_not_count(make: Make) -> None:
+    tokenizer = make("vqvae")
+    before = tokenizer.fingerprint
+    next(tokenizer.encoder.parameters()).data.add_(0.5)  # the version stays
+    assert tokenizer.take_fingerprint() != before
+
+
+def test_a_change_between_two_casts_is_seen(make: Make) -> None:
+    tokenizer = make("vqvae").bfloat16()
+    with torch.no_grad():
+        next(tokenizer.encoder.parameters()).add_(0.5)
+    assert tokenizer.half().fingerprint != make("vqvae").fingerprint
