@@ -56,8 +56,6 @@ class TokenizerOutput:
     """Result of a tokenizer's training pass.
 
     Attributes:
-        mean: float (B, C, H, W), the reconstruction with its gradient. It is not clamped, because
-            a clamp kills gradients wherever the decoder overshoots.
         x_hat: float (B, C, H, W) in [0, 1], the reconstruction that figures are taken of: `mean`
             detached and clamped.
         ids: int64 (B, h, w) or (B, h, w, depth), or None for a continuous model.
@@ -65,11 +63,13 @@ class TokenizerOutput:
             per pixel and channel, so that weight 1 on both is the ELBO for every shape.
         metrics: Detached scalars keyed `group/name`.
         statistics: For `bottleneck.update`.
+        mean: float (B, C, H, W), the reconstruction with its gradient. It is not clamped, because
+            a clamp kills gradients wherever the decoder overshoots.
     """
 
-    mean: Tensor
     x_hat: Tensor
     ids: Tensor | None
     losses: dict[str, Tensor]
     metrics: dict[str, Tensor] = field(default_factory=dict)
     statistics: Statistics | None = None
+    mean: Tensor = field(kw_only=True)
