@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from forged_files import Forgery, allocations, write
@@ -16,8 +16,9 @@ from pydantic import BaseModel
 
 from imagetok import ImageTokenizer, modelfile
 from imagetok.config import TokenizerConfig
-from imagetok.config import tokenizer as parts
+from imagetok.config.registry import find_part, known_types
 from imagetok.errors import ModelFileError
+from imagetok.tokenizer_config import PreprocessingConfig
 
 CONV = {"type": "conv", "hidden_channels": 8, "residual_channels": 4}
 DALLE = {"type": "dalle", "hidden_channels": 8, "num_groups": 2, "blocks_per_group": 1}
@@ -139,16 +140,17 @@ def named(place: Path_, messages: Iterator[str]) -> None:
         assert field in message or (field == "type" and place[-2] in message), message
 
 
-MODELS = [
-    value
-    for value in vars(parts).values()
-    if isinstance(value, type) and issubclass(value, BaseModel)
+PARTS = [
+    find_part(kind, name)
+    for kind in ("encoder", "bottleneck", "decoder", "likelihood")
+    for name in known_types(kind)
 ]
-TYPES = {
-    get_args(model.model_fields["type"].annotation)[0]
-    for model in MODELS
-    if "type" in model.model_fields
-}
+MODELS: list[type[BaseModel]] = [
+    TokenizerConfig,
+    PreprocessingConfig,
+    *(part for part in PARTS if part.__module__.startswith("imagetok.")),
+]
+TYPES = {model.model_fields["type"].default for model in MODELS if "type" in model.model_fields}
 REQUIRED = {"type"} | {
     name for model in MODELS for name, field in model.model_fields.items() if field.is_required()
 }

@@ -358,7 +358,7 @@ def test_a_header_of_other_entries_is_refused(
 @pytest.mark.parametrize("digest", [None, 1, True, [], {"a": 1}])
 def test_a_header_without_a_digest_is_refused(good: Forgery, tmp_path: Path, digest: Any) -> None:
     forged = good.changed(lambda header: header.update(sha256=digest))
-    assert "no JSON object with a sha256" in refusal(write(tmp_path, forged))
+    assert "not a JSON object with a sha256" in refusal(write(tmp_path, forged))
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_a_header_that_is_no_json_object_is_refused(
     good: Forgery, tmp_path: Path, text: str
 ) -> None:
     message = refusal(write(tmp_path, good.with_text(text)))
-    assert "metadata 'imagetok' is no JSON object with a sha256" in message
+    assert "metadata 'imagetok' is not a JSON object with a sha256" in message
 
 
 @pytest.mark.parametrize("key", ["config", "sha256", "format_version", "image_size", "type"])

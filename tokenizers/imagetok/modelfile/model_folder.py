@@ -2,13 +2,13 @@
 
     model.safetensors      the whole tokenizer: tensors, and a header with config, format version
                            and a digest of all three
-    config.json            copy of the config, for people and for the Hub
-    evaluation.json        figures; names the sha256 of the model.safetensors they were measured on
-    reconstructions.png    pictures by the same weights
-    README.md              card, made from the config and the figures
+    config.json            a copy of the config, for people and for the Hub
+    evaluation.json        figures, and the sha256 of the model.safetensors that was measured
+    reconstructions.png    images reconstructed with the same weights
+    README.md              the card, made from the config and the figures
 
-The rename of model.safetensors is the only commit: an interrupted save leaves the old tokenizer or
-the new one. Nothing here knows a model class, and nothing that is read is executed.
+The rename of model.safetensors is the only commit: an interrupted save leaves either the old
+tokenizer or the new one. No model class is known here, and nothing that is read is executed.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ EVALUATION_FILE = "evaluation.json"
 PICTURES_FILE = "reconstructions.png"
 CARD_FILE = "README.md"
 EVALUATED_KEY = "tokenizer_sha256"
-"""Key of evaluation.json: the sha256 of the model.safetensors that was measured."""
+"""Key of evaluation.json that holds the sha256 of the model.safetensors that was measured."""
 
 MAX_TEXT_SIZE = 2**20
-"""Most bytes of config.json and evaluation.json; real ones have some thousands."""
+"""Most bytes that config.json and evaluation.json may have; real ones have some thousands."""
 
 FORMAT_VERSION: int = TokenizerConfig.model_fields["format_version"].default
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """What a tokenizer's folder holds, checked.
+    """The content of a tokenizer's folder, checked.
 
     Attributes:
         config: The configuration in the header of model.safetensors.
-        tensors: By name, on the CPU, float32 or integer, finite.
-        sha256: Of the whole file model.safetensors.
-        path: That file.
+        tensors: Tensors by name, on the CPU, float32 or integer, finite.
+        sha256: Hash of the whole file model.safetensors.
+        path: Path of model.safetensors.
     """
 
     config: TokenizerConfig
@@ -66,19 +66,19 @@ def save_model(
 ) -> None:
     """Write model.safetensors and config.json; equal arguments give equal bytes.
 
-    Floating tensors are saved in float32. An evaluation of other weights is removed, and its
-    pictures with it.
+    Floating-point tensors are saved in float32. An evaluation of other weights is removed together
+    with its images.
 
     Args:
-        folder: Created where it is missing, with its parents.
+        folder: Folder to write to; it is created with its parents if it is missing.
         config: The tokenizer's configuration.
-        tensors: By name, dense, on any device; they may share memory.
+        tensors: Dense tensors by name, on any device; they may share memory.
 
     Raises:
         InvalidValueError: A value is NaN or infinite in float32; nothing is written.
         InvalidTypeError: A tensor is sparse, complex, quantized or without data; nothing is
             written.
-        UnwritableFileError: The folder cannot be made or written.
+        UnwritableFileError: The folder cannot be created or written to.
     """
     folder = Path(folder)
     values = config.to_dict()
@@ -95,19 +95,19 @@ def load_model(
 ) -> ModelFiles:
     """Read and check what `save_model` wrote.
 
-    Warns if config.json is valid but differs from the header, which an interrupted save can leave;
-    the header counts. Without config.json the header is enough.
+    Warns if config.json is valid but differs from the header, as after an interrupted save; the
+    header counts. Without config.json the header is enough.
 
     Args:
         folder: A local folder; its files may be symbolic links, as in the Hub's cache.
-        exact_copy: Refuse a config.json that is missing or differs: one commit on the Hub holds
+        exact_copy: Refuse a config.json that is missing or differs: a commit on the Hub holds
             both files, or it was not made by a save.
-        expect: Gives the tensors of a config's model, which need no values. Those of the file are
-            held against them before anything is allocated for them.
+        expect: Returns the tensors of a config's model, which need no values. The tensors of the
+            file are compared with them before any memory is allocated.
 
     Raises:
-        ModelFileError: A file is missing, damaged, of another program or of a newer version, or
-            has NaN or infinite values; the message names the file and what is wrong.
+        ModelFileError: A file is missing, damaged, written by another program or by a newer
+            version, or holds NaN or infinite values; the message names the file and the fault.
     """
     folder = Path(folder)
     path = folder / MODEL_FILE
@@ -126,10 +126,10 @@ def carry_evaluation(source: str | os.PathLike[str], target: str | os.PathLike[s
 
     Args:
         source: Folder that may hold them.
-        target: Folder of a saved tokenizer.
+        target: Folder of a saved tokenizer; it may be the same one.
 
     Returns:
-        Whether there is an evaluation that belongs to it.
+        Whether `source` holds an evaluation of the target's weights.
 
     Raises:
         UnreadableFileError: `target` holds no tokenizer.
@@ -147,14 +147,14 @@ def carry_evaluation(source: str | os.PathLike[str], target: str | os.PathLike[s
 
 
 def read_evaluation(folder: str | os.PathLike[str], sha256: str) -> dict[str, Any] | None:
-    """What a folder's evaluation.json holds, if it belongs to the weights of this hash.
+    """The content of a folder's evaluation.json, if it belongs to the weights with this hash.
 
     Args:
-        folder: Of a tokenizer.
-        sha256: Of its model.safetensors.
+        folder: A tokenizer's folder.
+        sha256: Hash of its model.safetensors.
 
     Returns:
-        None where the file is missing, damaged, or of other weights.
+        None if the file is missing, damaged, or an evaluation of other weights.
     """
     try:
         return parse_evaluation(read_text(Path(folder) / EVALUATION_FILE), sha256)
@@ -163,7 +163,7 @@ def read_evaluation(folder: str | os.PathLike[str], sha256: str) -> dict[str, An
 
 
 def parse_evaluation(text: bytes, sha256: str) -> dict[str, Any] | None:
-    """As `read_evaluation`, of the content of an evaluation.json."""
+    """As `read_evaluation`, from the bytes of an evaluation.json."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -173,7 +173,7 @@ def parse_evaluation(text: bytes, sha256: str) -> dict[str, Any] | None:
 
 
 def _file_state(path: Path) -> tuple[int, int, int]:
-    """What changes when the file is replaced or written to."""
+    """A value that changes when the file is replaced or written to."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -192,7 +192,7 @@ def read_config(path: Path) -> tuple[TokenizerConfig, dict[str, Any]]:
     """The config in the header of a model.safetensors, and the whole header.
 
     Raises:
-        ModelFileError: The header is damaged, of another program or of a newer version.
+        ModelFileError: The header is damaged, or written by another program or a newer version.
     """
     header = read_header(path)
     version = header.get("format_version")

@@ -1,8 +1,9 @@
-"""One safetensors file with tensors and a JSON header that vouches for them.
+"""A safetensors file with tensors and a JSON header that vouches for them.
 
 The header's only metadata key is `imagetok` (safetensors writes several keys in random order, so
-that equal files would differ): canonical JSON of what the caller records and of `sha256`, a digest
-over that and the tensors. Floating tensors are kept in float32, all values finite.
+that equal files would differ). It holds canonical JSON: the values that the caller records, and
+`sha256`, a digest over these and the tensors. Floating-point tensors are stored in float32, and all
+values are finite.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from imagetok.errors import (
 from imagetok.files import atomic_path, naming_os_errors
 
 _METADATA_KEY, _DIGEST_KEY = "imagetok", "sha256"
-_FOREIGN = {  # first bytes of what is found under the name of a safetensors file
+_FOREIGN = {  # first bytes of other files that are found under the name of a safetensors file
     b"PK": "it is a zip archive such as torch.save writes, and pickles are never loaded",
     b"\x80": "it is a pickle, and pickles are never loaded",
     b"version https://git-lfs": "it is a Git LFS pointer; fetch the file with `git lfs pull`",
@@ -45,14 +46,15 @@ _KEPT_DTYPES = {"F32": "float32", "BOOL": "bool"} | {
     for short, name in (("I", "int"), ("U", "uint"))
     for bits in (8, 16, 32, 64)
 }
-"""What tensors are kept in, by the names of safetensors."""
+"""Dtypes that tensors are stored in, by their names in safetensors."""
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
-    """A sha256 in hexadecimal over names, dtypes, shapes and little-endian bytes, sorted by name.
+    """The sha256, in hexadecimal, of names, dtypes, shapes and little-endian bytes.
 
     Args:
-        tensors: Dense tensors by name, on any device; at most one at a time is copied.
+        tensors: Dense tensors by name, on any device. They are hashed in the order of their names,
+            and at most one at a time is copied.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
@@ -63,7 +65,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def content_digest(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
-    """A sha256 in hexadecimal over a header's JSON-like values, but its own, and the tensors."""
+    """The sha256, in hexadecimal, of a header's JSON-like values (except `sha256`) and tensors."""
     values = {key: value for key, value in header.items() if key != _DIGEST_KEY}
     return hashlib.sha256(f"{_canonical(values)}\n{tensors_digest(tensors)}".encode()).hexdigest()
 
@@ -78,15 +80,15 @@ def save_tensors(
     """Write a file, whole or not at all; equal arguments give equal bytes.
 
     Args:
-        path: Its folder is created where it is missing, with its parents.
-        tensors: By name, dense, on any device; they may share memory.
-        header: JSON-like values to stand beside the digest.
+        path: File to write; its folder is created with its parents if it is missing.
+        tensors: Dense tensors by name, on any device; they may share memory.
+        header: JSON-like values to record beside the digest.
 
     Raises:
         InvalidValueError: A value is NaN or infinite in float32; nothing is written.
         InvalidTypeError: A tensor is sparse, complex, quantized or without data; nothing is
             written.
-        UnwritableFileError: The folder cannot be made, or the file not written.
+        UnwritableFileError: The folder cannot be created or the file cannot be written.
     """
     path = Path(path)
     saved = _prepare(tensors)
@@ -121,12 +123,10 @@ def _prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The header that `save_tensors` was given and the `sha256` beside it.
-
-    Reads no tensor.
+    """The header that `save_tensors` was given, and the `sha256` beside it; reads no tensor.
 
     Raises:
-        ModelFileError: The file is missing, damaged or not of `save_tensors`.
+        ModelFileError: The file is missing, damaged or not written by `save_tensors`.
     """
     with _naming_faults(path):
         with safe_open(path, framework="pt") as file:
@@ -144,13 +144,14 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
         header = None
     if not isinstance(header, dict) or not isinstance(header.get(_DIGEST_KEY), str):
         raise ModelFileError(
-            f"'{os.fspath(path)}': the metadata '{_METADATA_KEY}' is no JSON object with a sha256"
+            f"'{os.fspath(path)}': the metadata '{_METADATA_KEY}' is not a JSON object with a "
+            "sha256"
         )
     return header
 
 
 def _parse(path: str | os.PathLike[str], text: str | bytes) -> Any:
-    """JSON in which every key is given once."""
+    """Read JSON in which every key is given once."""
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
     except ConfigError as error:
@@ -158,7 +159,7 @@ def _parse(path: str | os.PathLike[str], text: str | bytes) -> Any:
 
 
 def read_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Dtype, such as `float32`, and shape of each tensor; their values are not read.
+    """Dtype, such as `float32`, and shape of each tensor; the values are not read.
 
     Raises:
         ModelFileError: The file is missing or damaged, or holds a dtype that `save_tensors` does
@@ -186,10 +187,10 @@ def load_tensors(
     """Read and check the tensors.
 
     Args:
-        path: A file of `save_tensors`.
-        header: What `read_header` gives.
-        expected: Tensors of the names, shapes and dtypes that must be there, and no others; they
-            need no values. Compared before anything is allocated.
+        path: A file that `save_tensors` wrote.
+        header: What `read_header` returns for it.
+        expected: Tensors with the names, shapes and dtypes that the file must hold, and no others;
+            they need no values. They are compared before any memory is allocated.
 
     Returns:
         Tensors on the CPU, in memory of their own: overwriting the file does not change them.
@@ -221,12 +222,12 @@ def check_fit(
     """Compare the tensors of a file with those of the model that its config describes.
 
     Args:
-        path: The file, for messages.
-        found: Its tensors.
-        expected: Tensors of the same names, shapes and dtypes; they need no values.
+        path: Path of the file, for messages.
+        found: The tensors of the file.
+        expected: Tensors with the same names, shapes and dtypes; they need no values.
 
     Raises:
-        ModelFileError: A tensor is missing, unexpected, or of another shape or dtype.
+        ModelFileError: A tensor is missing or unexpected, or has another shape or dtype.
     """
     faults = [f"missing {name}" for name in expected if name not in found]
     faults += [f"unexpected {printable(name)}" for name in found if name not in expected]
@@ -245,7 +246,7 @@ def check_fit(
 
 
 def _fault(tensor: Tensor) -> str | None:
-    """What keeps a tensor out of a file, in words."""
+    """What keeps a tensor from being stored, in words."""
     if tensor.is_complex() or (tensor.is_floating_point() and tensor.dtype != torch.float32):
         return f"has dtype {_dtype_name(tensor)}, expected float32 or integers"
     bad = tensor.numel() - int(tensor.isfinite().sum())
@@ -267,19 +268,19 @@ def _naming_faults(path: str | os.PathLike[str]) -> Iterator[None]:
     except FileNotFoundError:
         raise ModelFileError(f"'{os.fspath(path)}' does not exist") from None
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
-        # The last three come of shapes that torch cannot hold, with a stack in their text.
+        # The last three are raised for shapes that torch cannot hold, with a stack in their text.
         reason = _foreign_kind(Path(path)) or printable(str(error).partition("\n")[0], 200)
         raise ModelFileError(
-            f"'{os.fspath(path)}' is damaged or no safetensors file: {reason}"
+            f"'{os.fspath(path)}' is damaged or not a safetensors file: {reason}"
         ) from None
 
 
 def _foreign_kind(path: Path) -> str | None:
-    """What a file that does not load is, if its first bytes tell."""
+    """What a file that does not load is, if its first bytes show it."""
     if not path.is_file():
         return None
     with naming_os_errors("read", path), path.open("rb") as file:
         start = file.read(max(map(len, _FOREIGN)))
-    if start[4:8] == bytes(4):  # the length of a header, whatever its first byte
+    if start[4:8] == bytes(4):  # they are the length of a header, whatever the first byte is
         return None
     return next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
