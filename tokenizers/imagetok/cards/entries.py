@@ -1,7 +1,6 @@
-"""`Facts`: what an evaluation says, whoever wrote it.
+"""Reading a JSON-like object of unknown origin, such as an evaluation of another version.
 
-An evaluation comes from a file that may be older, newer or damaged. What is missing and what is of
-another kind than it should be are the same here: not known.
+What is missing and what is of another kind than it should be are the same to a card: not known.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 _LONGEST_LIST = 100
 
 
-class Facts:
+class Entries:
     """Entries of a JSON-like object, by name and kind.
 
     Args:
@@ -48,9 +47,9 @@ class Facts:
         """A list of whole numbers; empty where there is none."""
         return [value for value in map(_number, self._list(key)) if isinstance(value, int)]
 
-    def part(self, key: str) -> Facts:
+    def part(self, key: str) -> Entries:
         """An object inside; empty where there is none."""
-        return Facts(self._values.get(key))
+        return Entries(self._values.get(key))
 
     def is_void(self, key: str) -> bool:
         """Whether an entry is there and says that it does not apply."""

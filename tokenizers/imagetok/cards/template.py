@@ -1,0 +1,113 @@
+"""Cards from templates: the text of a card as people read it, with places for values.
+
+Values are texts of anybody: names of datasets, splits and recipes, or whatever a file holds. So a
+place names the filter that makes its value harmless where it stands, as in `{{ split | code }}`; a
+value that went through no filter is refused, and so is a name that is not defined.
+
+huggingface_hub's `ModelCard.from_template` is not used, because it renders with a plain
+`jinja2.Template`: that has none of these filters, leaves out undefined names without a word, and
+cannot see to it that texts are escaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from imagetok.cards.display_names import dataset_words, without_folders
+from imagetok.cards.markdown import code, front_matter, python_text
+from imagetok.hub import CARD_BEGIN, CARD_END
+
+UNKNOWN_LICENSE = "unknown"
+"""The Hub's word for it. No file that a card is made from says which licence weights or ids have:
+whoever publishes them writes it in the card, where it stays."""
+
+NOT_RECORDED = "not recorded"
+
+
+def render(template: str, metadata: Mapping[str, Any], **values: Any) -> str:
+    """The text of a card.
+
+    Args:
+        template: Name of a template beside this module, which extends `card.md.jinja`.
+        metadata: What the Hub reads.
+        values: What the template asks for, by name.
+    """
+    markers = {"begin": CARD_BEGIN, "end": CARD_END}
+    return _environment().get_template(template).render(metadata=metadata, **markers, **values)
+
+
+def licence_words(what: str, source: str) -> str:
+    """The paragraph of a card that says why it states no licence.
+
+    Args:
+        what: What would have it, such as `weights`.
+        source: What it was made from, such as `training data`.
+    """
+    return (
+        f"None is stated by what this card is made from. Whoever publishes the {what} sets "
+        "`license` at the top of this file, where a later push leaves it as it is; the terms of "
+        f"the {source} may bind it."
+    )
+
+
+def written(value: float) -> str:
+    """A figure as a card writes it: whole numbers whole, others to six digits."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("imagetok.cards", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_check_escaped,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters: dict[str, Callable[[Any], str]] = {
+        "code": code,
+        "codebook": _codebook_words,
+        "front_matter": front_matter,
+        "prose": str,
+        "python": python_text,
+        "recorded": _recorded,
+        "sides": lambda sides: " x ".join(map(str, sides)) or NOT_RECORDED,
+    }
+    environment.filters |= {name: _marking(function) for name, function in filters.items()}
+    environment.filters["without_folders"] = without_folders
+    environment.globals |= {"dataset_words": dataset_words, "licence_words": licence_words}
+    return environment
+
+
+def _marking(function: Callable[[Any], str]) -> Callable[[Any], Markup]:
+    """The function as a filter, whose results may stand in a card as they are."""
+    return lambda value: Markup(function(value))  # noqa: S704
+
+
+def _check_escaped(value: object) -> object:
+    """A value that may stand in a card: a number, or the result of a filter."""
+    if not isinstance(value, int | Markup):
+        raise TypeError(f"a template writes {value!r} without a filter")
+    return value
+
+
+def _recorded(value: str | float | None) -> str:
+    """An entry of an evaluation, as a cell of a table."""
+    if value is None:
+        return NOT_RECORDED
+    return code(value) if isinstance(value, str) else written(value)
+
+
+def _codebook_words(sizes: Iterable[int]) -> str:
+    """The codebooks of the levels of a position."""
+    sizes = list(sizes)
+    if len(sizes) > 1 and len(set(sizes)) == 1:
+        return f"{len(sizes)} of {sizes[0]} codes each"
+    return f"{', '.join(map(str, sizes))} codes"
