@@ -22,7 +22,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "keys",
         "precision",
         "files",
-        "markdown",
         "config",
         "arguments",
         "launch",

@@ -10,22 +10,30 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from jinja2 import UndefinedError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from imagetok import ImageTokenizer
-from imagetok.cards import dataset_source, render_model_card, told_name, write_model_card
-from imagetok.cards.naming import without_folders
+from imagetok.cards import (
+    dataset_source,
+    display_name,
+    render_model_card,
+    template,
+    write_model_card,
+)
+from imagetok.cards.display_names import without_folders
+from imagetok.cards.markdown import plain
 from imagetok.config import TokenizerConfig, load_recipe, recipe_names
 from imagetok.errors import HubAccessError
 from imagetok.hub.card_merge import CARD_BEGIN, CARD_END, merge_card
-from imagetok.markdown import plain
+from imagetok.metrics import MetricConfig
 from imagetok.training import train
 from nasty_texts import NASTY
 from readme_blocks import Block, blocks, commands
@@ -43,7 +51,7 @@ HEADINGS = [
     "Licence",
     "Citation",
 ]
-FIGURES = {"PSNR", "SSIM", "L1", "rFID", "LPIPS", "bits a dimension", "bits a pixel of the ids"}
+FIGURES = {"PSNR", "SSIM", "L1", "rFID", "LPIPS", "bits per dimension", "bits per pixel of the ids"}
 CODEBOOK = {"codebook usage", "codebook perplexity"}
 DISCRETE = {"vqvae", "dvae"}
 TEXTS = pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
@@ -153,7 +161,7 @@ def test_every_value_of_a_card_stands_in_the_evaluation(
         f"{v:,}" if isinstance(v, int) else f"{v:.6g}" for v in known if type(v) in (int, float)
     }
     numbers |= {" x ".join(map(str, done.evaluation["protocol"]["image_size"]))}
-    units = r"( dB| bits| codes| of the codes| of the range of a pixel)?"
+    units = r"( dB| bits| codes| of the codes| of the pixel range)?"
     count = 0
     for heading in ("Training", "Results", "Codebook"):
         for name, value in rows(section(done.card(), heading)).items():
@@ -202,14 +210,14 @@ def test_the_grid_and_the_vocabulary_are_those_of_the_tokenizer(
     told = rows(section(done.card(), "Token grid and vocabulary"))
     height, width = tokenizer.grid_size
     assert told["grid"] == f"{height} x {width} = {tokenizer.num_tokens} positions"
-    assert told["pictures"].startswith("{} x {} pixels".format(*tokenizer.image_size))
+    assert told["images"].startswith("{} x {} pixels".format(*tokenizer.image_size))
     factor = tokenizer.downsample_factor
-    assert told["pixels of a position"] == f"{factor} x {factor}"
+    assert told["pixels per position"] == f"{factor} x {factor}"
     if system in DISCRETE:
         assert told["codebook"] == f"{tokenizer.codebook_size} codes"
     else:
         assert told["codebook"] == "none: the latents are continuous"
-        assert told["latents of a position"] == str(tokenizer.bottleneck.latent_dim)
+        assert told["latents per position"] == str(tokenizer.bottleneck.latent_dim)
 
 
 @pytest.mark.parametrize("evaluation", [None, {}, [], "text", {"psnr": None, "protocol": 3}])
@@ -230,8 +238,13 @@ def test_what_was_not_measured_says_so(evaluation: Any) -> None:
 def test_what_a_model_cannot_have_does_not_apply(trained: Callable[[str], Trained]) -> None:
     told = {system: rows(section(trained(system).card(), "Results")) for system in SYSTEMS}
     absent = {s: {name for name in t if t[name] == "does not apply"} for s, t in told.items()}
-    bits = {"bits a dimension", "bits a pixel of the ids"}
-    assert absent == {"ae": bits, "vae": {"bits a pixel of the ids"}, "vqvae": set(), "dvae": set()}
+    bits = {"bits per dimension", "bits per pixel of the ids"}
+    assert absent == {
+        "ae": bits,
+        "vae": {"bits per pixel of the ids"},
+        "vqvae": set(),
+        "dvae": set(),
+    }
     unmeasured = {s: {name for name in t if t[name] == "not measured"} for s, t in told.items()}
     assert unmeasured == {s: {"rFID", "LPIPS"} for s in SYSTEMS}
 
@@ -295,6 +308,41 @@ def test_equal_evaluations_give_equal_cards(trained: Callable[[str], Trained]) -
     )
     assert before == done.evaluation
     assert (done.folder / "README.md").read_text() == done.card()
+
+
+def test_levels_and_metrics_from_elsewhere_have_lines_of_their_own(
+    trained: Callable[[str], Trained],
+) -> None:
+    class BrightnessConfig(MetricConfig):
+        title: ClassVar[str] = "brightness"
+        unit: ClassVar[str] = "cd"
+        protocol: ClassVar[str] = "looked at"
+        type: Literal["test_card_brightness"] = "test_card_brightness"
+
+    done = trained("vqvae")
+    figures = {"test_card_brightness": 2.5, "codebook_usage/0": 0.25, "codebook_usage/1": None}
+    protocol = done.evaluation["protocol"] | {"test_card_brightness": "looked at"}
+    card = done.card(**figures, protocol=protocol)
+    results = rows(section(card, "Results"))
+    assert results["brightness"] == "2.5 cd"
+    assert results["about brightness"] == "`looked at`"
+    codebook = rows(section(card, "Codebook"))
+    assert codebook["codebook usage, 0"] == "0.25 of the codes"
+    assert codebook["codebook usage, 1"] == "does not apply"
+    metrics = metadata(card)["model-index"][0]["results"][0]["metrics"]
+    assert {"type": "test_card_brightness", "value": 2.5, "name": "brightness"} in metrics
+    assert "brightness" not in rows(section(done.card(), "Results"))
+
+
+# Templates
+
+
+@pytest.mark.parametrize("place", ["{{ name }}", "{{ missing | code }}"])
+def test_a_template_writes_nothing_unescaped_and_nothing_undefined(place: str) -> None:
+    environment = template._environment()
+    assert environment.from_string("{{ name | code }} {{ 3 }}").render(name="a`b") == "`a'b` 3"
+    with pytest.raises((TypeError, UndefinedError)):
+        environment.from_string(place).render(name="a")
 
 
 # Metadata
@@ -467,7 +515,7 @@ def test_a_path_in_an_evaluation_is_told_by_its_last_part(
     "name", ["user/data", "mnist", "builtin:shapes?size=16&count=64", "photos", "my photos"]
 )
 def test_a_name_that_is_no_path_is_told_as_it_is(name: str) -> None:
-    assert without_folders(name) == told_name(name) == name
+    assert without_folders(name) == display_name(name) == name
 
 
 def test_a_folder_is_told_by_its_name_however_it_is_reached(
@@ -478,10 +526,10 @@ def test_a_folder_is_told_by_its_name_however_it_is_reached(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("user/data", "./user/data", "user/data/.", "~/user/data", str(folder)):
-        assert (told_name(name), dataset_source(name)) == ("data", "local")
+        assert (display_name(name), dataset_source(name)) == ("data", "local")
     monkeypatch.chdir(folder)
-    assert (told_name("."), told_name("..")) == ("data", "user")
-    assert (told_name("user/data"), dataset_source("user/data")) == ("user/data", "hub")
+    assert (display_name("."), display_name("..")) == ("data", "user")
+    assert (display_name("user/data"), dataset_source("user/data")) == ("user/data", "hub")
     assert dataset_source("builtin:digits") == "builtin"
     assert dataset_source("a\0b") == dataset_source("gone/and/away") == "local"
 
@@ -509,8 +557,8 @@ def test_the_code_of_a_card_runs_as_it_is_written(
     names: dict[str, Any] = {}
     exec(block.text, names)
     check_comments(block, names)
-    assert names["picture"].size == names["decoded"].size == (24, 16)
-    assert names["picture"].mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    assert names["image"].size == names["decoded"].size == (24, 16)
+    assert names["image"].mode == {1: "L", 3: "RGB", 4: "RGBA"}[channels]
 
 
 def check_comments(block: Block, names: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from imagetok.data import ImageRows, open_images
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.evaluation import evaluate, join_processes, reconstruction_grid
 from imagetok.keys import make_keys
-from imagetok.metrics import ImageMean, MeasuredBatch
+from imagetok.metrics import ImageMean, MeasuredBatch, MeasuredModel, Metric, MetricConfig
 from tiny_runs import CODEBOOK_SIZE, DATA, SYSTEMS, run_two_ranks, tiny_run
 
 POSITIONS, PIXELS = 16, 16 * 16
@@ -145,11 +145,16 @@ def test_ssim_is_one_for_what_is_kept_and_less_for_what_is_not(rows: ImageRows) 
     assert figures["psnr"] > 90
 
 
-class Brightness(ImageMean):
-    key = "test_brightness"
-    title = "brightness"
-    protocol = "mean of reconstruction minus original"
+class BrightnessConfig(MetricConfig):
+    title: ClassVar[str] = "brightness"
+    protocol: ClassVar[str] = "mean of reconstruction minus original"
+    type: Literal["test_brightness"] = "test_brightness"
 
+    def build(self, model: MeasuredModel) -> Metric:
+        return Brightness(self, model)
+
+
+class Brightness(ImageMean):
     def measure(self, batch: MeasuredBatch) -> Tensor:
         return (batch.x_hat - batch.x).double().mean((1, 2, 3))
 
@@ -163,7 +168,7 @@ def test_further_metrics_are_measured_by_name(rows: ImageRows) -> None:
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)
     assert found["test_brightness"] == pytest.approx(float((x_hat - x).mean()), abs=1e-7)
-    assert found["protocol"].pop("test_brightness") == Brightness.protocol
+    assert found["protocol"].pop("test_brightness") == BrightnessConfig.protocol
     assert {**plain, "test_brightness": found["test_brightness"]} == found
 
 

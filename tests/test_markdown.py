@@ -9,7 +9,15 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from imagetok.markdown import LONGEST, code, front_matter, plain, python_text, shell_word, table
+from imagetok.cards.markdown import (
+    LONGEST,
+    code,
+    front_matter,
+    plain,
+    python_text,
+    shell_word,
+    table,
+)
 from nasty_texts import NASTY
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -14,17 +14,18 @@ from imagetok.errors import IdsError, InvalidValueError
 from imagetok.metrics import (
     MAX_PSNR,
     STANDARD_METRICS,
-    BitsPerDim,
-    BitsPerPixel,
+    BitsPerDimConfig,
+    BitsPerPixelConfig,
     CodebookPerplexity,
+    CodebookPerplexityConfig,
     CodebookUsage,
+    CodebookUsageConfig,
     ImageMean,
     MeasuredBatch,
     MeasuredModel,
-    Psnr,
+    MetricConfig,
     find_metric,
     has_ssim,
-    known_metrics,
     l1,
     perplexity,
     psnr,
@@ -172,7 +173,7 @@ def batch_of(ids: Tensor | None = None, x: Tensor | None = None, **changes: Any)
 
 def counting(*codebook_sizes: int) -> tuple[CodebookUsage, CodebookPerplexity]:
     model = MeasuredModel((4, 4), (2, 2), codebook_sizes)
-    return CodebookUsage(model), CodebookPerplexity(model)
+    return CodebookUsageConfig().build(model), CodebookPerplexityConfig().build(model)
 
 
 def test_figures_of_codes_equal_numpy_whatever_the_batches() -> None:
@@ -186,7 +187,7 @@ def test_figures_of_codes_equal_numpy_whatever_the_batches() -> None:
         (counts,) = metric.counts
         assert counts.dtype == torch.int64
         assert counts.tolist() == expected.tolist()
-        assert metric.figures() == {metric.key: metric.value()}
+        assert metric.figures() == {metric.config.type: metric.value()}
         assert metric.value() == pytest.approx(figure, rel=1e-12)
 
 
@@ -194,8 +195,10 @@ def test_each_level_of_a_position_is_counted_apart() -> None:
     ids = torch.tensor([[[[0, 5], [1, 5]], [[2, 5], [3, 5]]]])  # (1, 2, 2, depth 2)
     for metric, figures in zip(counting(4, 10), ((1.0, 0.1), (4.0, 1.0)), strict=True):
         metric.update(batch_of(ids))
-        levels = {f"{metric.key}/{i}": pytest.approx(value) for i, value in enumerate(figures)}
-        assert metric.figures() == {metric.key: pytest.approx(sum(figures) / 2), **levels}
+        levels = {
+            f"{metric.config.type}/{i}": pytest.approx(value) for i, value in enumerate(figures)
+        }
+        assert metric.figures() == {metric.config.type: pytest.approx(sum(figures) / 2), **levels}
 
 
 def test_the_counts_of_a_training_step_have_the_same_figures() -> None:
@@ -225,43 +228,51 @@ def test_ids_out_of_range_are_refused_and_not_counted(bad: int) -> None:
 
 
 def test_a_continuous_model_has_no_figures_of_codes() -> None:
-    for metric in (*counting(), BitsPerPixel(MeasuredModel((4, 4), (2, 2)))):
+    for metric in (*counting(), BitsPerPixelConfig().build(MeasuredModel((4, 4), (2, 2)))):
         metric.update(batch_of())
         metric.merge()
-        assert metric.figures() == {metric.key: None}
+        assert metric.figures() == {metric.config.type: None}
 
 
 # Code lengths
 
 
 def test_bits_per_dim_are_the_nats_of_an_image_in_bits_over_8_bit_pixels() -> None:
-    metric = BitsPerDim(MeasuredModel((4, 4), (2, 2)))
+    metric = BitsPerDimConfig().build(MeasuredModel((4, 4), (2, 2)))
     x = torch.zeros(2, 3, 4, 4)
     metric.update(batch_of(x=x, code_length=torch.tensor([0.0, 48 * math.log(2)])))
     assert metric.value() == pytest.approx(8.5, rel=1e-7)
-    continuous = BitsPerDim(MeasuredModel((4, 4), (2, 2)))
+    continuous = BitsPerDimConfig().build(MeasuredModel((4, 4), (2, 2)))
     continuous.update(batch_of(x=x))
     assert continuous.value() is None
 
 
 def test_bits_per_pixel_are_those_of_all_levels() -> None:
-    assert BitsPerPixel(MeasuredModel((8, 4), (4, 2), (16,))).value() == 8 * 4 / 32
-    assert BitsPerPixel(MeasuredModel((8, 4), (4, 2), (16, 4))).value() == 8 * (4 + 2) / 32
+    assert BitsPerPixelConfig().build(MeasuredModel((8, 4), (4, 2), (16,))).value() == 8 * 4 / 32
+    assert (
+        BitsPerPixelConfig().build(MeasuredModel((8, 4), (4, 2), (16, 4))).value()
+        == 8 * (4 + 2) / 32
+    )
 
 
 # Means over images
 
 
-class First(ImageMean):
-    key = "test_first_pixel"
-    title = "first pixel"
+class FirstConfig(MetricConfig):
+    title: ClassVar[str] = "first pixel"
+    type: Literal["test_first_pixel"] = "test_first_pixel"
 
+    def build(self, model: MeasuredModel) -> First:
+        return First(self, model)
+
+
+class First(ImageMean):
     def measure(self, batch: MeasuredBatch) -> Tensor | None:
         return None if batch.x.shape[-1] > 1 else batch.x.flatten()
 
 
 def mean_of(*parts: Tensor) -> First:
-    metric = First(MeasuredModel((1, 1), (1, 1)))
+    metric = FirstConfig().build(MeasuredModel((1, 1), (1, 1)))
     for part in parts:
         metric.update(batch_of(x=part.reshape(-1, 1, 1, 1)))
     return metric
@@ -294,20 +305,14 @@ def test_values_that_are_not_one_an_image_are_refused_by_name() -> None:
             return torch.tensor(0.5)
 
     with pytest.raises(InvalidValueError, match=r"test_first_pixel: expected one value an image"):
-        Whole(MeasuredModel((1, 1), (1, 1))).update(batch_of())
+        Whole(FirstConfig(), MeasuredModel((1, 1), (1, 1))).update(batch_of())
 
 
 # Names
 
 
 def test_a_metric_is_found_by_its_key_wherever_it_is_defined() -> None:
-    assert find_metric("test_first_pixel") is First
-    assert {metric.key for metric in STANDARD_METRICS} <= set(known_metrics())
-    with pytest.raises(InvalidValueError, match="unknown metric 'psnrr'; choose one of: bits_per"):
+    for metric in (FirstConfig(), *STANDARD_METRICS):
+        assert find_metric(metric.type) is type(metric)
+    with pytest.raises(InvalidValueError, match=r"metric 'psnrr'; choose one of: bits_per_"):
         find_metric("psnrr")
-
-
-def test_two_metrics_of_one_key_are_refused() -> None:
-    with pytest.raises(InvalidValueError, match=r"metric 'psnr', which imagetok.*another key"):
-        type("Mine", (First,), {"key": "psnr"})
-    assert find_metric("psnr") is Psnr

@@ -19,7 +19,13 @@ import torch.distributed as dist
 
 from imagetok.launch import collectives
 from imagetok.errors import InvalidValueError
-from imagetok.metrics import L1, CodebookUsage, MeasuredBatch, MeasuredModel, Ssim
+from imagetok.metrics import (
+    CodebookUsageConfig,
+    L1Config,
+    MeasuredBatch,
+    MeasuredModel,
+    SsimConfig,
+)
 
 dist.init_process_group("gloo")
 assert collectives.is_distributed()
@@ -94,14 +100,14 @@ assert collectives.any_rank(True) and not collectives.any_rank(False)
 
 # Metrics of both ranks, one of which measured no image.
 model = MeasuredModel((16, 16), (1, 2), (4,))
-codes, means = CodebookUsage(model), L1(model)
+codes, means = CodebookUsageConfig().build(model), L1Config().build(model)
 x = torch.ones(1 + r, 3, 16, 16) / 2
 for metric in (codes, means):
     metric.update(MeasuredBatch(x, x - r / 4, torch.tensor([0, 1 + r])))
     metric.merge()
 assert codes.counts[0].tolist() == [2, 1, 1, 0]
 assert means.value() == (0 + 0.25 + 0.25) / 3
-ssim = Ssim(model)
+ssim = SsimConfig().build(model)
 if r == 1:
     ssim.update(MeasuredBatch(x, x))
 ssim.merge()

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from imagetok.bottlenecks import DiscreteBottleneck
-from imagetok.cards import dataset_source, told_name
+from imagetok.cards import dataset_source, display_name
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import grid_image, to_unit
@@ -117,11 +117,12 @@ def _start_metrics(tokenizer: ImageTokenizer, keys: Sequence[str]) -> list[Metri
     model = MeasuredModel(
         image_size=tokenizer.image_size,
         grid_size=tokenizer.grid_size,
-        codebook_sizes=(tokenizer.codebook_size,) if discrete else (),
+        codebook_sizes=bottleneck.codebook_sizes if discrete else (),
         device=tokenizer.device,
     )
-    classes = dict.fromkeys([*STANDARD_METRICS, *map(find_metric, keys)])
-    return [metric(model) for metric in classes]
+    configs = {metric.type: metric for metric in STANDARD_METRICS}
+    configs |= {key: find_metric(key).from_dict({"type": key}) for key in keys}
+    return [config.build(model) for config in configs.values()]
 
 
 def _run_model(tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int]) -> MeasuredBatch:
@@ -176,7 +177,7 @@ def _report(
         "num_unreadable": num_unreadable,
         "tokenizer_fingerprint": tokenizer.take_fingerprint(),
         "protocol": {
-            "dataset": told_name(rows.name),
+            "dataset": display_name(rows.name),
             "dataset_source": dataset_source(rows.name),
             "split": rows.split,
             "dataset_fingerprint": rows.fingerprint,
@@ -188,7 +189,7 @@ def _report(
             "data_range": 1.0,
             "dtype": str(tokenizer.dtype).removeprefix("torch."),
             "averaging": "mean over images of per-image values",
-            **{metric.key: metric.protocol for metric in metrics if metric.protocol},
+            **{m.config.type: m.config.protocol for m in metrics if m.config.protocol},
         },
     }
 

@@ -1,12 +1,15 @@
-"""Model cards: from a tokenizer's config and its evaluation.json, and from nothing else."""
+"""Cards: what a README.md on the Hub says of a tokenizer, and what cards have in common."""
 
-from imagetok.cards.model import render_model_card
-from imagetok.cards.naming import DatasetSource, dataset_source, told_name
-from imagetok.cards.writing import write_model_card
+from imagetok.cards.display_names import DatasetSource, dataset_source, display_name
+from imagetok.cards.model_card import render_model_card, write_model_card
+
+told_name = display_name
+"""Earlier name of `display_name`."""
 
 __all__ = [
     "DatasetSource",
     "dataset_source",
+    "display_name",
     "render_model_card",
     "told_name",
     "write_model_card",

@@ -25,6 +25,14 @@ class Entries:
     def __bool__(self) -> bool:
         return bool(self._values)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def keys_under(self, prefix: str) -> list[str]:
+        """The keys that begin with a prefix; none where there are too many to list."""
+        keys = [key for key in self._values if isinstance(key, str) and key.startswith(prefix)]
+        return keys if len(keys) <= _LONGEST_LIST else []
+
     def number(self, key: str) -> int | float | None:
         """A finite number."""
         return _number(self._values.get(key))
@@ -40,7 +48,7 @@ class Entries:
         return value if isinstance(value, str) else None
 
     def texts(self, key: str) -> list[str]:
-        """A list of texts; empty where there is none."""
+        """A list of texts; empty where there is none, or where it is too long to show."""
         return [value for value in self._list(key) if isinstance(value, str)]
 
     def counts(self, key: str) -> list[int]:

@@ -16,17 +16,18 @@ from imagetok.cards.display_names import is_hub_name, without_folders
 from imagetok.cards.entries import Entries
 from imagetok.cards.markdown import plain, shell_word
 from imagetok.cards.template import UNKNOWN_LICENSE, render, written
+from imagetok.config.registry import known_types
 from imagetok.files import naming_os_errors, write_atomic
 from imagetok.hub import merge_card
-from imagetok.metrics import MetricConfig, card_metrics
+from imagetok.metrics import STANDARD_METRICS, MetricConfig, find_metric
 from imagetok.modelfile import CARD_FILE, EVALUATED_KEY, PICTURES_FILE
 from imagetok.tokenizer_config import TokenizerConfig
 
 _CHANNELS = {1: "gray", 3: "red, green, blue", 4: "red, green, blue, alpha"}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-_OTHERS = {"rfid": "rFID", "lpips": "LPIPS"}
-"""Figures that imagetok does not measure; a card says so, or shows those of an evaluation that
-somebody has completed."""
+_FOREIGN_FIGURES = {"rfid": "rFID", "lpips": "LPIPS"}
+"""Titles of figures that imagetok itself does not measure, by key. A card has a line for them, so
+that readers see that they are missing; an evaluation that others have completed may hold them."""
 
 
 def render_model_card(
@@ -105,3 +106,87 @@ def training_command(training: Entries) -> str | None:
         return None
     words = [recipe, *training.texts("changes"), "--output-dir", f"runs/{recipe}"]
     return f"imagetok train {' '.join(map(shell_word, words))}"
+
+
+def _figure_rows(entries: Entries, *, of_codes: bool) -> Iterator[tuple[str, str]]:
+    """Title and value of each figure of the codes, or of the images, as a card writes them."""
+    for key, metric in _metrics(entries).items():
+        if metric.is_of_codes == of_codes:
+            for title, inner in _titles(entries, key, metric.title):
+                yield title, _value_words(entries, inner, metric.unit)
+    if not of_codes:
+        for key, title in _FOREIGN_FIGURES.items():
+            yield title, _value_words(entries, key)
+
+
+def _value_words(entries: Entries, key: str, unit: str = "") -> str:
+    value = entries.number(key)
+    if value is None:
+        return "does not apply" if entries.is_void(key) else "not measured"
+    return f"{written(value)} {unit}".rstrip()
+
+
+def _metrics(entries: Entries) -> dict[str, type[MetricConfig]]:
+    """By key the standard metrics, and of the others that are known those that were measured."""
+    standard = [metric.type for metric in STANDARD_METRICS]
+    others = [key for key in known_types("metric") if key not in standard and key in entries]
+    return {key: find_metric(key) for key in (*standard, *others)}
+
+
+def _titles(entries: Entries, key: str, title: str) -> Iterator[tuple[str, str]]:
+    """Title and key of a metric's figure, and of those that it consists of."""
+    yield title, key
+    for inner in entries.keys_under(f"{key}/"):
+        yield f"{title}, {plain(inner.removeprefix(f'{key}/'))}", inner
+
+
+def _metadata(config: TokenizerConfig, entries: Entries, repo_id: str | None) -> dict[str, Any]:
+    """What the Hub reads: the YAML at the top of the card."""
+    system = config.bottleneck
+    metadata: dict[str, Any] = {
+        "library_name": "imagetok",
+        "license": UNKNOWN_LICENSE,
+        # All systems are asked for what stands for an image; the way back is the check.
+        "pipeline_tag": "image-feature-extraction",
+        "tags": ["imagetok", "image-tokenizer", system.tag],
+    }
+    data = entries.part("training").part("data")
+    dataset = data.text("name")
+    if dataset is not None and data.text("source") == "hub" and is_hub_name(dataset):
+        metadata["datasets"] = [dataset]
+    titles = {key: metric.title for key, metric in _metrics(entries).items()} | _FOREIGN_FIGURES
+    metrics = [
+        {"type": inner, "value": value, "name": name}
+        for key, title in titles.items()
+        for name, inner in _titles(entries, key, title)
+        if (value := entries.number(inner)) is not None
+    ]
+    measured_on = _measured_on(entries)
+    if metrics and measured_on is not None:
+        result = {
+            "task": {"type": "image-to-image", "name": "Reconstruction"},
+            "dataset": measured_on,
+            "metrics": metrics,
+        }
+        name = system.title if repo_id is None else plain(repo_id)
+        metadata["model-index"] = [{"name": name, "results": [result]}]
+    return metadata
+
+
+def _measured_on(entries: Entries) -> dict[str, Any] | None:
+    """The dataset of an evaluation, in the Hub's terms; None where it does not say."""
+    protocol = entries.part("protocol")
+    name = protocol.text("dataset")
+    if name is None:
+        return None
+    shown = plain(without_folders(name)) or "unnamed"
+    # A dataset of somebody's machine is not the one that happens to have its name on the Hub.
+    is_local = protocol.text("dataset_source") == "local"
+    dataset: dict[str, Any] = {"name": shown, "type": f"local:{shown}" if is_local else shown}
+    if split := plain(protocol.text("split") or ""):
+        dataset["split"] = split
+    fingerprint = plain(protocol.text("dataset_fingerprint") or "")
+    said = {"images": entries.count("num_images"), "fingerprint": fingerprint}
+    if arguments := {key: value for key, value in said.items() if value}:
+        dataset["args"] = arguments
+    return dataset

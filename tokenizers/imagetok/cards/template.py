@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from imagetok.cards.display_names import dataset_words, without_folders
 from imagetok.cards.markdown import code, front_matter, python_text
-from imagetok.hub import CARD_BEGIN, CARD_END
+from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
 
 UNKNOWN_LICENSE = "unknown"
 """The Hub's word for it. No file that a card is made from says which licence weights or ids have:
@@ -39,6 +39,22 @@ def render(template: str, metadata: Mapping[str, Any], **values: Any) -> str:
     """
     markers = {"begin": CARD_BEGIN, "end": CARD_END}
     return _environment().get_template(template).render(metadata=metadata, **markers, **values)
+
+
+def lay_out(
+    metadata: Mapping[str, Any], opening: Iterable[str], sections: Mapping[str, Iterable[str]]
+) -> str:
+    """The text of a card.
+
+    Args:
+        metadata: What the Hub reads.
+        opening: The title and what stands under it, a paragraph each.
+        sections: Paragraphs by heading.
+    """
+    blocks = [front_matter(metadata), CARD_BEGIN, *opening]
+    for heading, paragraphs in sections.items():
+        blocks += [f"## {heading}", *paragraphs]
+    return "\n\n".join([*blocks, CARD_END]) + "\n"
 
 
 def licence_words(what: str, source: str) -> str:

@@ -4,33 +4,40 @@
 name.
 """
 
-from imagetok.metrics.code_length import BitsPerDim, BitsPerPixel
+from imagetok.metrics.code_length import (
+    BitsPerDim,
+    BitsPerDimConfig,
+    BitsPerPixel,
+    BitsPerPixelConfig,
+)
 from imagetok.metrics.code_usage import (
     CodebookPerplexity,
+    CodebookPerplexityConfig,
     CodebookUsage,
+    CodebookUsageConfig,
     perplexity,
     usage,
     usage_figures,
 )
-from imagetok.metrics.distortion import L1, MAX_PSNR, Psnr, l1, psnr
+from imagetok.metrics.distortion import L1, MAX_PSNR, L1Config, Psnr, PsnrConfig, l1, psnr
 from imagetok.metrics.metric import (
     ImageMean,
     MeasuredBatch,
     MeasuredModel,
     Metric,
+    MetricConfig,
     find_metric,
-    known_metrics,
 )
-from imagetok.metrics.similarity import Ssim, has_ssim, ssim
+from imagetok.metrics.similarity import Ssim, SsimConfig, has_ssim, ssim
 
-STANDARD_METRICS: tuple[type[Metric], ...] = (
-    Psnr,
-    Ssim,
-    L1,
-    BitsPerDim,
-    BitsPerPixel,
-    CodebookUsage,
-    CodebookPerplexity,
+STANDARD_METRICS: tuple[MetricConfig, ...] = (
+    PsnrConfig(),
+    SsimConfig(),
+    L1Config(),
+    BitsPerDimConfig(),
+    BitsPerPixelConfig(),
+    CodebookUsageConfig(),
+    CodebookPerplexityConfig(),
 )
 """What every evaluation measures, in the order of evaluation.json."""
 
@@ -39,18 +46,25 @@ __all__ = [
     "MAX_PSNR",
     "STANDARD_METRICS",
     "BitsPerDim",
+    "BitsPerDimConfig",
     "BitsPerPixel",
+    "BitsPerPixelConfig",
     "CodebookPerplexity",
+    "CodebookPerplexityConfig",
     "CodebookUsage",
+    "CodebookUsageConfig",
     "ImageMean",
+    "L1Config",
     "MeasuredBatch",
     "MeasuredModel",
     "Metric",
+    "MetricConfig",
     "Psnr",
+    "PsnrConfig",
     "Ssim",
+    "SsimConfig",
     "find_metric",
     "has_ssim",
-    "known_metrics",
     "l1",
     "perplexity",
     "psnr",

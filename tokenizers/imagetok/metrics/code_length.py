@@ -15,22 +15,32 @@ distribution. Bits per pixel is what the ids alone take, stored without a model 
 from __future__ import annotations
 
 import math
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from imagetok.metrics.metric import ImageMean, MeasuredBatch, Metric
+from imagetok.metrics.metric import ImageMean, MeasuredBatch, MeasuredModel, Metric, MetricConfig
+
+
+class BitsPerDimConfig(MetricConfig):
+    """A code length of the pixels; it does not apply where nothing bounds the rate."""
+
+    title: ClassVar[str] = "bits per dimension"
+    unit: ClassVar[str] = "bits"
+    protocol: ClassVar[str] = (
+        "evidence lower bound of one draw from the posterior; of a VQ-VAE log2 of the codebook "
+        "size a position"
+    )
+
+    type: Literal["bits_per_dim"] = "bits_per_dim"
+
+    def build(self, model: MeasuredModel) -> BitsPerDim:
+        """The metric, with nothing measured yet."""
+        return BitsPerDim(self, model)
 
 
 class BitsPerDim(ImageMean):
     """A code length of the pixels; it does not apply where nothing bounds the rate."""
-
-    key = "bits_per_dim"
-    title = "bits per dimension"
-    unit = "bits"
-    protocol = (
-        "evidence lower bound of one draw from the posterior; of a VQ-VAE log2 of the codebook "
-        "size a position"
-    )
 
     def measure(self, batch: MeasuredBatch) -> Tensor | None:
         """The code length of each image, float64 (B,)."""
@@ -40,12 +50,21 @@ class BitsPerDim(ImageMean):
         return nats / (batch.x[0].numel() * math.log(2)) + 8
 
 
-class BitsPerPixel(Metric):
+class BitsPerPixelConfig(MetricConfig):
     """The size of the ids, which every image has alike; a continuous model has none."""
 
-    key = "bits_per_pixel"
-    title = "bits per pixel of the ids"
-    unit = "bits"
+    title: ClassVar[str] = "bits per pixel of the ids"
+    unit: ClassVar[str] = "bits"
+
+    type: Literal["bits_per_pixel"] = "bits_per_pixel"
+
+    def build(self, model: MeasuredModel) -> BitsPerPixel:
+        """The metric, with nothing measured yet."""
+        return BitsPerPixel(self, model)
+
+
+class BitsPerPixel(Metric):
+    """The size of the ids, which every image has alike; a continuous model has none."""
 
     def update(self, batch: MeasuredBatch) -> None:
         """Take in nothing: the figure is the tokenizer's own."""

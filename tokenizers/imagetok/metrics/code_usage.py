@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from imagetok.errors import IdsError, InvalidValueError
 from imagetok.launch import collectives
-from imagetok.metrics.metric import MeasuredBatch, MeasuredModel, Metric, as_double
+from imagetok.metrics.metric import MeasuredBatch, MeasuredModel, Metric, MetricConfig, as_double
+from imagetok.outputs import is_counts
 
 
 class CodeCounts(Metric):
@@ -28,8 +30,8 @@ class CodeCounts(Metric):
         counts: int64 (codebook_size,) for each level, of this rank until `merge`, then of all.
     """
 
-    def __init__(self, model: MeasuredModel) -> None:
-        super().__init__(model)
+    def __init__(self, config: MetricConfig, model: MeasuredModel) -> None:
+        super().__init__(config, model)
         self.counts = [
             torch.zeros(size, dtype=torch.int64, device=model.device)
             for size in model.codebook_sizes
@@ -67,27 +69,48 @@ class CodeCounts(Metric):
     def figures(self) -> dict[str, float | None]:
         """The figure, followed by those of the levels where there are several."""
         levels = {str(i): self.measure(counts) for i, counts in enumerate(self.counts)}
-        return {self.key: self.value(), **_by_level(self.key, levels)}
+        key = self.config.type
+        return {key: self.value(), **_by_level(key, levels)}
+
+
+class CodebookUsageConfig(MetricConfig):
+    """The share of codes that occur."""
+
+    title: ClassVar[str] = "codebook usage"
+    unit: ClassVar[str] = "of the codes"
+    is_of_codes: ClassVar[bool] = True
+
+    type: Literal["codebook_usage"] = "codebook_usage"
+
+    def build(self, model: MeasuredModel) -> CodebookUsage:
+        """The metric, with nothing measured yet."""
+        return CodebookUsage(self, model)
 
 
 class CodebookUsage(CodeCounts):
     """The share of codes that occur."""
-
-    key = "codebook_usage"
-    title = "codebook usage"
-    unit = "of the codes"
 
     def measure(self, counts: Tensor) -> float:
         """As the function `usage`."""
         return usage(counts)
 
 
-class CodebookPerplexity(CodeCounts):
+class CodebookPerplexityConfig(MetricConfig):
     """The perplexity of the codes' frequencies."""
 
-    key = "codebook_perplexity"
-    title = "codebook perplexity"
-    unit = "codes"
+    title: ClassVar[str] = "codebook perplexity"
+    unit: ClassVar[str] = "codes"
+    is_of_codes: ClassVar[bool] = True
+
+    type: Literal["codebook_perplexity"] = "codebook_perplexity"
+
+    def build(self, model: MeasuredModel) -> CodebookPerplexity:
+        """The metric, with nothing measured yet."""
+        return CodebookPerplexity(self, model)
+
+
+class CodebookPerplexity(CodeCounts):
+    """The perplexity of the codes' frequencies."""
 
     def measure(self, counts: Tensor) -> float:
         """As the function `perplexity`."""
@@ -125,7 +148,7 @@ def usage_figures(sums: Mapping[str, Tensor]) -> dict[str, float]:
     levels = {
         name.removesuffix("counts").rstrip("/"): counts
         for name, counts in sums.items()
-        if name.split("/")[-1] == "counts"
+        if is_counts(name)
     }
     figures: dict[str, float] = {}
     for key, measure in (("codebook/usage", usage), ("codebook/perplexity", perplexity)):

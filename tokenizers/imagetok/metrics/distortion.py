@@ -6,34 +6,56 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from torch import Tensor
 
 from imagetok.errors import InvalidValueError
-from imagetok.metrics.metric import ImageMean, MeasuredBatch, as_double
+from imagetok.metrics.metric import ImageMean, MeasuredBatch, MeasuredModel, MetricConfig, as_double
 
 MAX_PSNR = 100.0
 """PSNR in dB given to identical images, whose own is infinite, and upper bound of all others."""
 
 
-class Psnr(ImageMean):
+class PsnrConfig(MetricConfig):
     """Peak signal-to-noise ratio."""
 
-    key = "psnr"
-    title = "PSNR"
-    unit = "dB"
-    protocol = f"reconstruction not rounded to 8 bits; at most {MAX_PSNR:g} dB an image"
+    title: ClassVar[str] = "PSNR"
+    unit: ClassVar[str] = "dB"
+    protocol: ClassVar[str] = (
+        f"reconstruction not rounded to 8 bits; at most {MAX_PSNR:g} dB an image"
+    )
+
+    type: Literal["psnr"] = "psnr"
+
+    def build(self, model: MeasuredModel) -> Psnr:
+        """The metric, with nothing measured yet."""
+        return Psnr(self, model)
+
+
+class Psnr(ImageMean):
+    """Peak signal-to-noise ratio."""
 
     def measure(self, batch: MeasuredBatch) -> Tensor:
         """As the function `psnr`."""
         return psnr(batch.x_hat, batch.x)
 
 
-class L1(ImageMean):
+class L1Config(MetricConfig):
     """Mean absolute error."""
 
-    key = "l1"
-    title = "L1"
-    unit = "of the pixel range"
+    title: ClassVar[str] = "L1"
+    unit: ClassVar[str] = "of the pixel range"
+
+    type: Literal["l1"] = "l1"
+
+    def build(self, model: MeasuredModel) -> L1:
+        """The metric, with nothing measured yet."""
+        return L1(self, model)
+
+
+class L1(ImageMean):
+    """Mean absolute error."""
 
     def measure(self, batch: MeasuredBatch) -> Tensor:
         """As the function `l1`."""

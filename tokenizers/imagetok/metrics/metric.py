@@ -4,10 +4,11 @@
  MeasuredBatch ──update──► a metric's sums or samples ──merge──► of all ranks ──value──► the figure
 ```
 
-A metric is a class that states its key, title, unit and protocol, and registers itself when it is
-defined; evaluation, reports, cards and benchmarks read these and keep no tables of their own. A
-metric whose figure is a mean over images derives from `ImageMean` and only says how one batch is
-measured; one of the whole set, such as a distance between distributions, keeps what it needs.
+A metric's config class states its key, title, unit and protocol, and registers itself as a part of
+kind `metric`; evaluation, reports, cards and benchmarks read these and keep no tables of their own.
+The metric that it builds measures. One whose figure is a mean over images derives from `ImageMean`
+and only says how a batch is measured; one of the whole set, such as a distance between
+distributions, keeps what it needs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from imagetok.config.registry import PartConfig, find_part
+from imagetok.config.strict_config import UnknownTypeError, printable
 from imagetok.errors import InvalidValueError
 from imagetok.launch import collectives
 
@@ -59,47 +62,43 @@ class MeasuredModel:
     device: torch.device | str = "cpu"
 
 
-_METRICS: dict[str, type[Metric]] = {}
-"""Every metric that is defined, by its key."""
-
-
-class Metric(ABC):
-    """Base class. A subclass that states a `key` can be asked for by it once it is defined.
-
-    Every rank updates its own instance; `merge` is a collective, called once on every rank after
-    the last update, and makes the values of all ranks equal.
+class MetricConfig(PartConfig):
+    """Base of all metric configs; a subclass declares its `type` and registers itself.
 
     Attributes:
-        key: Name in evaluation.json and of `--metric`.
+        type: The figure's key: its name in evaluation.json and of `--metric`.
         title: Name in cards and tables.
         unit: Written behind a value; empty for a pure number.
         protocol: How the figure is measured, where the other settings of an evaluation do not say
             it; recorded in evaluation.json under the key.
-
-    Args:
-        model: What is measured.
+        is_of_codes: Whether the figure is of the codes rather than of the images; cards show it
+            under another heading, and a continuous tokenizer has none.
     """
 
-    key: ClassVar[str]
+    kind: ClassVar[str] = "metric"
     title: ClassVar[str]
     unit: ClassVar[str] = ""
     protocol: ClassVar[str] = ""
+    is_of_codes: ClassVar[bool] = False
 
-    def __init__(self, model: MeasuredModel) -> None:
-        self.model = model
+    @abstractmethod
+    def build(self, model: MeasuredModel) -> Metric:
+        """The metric, with nothing measured yet."""
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        key = cls.__dict__.get("key")
-        if key is None:
-            return
-        known = _METRICS.setdefault(key, cls)
-        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-            raise InvalidValueError(
-                f"{cls.__module__} defines a metric '{key}', which {known.__module__} has defined "
-                "already; give it another key"
-            )
-        _METRICS[key] = cls
+
+class Metric(ABC):
+    """What takes one figure.
+
+    Every rank updates its own instance; `merge` is a collective, called once on every rank after
+    the last update, and makes the values of all ranks equal.
+
+    Args:
+        config: What the figure is.
+        model: What is measured.
+    """
+
+    def __init__(self, config: MetricConfig, model: MeasuredModel) -> None:
+        self.config, self.model = config, model
 
     @abstractmethod
     def update(self, batch: MeasuredBatch) -> None:
@@ -114,8 +113,8 @@ class Metric(ABC):
         """The figure; None where it does not apply to the tokenizer or to its images."""
 
     def figures(self) -> dict[str, float | None]:
-        """The figure and what it consists of, by keys of evaluation.json that begin with `key`."""
-        return {self.key: self.value()}
+        """The figure by its key, and those that it consists of, by keys `<key>/<name>`."""
+        return {self.config.type: self.value()}
 
 
 class ImageMean(Metric):
@@ -124,8 +123,8 @@ class ImageMean(Metric):
     So the figure depends neither on the batch size nor on the number of ranks, beyond rounding.
     """
 
-    def __init__(self, model: MeasuredModel) -> None:
-        super().__init__(model)
+    def __init__(self, config: MetricConfig, model: MeasuredModel) -> None:
+        super().__init__(config, model)
         self._sum, self._count = 0.0, 0
 
     @abstractmethod
@@ -143,7 +142,7 @@ class ImageMean(Metric):
             return
         if values.shape != (len(batch.x),):
             raise InvalidValueError(
-                f"{self.key}: expected one value an image, shape ({len(batch.x)},), found "
+                f"{self.config.type}: expected one value an image, shape ({len(batch.x)},), found "
                 f"{tuple(values.shape)}"
             )
         self._sum += as_double(values).sum().item()
@@ -160,22 +159,18 @@ class ImageMean(Metric):
         return self._sum / self._count if self._count else None
 
 
-def known_metrics() -> tuple[str, ...]:
-    """The keys of all metrics that are defined, in alphabetical order."""
-    return tuple(sorted(_METRICS))
-
-
-def find_metric(key: str) -> type[Metric]:
-    """The metric of a key.
+def find_metric(key: str) -> type[MetricConfig]:
+    """The config class of a metric, whatever package it comes from.
 
     Raises:
-        InvalidValueError: There is none.
+        InvalidValueError: There is none of this key.
     """
-    if key not in _METRICS:
-        raise InvalidValueError(
-            f"unknown metric '{key}'; choose one of: {', '.join(known_metrics())}"
-        )
-    return _METRICS[key]
+    try:
+        part = find_part("metric", key)
+    except UnknownTypeError as error:
+        raise InvalidValueError(f"unknown metric '{printable(key)}'; {error.remedy}") from None
+    assert issubclass(part, MetricConfig)
+    return part
 
 
 def as_double(values: Tensor) -> Tensor:

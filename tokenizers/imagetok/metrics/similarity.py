@@ -8,22 +8,33 @@ finds 0.9999 between a flat image and itself.
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from imagetok.errors import InvalidValueError
 from imagetok.metrics.distortion import image_pair
-from imagetok.metrics.metric import ImageMean, MeasuredBatch
+from imagetok.metrics.metric import ImageMean, MeasuredBatch, MeasuredModel, MetricConfig
 
 _WINDOW_SIZE = 11
 
 
-class Ssim(ImageMean):
+class SsimConfig(MetricConfig):
     """Structural similarity; it does not apply to images that are smaller than its window."""
 
-    key = "ssim"
-    title = "SSIM"
-    protocol = "Gaussian window of 11, sigma 1.5, data range 1"
+    title: ClassVar[str] = "SSIM"
+    protocol: ClassVar[str] = "Gaussian window of 11, sigma 1.5, data range 1"
+
+    type: Literal["ssim"] = "ssim"
+
+    def build(self, model: MeasuredModel) -> Ssim:
+        """The metric, with nothing measured yet."""
+        return Ssim(self, model)
+
+
+class Ssim(ImageMean):
+    """Structural similarity; it does not apply to images that are smaller than its window."""
 
     def measure(self, batch: MeasuredBatch) -> Tensor | None:
         """As the function `ssim`; None for images that are too small."""

@@ -9,8 +9,8 @@ from datasets import ClassLabel, DatasetInfo
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 
-from imagetok.cards.layout import UNKNOWN_LICENSE, lay_out, licence_words
-from imagetok.markdown import code, python_block, python_text, table
+from imagetok.cards.markdown import code, python_block, python_text, table
+from imagetok.cards.template import UNKNOWN_LICENSE, lay_out, licence_words
 from imagetok.shards.job import Job
 from imagetok.shards.shard_paths import DATA, ERRORS, SHARD_SUFFIX
 

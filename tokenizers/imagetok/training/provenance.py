@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from imagetok._version import __version__
-from imagetok.cards import dataset_source, told_name
+from imagetok.cards import dataset_source, display_name
 from imagetok.config import recipe_names
 from imagetok.config.yaml_text import parse_yaml
 from imagetok.data import TrainingData
@@ -56,9 +56,9 @@ def describe_training(
     return {
         "recipe": recipe,
         "changes": changes,
-        "init_from": None if start is None else told_name(start),
+        "init_from": None if start is None else display_name(start),
         "data": {
-            "name": told_name(config.data.name),
+            "name": display_name(config.data.name),
             "source": dataset_source(config.data.name),
             "split": config.data.split,
             "fingerprint": data.fingerprint,
@@ -99,9 +99,9 @@ def _public_values(config: RunConfig) -> dict[str, Any]:
     for section, keys in _IRRELEVANT.items():
         for key in keys:
             del values[section][key]
-    values["data"]["name"] = told_name(config.data.name)
+    values["data"]["name"] = display_name(config.data.name)
     if config.train.init_from is not None:
-        values["train"]["init_from"] = told_name(config.train.init_from)
+        values["train"]["init_from"] = display_name(config.train.init_from)
     return values
 
 
