@@ -268,6 +268,6 @@ def test_a_manifest_that_makes_no_sense_or_leads_elsewhere_is_refused(
     loopback_hub: LoopbackHub, manifest: str
 ) -> None:
     loopback_hub.create(REPO, "dataset", files={**dataset_files(), "manifest.json": manifest})
-    with pytest.raises(UnreadableFileError, match=rf"'manifest\.json' of {REPO} .* no manifest"):
+    with pytest.raises(UnreadableFileError, match=rf"'manifest\.json' of {REPO} .* not a manifest"):
         fetch_dataset(REPO)
     assert not loopback_hub.seen(path="parquet$")

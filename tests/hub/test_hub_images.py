@@ -1,4 +1,4 @@
-"""Datasets of pictures on the Hub, in every form that is read."""
+"""Datasets of images on the Hub, in every form that is read."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tiny_data import KINDS, data_config, write_split
 
 datasets.disable_progress_bars()
 
-DATA = "user/pictures"
+DATA = "user/images"
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "saved"])
-def test_pictures_on_the_hub_are_those_that_lie_there(
+def test_images_on_the_hub_are_those_that_lie_there(
     logged_in: LoopbackHub, tmp_path: Path, kind: str
 ) -> None:
     folder = write_split(tmp_path / "set", kind, [range(3), range(3, 5)])
@@ -33,11 +33,11 @@ def test_pictures_on_the_hub_are_those_that_lie_there(
     assert [int(small(rows.picture(row))[0, 0, 0, 0]) for row in range(5)] == list(range(5))
     stream = open_stream(DATA, "train", cache_dir=cache)
     found = [
-        stream.fetch(picture, stream.describe(unit, row))
+        stream.fetch(image, stream.describe(unit, row))
         for unit in range(len(stream.units))
-        for row, picture in stream.read(unit)
+        for row, image in stream.read(unit)
     ]
-    assert [int(small(picture)[0, 0, 0, 0]) for picture in found] == list(range(5))
+    assert [int(small(image)[0, 0, 0, 0]) for image in found] == list(range(5))
     config = data_config(DATA, streaming=True, evaluation_split="train[1:4]")
     kept = open_evaluation(config, cache)
     assert [int(small(kept.picture(row))[0, 0, 0, 0]) for row in range(3)] == [1, 2, 3]

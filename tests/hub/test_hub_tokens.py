@@ -98,10 +98,10 @@ def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Meanwhile:
     def arrange(batch: int, happen: Callable[[], object]) -> None:
         numbers = iter(range(1000))
 
-        def call(self: BatchEncoder, pictures: Any) -> Any:
+        def call(self: BatchEncoder, images: Any) -> Any:
             if next(numbers) == batch:
                 happen()
-            return encode(self, pictures)
+            return encode(self, images)
 
         monkeypatch.setattr(BatchEncoder, "__call__", call)
 
@@ -113,13 +113,13 @@ def break_off() -> None:
 
 
 def put_data(server: LoopbackHub, folder: Path, kind: str = "parquet", **options: Any) -> str:
-    """Push pictures to `user/data` with other software; gives the commit."""
+    """Push images to `user/data` with other software; gives the commit."""
     server.create(DATA, "dataset", files=contents(write_split(folder, kind, PARTS, **options)))
     return server.head(DATA, repo_type="dataset")
 
 
 def move_data(server: LoopbackHub, folder: Path) -> None:
-    """Push other pictures, in files of the same names, to the main branch of `user/data`."""
+    """Push other images, in files of the same names, to the main branch of `user/data`."""
     others = contents(write_split(folder, "parquet", [range(20, 24), range(24, 27), range(27, 32)]))
     server.commit(DATA, others, "dataset")
 
@@ -273,7 +273,7 @@ def test_an_unfinished_job_is_not_pushed(
 
 @pytest.mark.parametrize("kind", ["parquet", "classes", "metadata", "webdataset"])
 @pytest.mark.parametrize("streaming", [(), ("--streaming",)])
-def test_ids_are_those_of_the_same_pictures_in_a_folder(
+def test_ids_are_those_of_the_same_images_in_a_folder(
     logged_in: LoopbackHub,
     tokenize: Run,
     local: Path,

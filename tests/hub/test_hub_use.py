@@ -24,7 +24,7 @@ from tiny_runs import DATA, SYSTEMS, contents, tiny_run
 REPO = "user/tiny"
 CARD = "README.md"
 CORE = {hub.MODEL_FILE, hub.CONFIG_FILE, CARD}
-PICTURES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 EDIT = "# Min båt\n\nWritten by a person.\n\n"
 
 
@@ -37,8 +37,8 @@ def make_tokenizer(system: str = "vqvae", seed: int = 0, **changes: Any) -> Imag
 def encoded(tokenizer: ImageTokenizer) -> torch.Tensor:
     """Ids, or the latents of a continuous tokenizer."""
     if tokenizer.config is not None and tokenizer.config.bottleneck.type in ("vq", "gumbel"):
-        return tokenizer.encode(PICTURES)
-    return tokenizer.encode_latents(PICTURES)
+        return tokenizer.encode(IMAGES)
+    return tokenizer.encode_latents(IMAGES)
 
 
 def titles(server: LoopbackHub, revision: str = "main") -> list[str]:
@@ -71,7 +71,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def trained(trained_once: Path, tmp_path: Path) -> Path:
-    """The folder of a trained tokenizer with figures and a picture."""
+    """The folder of a trained tokenizer with figures and an image."""
     return shutil.copytree(trained_once, tmp_path / "trained")
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from hub_models import make_config
 
 from imagetok import hub
-from imagetok.config import TokenizerConfig
 from imagetok.errors import HubAccessError, HubError, ModelFileError, UnreadableFileError
 from imagetok.hub import Pushed, branch, client
 from imagetok.hub import push as pushing
@@ -39,17 +39,8 @@ def card(text: str = "new") -> str:
 
 
 def save_model(folder: Path, seed: int = 0, evaluated: bool = False) -> Path:
-    config = TokenizerConfig.from_dict(
-        {
-            "image_size": [8, 8],
-            "encoder": {"type": "mlp"},
-            "bottleneck": {"type": "identity", "latent_dim": 2},
-            "decoder": {"type": "mlp"},
-            "likelihood": {"type": "mse"},
-        }
-    )
     weight = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
-    hub.save_model(folder, config, {"encoder.weight": weight})
+    hub.save_model(folder, make_config(), {"encoder.weight": weight})
     (folder / "README.md").write_text(card(f"seed {seed}"), "utf-8")
     if evaluated:
         sha256 = hashlib.sha256((folder / hub.MODEL_FILE).read_bytes()).hexdigest()
@@ -148,7 +139,7 @@ def test_figures_of_other_weights_on_the_hub_go_with_the_weights(
     assert len(commits(loopback_hub)) == 2
 
 
-def test_a_picture_without_figures_goes_only_with_other_weights(
+def test_an_image_without_figures_goes_only_with_other_weights(
     loopback_hub: LoopbackHub, model: Path, push: Callable[..., Pushed]
 ) -> None:
     push()
@@ -386,7 +377,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown token": ({"token": "hf_unknown"}, "does not take the token"),
     "a token that may read": ({"token": "hf_reads"}, "does not allow it .*rights to create"),
     "a token of another": ({"token": "hf_stranger"}, "does not allow it"),
-    "a branch of no name": ({"revision": "a b"}, "'a b' is no revision"),
+    "a branch of no name": ({"revision": "a b"}, "'a b' cannot be a revision"),
     "an unknown pull request": ({"revision": "refs/pr/7"}, "Invalid reference"),
     "a token with a line break": ({"token": "hf_x\n"}, "line breaks"),
     "no token at all": ({"token": ""}, "is empty"),

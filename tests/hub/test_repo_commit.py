@@ -84,7 +84,7 @@ def test_what_exists_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_revision_that_git_cannot_have_is_refused_before_any_request(
     loopback_hub: LoopbackHub, revision: str, local: bool
 ) -> None:
-    with pytest.raises(HubAccessError, match="no revision of user/thing"):
+    with pytest.raises(HubAccessError, match="cannot be a revision of user/thing"):
         RepoCommit.resolve(REPO, "model", revision=revision, local_files_only=local)
     assert loopback_hub.requests == []
 
@@ -93,7 +93,7 @@ def test_a_revision_that_git_cannot_have_is_refused_before_any_request(
 def test_a_name_that_no_repository_has_is_refused_before_any_request(
     loopback_hub: LoopbackHub, reader: Reader, name: str
 ) -> None:
-    with pytest.raises(HubAccessError, match="no name of a repository"):
+    with pytest.raises(HubAccessError, match="cannot be a repository"):
         reader.read(name)
     assert loopback_hub.requests == []
 

@@ -139,7 +139,7 @@ def test_wrong_tensors_are_named_even_with_a_right_digest(
 def test_another_config_than_was_saved_is_refused_though_it_is_valid(
     good: Forgery, tmp_path: Path, part: str, key: str, value: object
 ) -> None:
-    """The ids of every picture could be others, and nothing else would show it."""
+    """The ids of every image could be others, and nothing else would show it."""
     forged = good.changed(lambda header: header["config"][part].update({key: value}))
     assert forged.header != good.header
     assert "sha256 differs" in refusal(write(tmp_path, forged))

@@ -228,7 +228,7 @@ def test_a_config_json_that_differs_gives_way_to_the_header_with_a_warning(tmp_p
         assert modelfile.load_model(tmp_path).config == make_config()
 
 
-# Evaluation and pictures
+# Evaluation and images
 
 
 def add_evaluation(folder: Path, sha256: str) -> None:
@@ -256,7 +256,7 @@ def test_an_evaluation_that_does_not_parse_vouches_for_nothing(tmp_path: Path) -
     assert not (tmp_path / modelfile.EVALUATION_FILE).exists()
 
 
-def test_evaluation_and_pictures_are_carried_along_to_equal_weights_only(tmp_path: Path) -> None:
+def test_evaluation_and_images_are_carried_along_to_equal_weights_only(tmp_path: Path) -> None:
     save(tmp_path / "a")
     sha256 = modelfile.load_model(tmp_path / "a").sha256
     add_evaluation(tmp_path / "a", sha256)

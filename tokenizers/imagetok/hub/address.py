@@ -44,7 +44,7 @@ def check_repo_id(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError:
         raise HubAccessError(
-            f"'{repo_id}' is no name of a repository on the Hub; expected user/name"
+            f"'{repo_id}' cannot be a repository on the Hub; expected user/name"
         ) from None
 
 
@@ -58,7 +58,7 @@ def check_revision(repo_id: str, revision: str | None) -> str:
     wanted = constants.DEFAULT_REVISION if revision is None else revision
     if _UNFIT.search(wanted):
         raise HubAccessError(
-            f"'{wanted}' is no revision of {repo_id}; expected a branch, a tag or a commit"
+            f"'{wanted}' cannot be a revision of {repo_id}; expected a branch, a tag or a commit"
         )
     return wanted
 

@@ -2,8 +2,9 @@
 
 A commit names its parent. So one whose answer was lost is never made twice: if it was made after
 all, the branch has moved on, the Hub refuses the second one, and reading the branch again shows
-that nothing is left to do. `HfApi.create_commit` and `upload_folder` do not try again when the Hub
-is busy or the connection breaks, and a caller that tries again may commit twice.
+that nothing is left to do. `HfApi.create_commit` does not try again when the Hub is busy or the
+connection breaks, and a caller that does may commit twice; `HfApi.upload_folder` tries again, and
+spreads a folder over several commits.
 """
 
 from __future__ import annotations
@@ -113,12 +114,12 @@ class Branch:
         calling(f"making the branch {self._revision} of {self._repo_id}", self._make_branch)
 
     def check_writable(self) -> None:
-        """Ask whether the branch may be written, which `prepare` does not if it exists.
+        """Ask whether the branch may be written to, which `prepare` does not if it exists.
 
-        Only the question where a small file would have to go is sent.
+        Nothing is sent but the question how a small file would have to be uploaded.
 
         Raises:
-            HubAccessError: The token has no right to it.
+            HubAccessError: The token has no right to write.
         """
         asked = [CommitOperationAdd("config.json", b"{}")]
         calling(

@@ -104,7 +104,7 @@ def _read_shards(commit: RepoCommit, manifest: RemoteFile) -> list[_Shard]:
         return [_read_shard(entry) for entry in listed]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         fault = printable(str(error).partition("\n")[0])
-        reason = f"it is no manifest of this version ({type(error).__name__}: {fault})"
+        reason = f"it is not a manifest of this version ({type(error).__name__}: {fault})"
         raise commit.refuse(manifest, reason) from None
 
 

@@ -148,9 +148,6 @@ class RepoCommit:
     def fetch(self, name: str) -> RemoteFile | None:
         """A file from the cache or else from the Hub, its content not yet checked.
 
-        Args:
-            name: Path in the repository.
-
         Returns:
             None if the commit has no such file, or if it is not in the cache and no request may
             be made.
@@ -198,11 +195,7 @@ class RepoCommit:
         )
 
     def describe(self, name: str) -> HfFileMetadata | None:
-        """Size and hash of a file by the Hub; None if there is no such file.
-
-        Raises:
-            HubAccessError, HubError: As `calling`.
-        """
+        """Size and hash of a file by the Hub; None if there is no such file."""
         api = hub_api(self.token)
         url = hf_hub_url(
             self.repo_id,
