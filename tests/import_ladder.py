@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "files",
         "config",
         "arguments",
+        "dataset_ref",
         "launch",
     ),
     ("images", "ids", "codesearch"),

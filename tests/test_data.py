@@ -73,7 +73,7 @@ def in_memory(count: int = 4, **columns: list[Any]) -> Dataset:
 
 def levels_of(rows: ImageRows) -> list[int]:
     small = Preprocessor((2, 2))
-    return [int(small(rows.picture(row))[0, 0, 0, 0]) for row in range(len(rows))]
+    return [int(small(rows.image(row))[0, 0, 0, 0]) for row in range(len(rows))]
 
 
 # Names and splits
@@ -82,7 +82,7 @@ def levels_of(rows: ImageRows) -> list[int]:
 def test_builtin_options_choose_size_and_count(open_rows: Open) -> None:
     rows = open_rows("builtin:shapes?size=24&count=5", "test")
     assert len(rows) == 5
-    picture = Preprocessor((24, 24))(rows.picture(2))[0].permute(1, 2, 0).numpy()
+    picture = Preprocessor((24, 24))(rows.image(2))[0].permute(1, 2, 0).numpy()
     drawn = builtin.render(builtin.scene(builtin.first_index("test") + 2), 24)
     np.testing.assert_array_equal(picture, drawn)
 
@@ -91,7 +91,7 @@ def test_digits_open_as_gray_pictures(open_rows: Open) -> None:
     pytest.importorskip("sklearn")
     rows = open_rows("builtin:digits", "test")
     assert len(rows) == 300
-    assert Preprocessor((8, 8), channels=1)(rows.picture(0)).shape == (1, 1, 8, 8)
+    assert Preprocessor((8, 8), channels=1)(rows.image(0)).shape == (1, 1, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_files_that_are_no_dataset_are_refused(open_rows: Open, tmp_path: Path) 
 
 def test_folders_that_are_no_dataset_are_refused(open_rows: Open, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures, parquet files or other data"):
+    with pytest.raises(DataError, match="holds no images, parquet files or other data"):
         open_rows(tmp_path / "empty")
     write_pictures(tmp_path / "odd[name]", range(2))
     with pytest.raises(DataError, match="rename the folder"):
@@ -331,12 +331,12 @@ def test_a_binary_column_is_taken_when_named(open_rows: Open, tmp_path: Path) ->
     data = Dataset.from_dict({"jpg": [png(5), png(6)]}, features=features)
     rows = open_rows(save(tmp_path, data), image_column="jpg")
     assert levels_of(rows) == [5, 6]
-    assert rows.picture(0) == {"bytes": png(5), "path": None}
+    assert rows.image(0) == {"bytes": png(5), "path": None}
 
 
 @pytest.mark.parametrize(
     ("column", "message"),
-    [("caption", "'caption' of .* holds no pictures"), ("picture", "no column 'picture'")],
+    [("caption", "'caption' of .* holds no images"), ("picture", "no column 'picture'")],
 )
 def test_a_column_without_pictures_is_refused(
     open_rows: Open, tmp_path: Path, column: str, message: str
@@ -365,7 +365,7 @@ def test_a_row_that_is_not_there_is_refused(open_rows: Open) -> None:
     rows = open_rows("builtin:shapes?size=8&count=3")
     for row in (-1, 3):
         with pytest.raises(DataError, match=rf"row {row} of .* rows 0\.\.2"):
-            rows.picture(row)
+            rows.image(row)
 
 
 # Fingerprints
@@ -384,7 +384,7 @@ def test_the_fingerprint_of_a_builtin_is_what_fixes_its_rows(
         open_rows("builtin:shapes?size=8&count=4", "train[1:]"),
     ]
     monkeypatch.setattr(shapes_module, "DRAWING_VERSION", 99)
-    monkeypatch.setattr("imagetok.data.builtins.DRAWING_VERSION", 99)
+    monkeypatch.setattr("imagetok.data.source.DRAWING_VERSION", 99)
     others.append(open_rows("builtin:shapes?size=8&count=4"))
     assert len({rows.fingerprint for rows in [usual, *others]}) == 6
 
@@ -507,7 +507,7 @@ def test_half_of_the_pictures_are_mirrored() -> None:
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.8, 0.5), (0.5, 1.1)])
 def test_a_crop_scale_that_is_no_range_is_refused(scale: tuple[float, float]) -> None:
-    with pytest.raises(InvalidValueError, match="no range"):
+    with pytest.raises(InvalidValueError, match="not a range"):
         TrainTransform(Preprocessor((8, 8)), crop_scale=scale)
 
 
@@ -653,7 +653,7 @@ def test_an_unreadable_picture_kept_as_bytes_is_named_by_its_path_too(
 
 def test_a_null_picture_is_named(open_rows: Open, tmp_path: Path) -> None:
     data = Dataset.from_dict({"image": [None]}, features=Features({"image": datasets.Image()}))
-    with pytest.raises(DataError, match=r"row 0 of .* has no picture"):
+    with pytest.raises(DataError, match=r"row 0 of .* has no image"):
         training_images(open_rows(save(tmp_path, data)))[0]
 
 
@@ -663,7 +663,7 @@ def test_evaluation_batches_hold_the_rows_asked_for(open_rows: Open) -> None:
     batches = list(evaluation_batches(rows, preprocessor, 2, iter([6, 0, 3, 1, 4])))
     assert [batch for batch, _ in batches] == [[6, 0], [3, 1], [4]]
     for batch, pixels in batches:
-        assert torch.equal(pixels, preprocessor([rows.picture(row) for row in batch]))
+        assert torch.equal(pixels, preprocessor([rows.image(row) for row in batch]))
 
 
 def test_an_evaluation_batch_of_none_is_refused(open_rows: Open) -> None:

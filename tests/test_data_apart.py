@@ -12,8 +12,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from imagetok.data import ImageRows, apart, open_evaluation, open_images, open_stream
-from imagetok.data.apart import FEW_FILES, has_many_files
+from imagetok.data import ImageRows, listing_process, open_evaluation, open_images, open_stream
+from imagetok.data.listing_process import FEW_FILES, has_many_files
 from imagetok.errors import DataError
 from tiny_data import KINDS, data_config, png, write_split
 
@@ -25,10 +25,10 @@ def all_apart(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def answer(request: str) -> str:
         asked.append(json.loads(request)["what"])
-        return json.dumps(apart._answer(json.loads(request)))
+        return json.dumps(listing_process._answer(json.loads(request)))
 
-    monkeypatch.setattr(apart, "FEW_FILES", 0)
-    monkeypatch.setattr(apart, "_run", answer)
+    monkeypatch.setattr(listing_process, "FEW_FILES", 0)
+    monkeypatch.setattr(listing_process, "_run", answer)
     return asked
 
 
@@ -69,8 +69,8 @@ def test_a_process_of_its_own_gives_the_same_rows(
     datasets.disable_progress_bars()
     here = opened(folder)
     capfd.readouterr()
-    monkeypatch.setattr(apart, "FEW_FILES", 0)
-    monkeypatch.setattr("imagetok.data.sources.load_dataset", None)
+    monkeypatch.setattr(listing_process, "FEW_FILES", 0)
+    monkeypatch.setattr("imagetok.data.source.load_dataset", None)
     check_rows(here, opened(folder))
     told = capfd.readouterr()
     assert (told.out, told.err) == ("", "")
@@ -84,7 +84,7 @@ def test_nothing_that_lies_in_the_current_folder_is_run(
         (tmp_path / f"{module}.py").write_text("raise SystemExit('run')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
-    monkeypatch.setattr(apart, "FEW_FILES", 0)
+    monkeypatch.setattr(listing_process, "FEW_FILES", 0)
     assert len(open_images(str(folder), "train")) == 7
 
 
@@ -106,7 +106,7 @@ def path_of(rows: object) -> str:
 def test_only_plain_files_are_not_streamed(tmp_path: Path, all_apart: list[str], kind: str) -> None:
     folder = two_splits(tmp_path / "set", kind)
     stream = open_stream(str(folder), "train")
-    assert sum(1 for unit in range(len(stream.units)) for _ in stream.read(unit)) == 7
+    assert sum(1 for number in range(len(stream.segments)) for _ in stream.read(number)) == 7
     assert all_apart == ["kind"]
 
 
@@ -124,12 +124,12 @@ def test_a_failure_there_is_told_as_one_here(
             open_images(str(folder), "train")
         told.append(str(caught.value))
     assert told[0] == told[1]
-    assert "holds no pictures, parquet files or other data that can be read" in told[0]
+    assert "holds no images, parquet files or other data that can be read" in told[0]
 
 
 def test_a_process_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = two_splits(tmp_path / "set", "pictures")
-    monkeypatch.setattr(apart, "FEW_FILES", 0)
+    monkeypatch.setattr(listing_process, "FEW_FILES", 0)
     code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     real = subprocess.Popen
     monkeypatch.setattr(
@@ -141,9 +141,9 @@ def test_a_process_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_other_process_ends_with_the_one_that_asked() -> None:
     waits = (
-        "import sys, time; from imagetok.data import apart; "
-        "apart._answer = lambda request: sys.stderr.write('begun\\n') and time.sleep(60); "
-        "apart.main('{}')"
+        "import sys, time; from imagetok.data import listing_process; "
+        "listing_process._answer = lambda _: sys.stderr.write('begun\\n') and time.sleep(60); "
+        "listing_process.main('{}')"
     )
     with subprocess.Popen(
         [sys.executable, "-c", waits],
@@ -162,9 +162,9 @@ def test_the_other_process_ends_with_the_one_that_asked() -> None:
 
 def test_an_interrupt_leaves_no_second_traceback() -> None:
     waits = (
-        "import sys, time; from imagetok.data import apart; "
-        "apart._answer = lambda request: sys.stderr.write('begun\\n') and time.sleep(60); "
-        "apart.main('{}')"
+        "import sys, time; from imagetok.data import listing_process; "
+        "listing_process._answer = lambda _: sys.stderr.write('begun\\n') and time.sleep(60); "
+        "listing_process.main('{}')"
     )
     with subprocess.Popen(
         [sys.executable, "-c", waits], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -183,10 +183,10 @@ def test_what_libraries_print_does_not_garble_the_answer(
         sys.stdout.write("chatter\n")
         return {"kind": "rows"}
 
-    monkeypatch.setattr(apart, "_answer", chatter)
-    monkeypatch.setattr(apart, "_end_with_parent", time.time)
-    monkeypatch.setattr(apart.signal, "signal", lambda *_: None)
-    apart.main("{}")
+    monkeypatch.setattr(listing_process, "_answer", chatter)
+    monkeypatch.setattr(listing_process, "_end_with_parent", time.time)
+    monkeypatch.setattr(listing_process.signal, "signal", lambda *_: None)
+    listing_process.main("{}")
     told = capfd.readouterr()
     assert (told.out, told.err) == ('{"kind": "rows"}', "chatter\n")
 

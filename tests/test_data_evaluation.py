@@ -8,7 +8,7 @@ import datasets
 import pytest
 
 from imagetok.data import ImageRows, open_evaluation
-from imagetok.data import evaluation as module
+from imagetok.data import evaluation_data as module
 from imagetok.errors import DataError, ImageFileError, UnwritableFileError
 from imagetok.images import Preprocessor
 from tiny_data import KINDS, data_config, write_split
@@ -40,7 +40,7 @@ def opened(
 
 def levels_in(rows: ImageRows) -> list[int]:
     small = Preprocessor((8, 8))
-    return [int(small(rows.picture(row))[0, 0, 0, 0]) for row in range(len(rows))]
+    return [int(small(rows.image(row))[0, 0, 0, 0]) for row in range(len(rows))]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "saved"])
@@ -139,9 +139,9 @@ def test_an_unreadable_picture_is_met_when_it_is_read(
     rows = opened(folder, cache)
     assert len(rows) == 3
     small = Preprocessor((8, 8))
-    assert [int(small(rows.picture(row))[0, 0, 0, 0]) for row in (0, 2)] == [0, 2]
+    assert [int(small(rows.image(row))[0, 0, 0, 0]) for row in (0, 2)] == [0, 2]
     with pytest.raises(ImageFileError):
-        small(rows.picture(1))
+        small(rows.image(1))
 
 
 @pytest.mark.parametrize("split", ["validation", "test[", "test[a:b]", "Test"])

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image
 
-from imagetok.data import files as module
 from imagetok.data import open_images
-from imagetok.data.files import file_size, lies_apart, read_file
+from imagetok.data import remote_file as module
+from imagetok.data.remote_file import file_size, is_remote, read_file
 from imagetok.errors import DataError, ImageValueError
 from imagetok.images import Preprocessor
 from tiny_data import png, write_split
@@ -50,7 +50,7 @@ def packed(path: Path, contents: Mapping[str, bytes]) -> Path:
     ],
 )
 def test_only_archives_and_the_hub_are_followed(path: str, expected: bool) -> None:
-    assert lies_apart(path) is expected
+    assert is_remote(path) is expected
 
 
 def test_the_address_that_a_row_holds_is_not_opened(
@@ -65,7 +65,7 @@ def test_the_address_that_a_row_holds_is_not_opened(
     data = Dataset.from_dict({"image": [row]}, features=Features({"image": Image(decode=False)}))
     pq.write_table(data.data.table, tmp_path / "train.parquet")
     with pytest.raises(ImageValueError, match="URLs are never opened"):
-        Preprocessor((8, 8))(open_images(str(tmp_path / "train.parquet"), "train").picture(0))
+        Preprocessor((8, 8))(open_images(str(tmp_path / "train.parquet"), "train").image(0))
 
 
 def test_a_file_and_its_size_are_those_that_were_packed(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_a_row_in_a_damaged_archive_is_named(tmp_path: Path) -> None:
     rows = open_images(str(folder), "train")
     (folder / "train-00000.zip").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"^row 1 of '.*' \(train\), file 'zip://001\.png::"):
-        rows.picture(1)
+        rows.image(1)
 
 
 @pytest.mark.parametrize("changed", [0, 1])

@@ -42,7 +42,7 @@ def build(system: str, **bottleneck: Any) -> ImageTokenizer:
 
 
 def prepared(rows: ImageRows, tokenizer: ImageTokenizer, indices: range) -> Tensor:
-    pixels = tokenizer.preprocess([rows.picture(row) for row in indices])
+    pixels = tokenizer.preprocess([rows.image(row) for row in indices])
     return pixels.double() / 255
 
 
@@ -215,7 +215,7 @@ def test_a_slice_of_a_split_is_measured_alone(rows: ImageRows) -> None:
 def broken_rows(rows: ImageRows, *places: int) -> ImageRows:
     """The first four pictures, of which some are none."""
     bad = {"bytes": b"no picture", "path": None}
-    pictures = [bad if place in places else rows.picture(place) for place in range(4)]
+    pictures = [bad if place in places else rows.image(place) for place in range(4)]
     dataset = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
     return ImageRows("mine", "test", dataset.cast_column("image", Image(decode=False)), "image")
 
@@ -319,9 +319,9 @@ def test_the_grid_shows_originals_above_reconstructions(rows: ImageRows) -> None
     picture = np.asarray(reconstruction_grid(tokenizer, rows, num_images=4))
     assert picture.shape == (2 * (128 + 2) + 2, 4 * (128 + 2) + 2, 3)
     shown = picture[2:130:8, 2:130:8]  # every pixel is enlarged to 8x8
-    original = tokenizer.preprocess(rows.picture(0))[0].permute(1, 2, 0).numpy()
+    original = tokenizer.preprocess(rows.image(0))[0].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(shown, original)
-    below = tokenizer.reconstruct(rows.picture(0))
+    below = tokenizer.reconstruct(rows.image(0))
     np.testing.assert_array_equal(picture[132:260:8, 2:130:8], np.asarray(below))
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from imagetok.config import RunConfig
 from imagetok.data import TrainingData, check_error_share, open_training
-from imagetok.data.batches import TrainingBatch
 from imagetok.data.prefetcher import StopSignal
+from imagetok.data.training_batch import TrainingBatch
 from imagetok.data.training_data import Feed, Loading
 from imagetok.errors import ConfigError, DataError, InvalidValueError
 from imagetok.images import Preprocessor
@@ -285,7 +285,7 @@ def test_data_without_a_readable_row_is_refused(tmp_path: Path, streaming: bool)
 def test_many_unreadable_rows_in_a_row_end_a_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagetok.data.lanes.MAX_REFUSED_IN_A_ROW", 9)
+    monkeypatch.setattr("imagetok.data.shuffle_stream.MAX_REFUSED_IN_A_ROW", 9)
     place = write_split(tmp_path / "set", "parquet", [range(20)], broken=range(1, 20))
     data = opened(place, True, lanes=1)
     with data.feed(0, 1) as feed, pytest.raises(DataError, match="9 rows in a row cannot be read"):
@@ -296,7 +296,9 @@ def test_a_lane_without_rows_is_refused_with_the_remedy(tmp_path: Path) -> None:
     place = write_split(tmp_path / "set", "parquet", [range(3)])
     with (
         opened(place, True).feed(0, 1) as feed,
-        pytest.raises(DataError, match=r"lane 3 of 4 found no readable row .* lower data\.lanes"),
+        pytest.raises(
+            DataError, match=r"shuffle stream 3 of 4 found no readable row .* lower data\.lanes"
+        ),
     ):
         next(feed)
 
@@ -328,7 +330,7 @@ def test_lanes_and_batches_that_do_not_divide_over_the_ranks_are_refused(folder:
 def test_two_steps_are_loaded_ahead_and_no_more(
     folder: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imagetok.data.transforms import TrainTransform
+    from imagetok.data.training_images import TrainTransform
 
     seen: list[int] = []
     original = TrainTransform.__call__
@@ -353,7 +355,7 @@ def test_two_steps_are_loaded_ahead_and_no_more(
 def test_the_time_waited_is_that_of_the_consumer(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imagetok.data.samples import TrainingImages
+    from imagetok.data.training_images import TrainingImages
 
     original = TrainingImages.__getitem__
 
@@ -376,7 +378,7 @@ def test_the_time_waited_is_that_of_the_consumer(
 def test_closing_ends_loading_at_once(
     folder: Path, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imagetok.data.transforms import TrainTransform
+    from imagetok.data.training_images import TrainTransform
 
     original = TrainTransform.__call__
 

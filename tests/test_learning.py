@@ -80,7 +80,7 @@ def mean_image_psnr() -> float:
     preprocessor = Preprocessor((SIZE, SIZE))
     splits = [open_images(DATA, split) for split in ("train[:500]", "test[:200]")]
     train_images, test_images = (
-        preprocessor([rows.picture(row) for row in range(len(rows))]).double() / 255
+        preprocessor([rows.image(row) for row in range(len(rows))]).double() / 255
         for rows in splits
     )
     mean = train_images.mean(0, keepdim=True).expand_as(test_images)

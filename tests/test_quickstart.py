@@ -98,7 +98,7 @@ def test_a_round_trip_gives_the_codes_and_pixels_of_held_out_pictures(system: st
     tokenizer = ImageTokenizer.from_config(tiny_run(system, size=64).tokenizer)
     trip = round_trip(tokenizer)
     rows = open_images("builtin:shapes?size=64&count=8", "test")
-    pictures = [rows.picture(row) for row in range(quickstart.NUM_COMPARED)]
+    pictures = [rows.image(row) for row in range(quickstart.NUM_COMPARED)]
     discrete = system in ("vqvae", "dvae")
     codes = tokenizer.encode(pictures) if discrete else tokenizer.encode_latents(pictures)
     assert trip.codes == codes.tolist()

@@ -14,8 +14,8 @@ import datasets
 import pytest
 from datasets import Dataset, Features, Value
 
-from imagetok.data import PictureStream, open_images, open_stream
-from imagetok.data.units import MAX_UNITS, PictureFiles, ReadyRows, stream_units
+from imagetok.data import ImageStream, open_images, open_stream
+from imagetok.data.image_stream import MAX_SEGMENTS, ImageFiles, ReadyRows, stream_segments
 from imagetok.errors import DataError
 from imagetok.images import Preprocessor
 from tiny_data import KINDS, png, rows_of, write_split, write_tar
@@ -30,13 +30,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def read_all(stream: PictureStream) -> Iterator[tuple[int, int, Any]]:
-    for unit in range(len(stream.units)):
-        for row, picture in stream.read(unit):
-            yield unit, row, stream.fetch(picture, "a row")
+def read_all(stream: ImageStream) -> Iterator[tuple[int, int, Any]]:
+    for segment in range(len(stream.segments)):
+        for row, picture in stream.read(segment):
+            yield segment, row, stream.fetch(picture, "a row")
 
 
-def levels_in(stream: PictureStream) -> list[int]:
+def levels_in(stream: ImageStream) -> list[int]:
     small = Preprocessor((8, 8))
     return [int(small(picture)[0, 0, 0, 0]) for _, _, picture in read_all(stream)]
 
@@ -50,9 +50,7 @@ def test_every_form_gives_the_same_rows_in_a_stream_and_row_by_row(
     assert levels_in(stream) == list(range(12))
     rows = open_images(str(folder), "train", cache_dir=cache)
     small = Preprocessor((8, 8))
-    assert [int(small(rows.picture(row))[0, 0, 0, 0]) for row in range(len(rows))] == list(
-        range(12)
-    )
+    assert [int(small(rows.image(row))[0, 0, 0, 0]) for row in range(len(rows))] == list(range(12))
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "tar"])
@@ -61,7 +59,7 @@ def test_one_file_opens_in_a_stream_and_row_by_row(tmp_path: Path, cache: Path, 
     file = write_split(tmp_path / "set", form, [range(5)]) / f"train-00000.{kind}"
     file = file.rename(file.with_name(f"odd [name] *.{kind}"))
     stream = open_stream(str(file), "train", cache_dir=cache)
-    assert (len(stream.units), levels_in(stream)) == (1, list(range(5)))
+    assert (len(stream.segments), levels_in(stream)) == (1, list(range(5)))
     assert len(open_images(str(file), "train", cache_dir=cache)) == 5
 
 
@@ -92,7 +90,7 @@ def test_files_are_units_and_their_rows_are_numbered(tmp_path: Path, cache: Path
     stream = open_stream(
         str(write_split(tmp_path / "set", "parquet", PARTS)), "train", cache_dir=cache
     )
-    assert len(stream.units) == 3
+    assert len(stream.segments) == 3
     assert [row for row, _ in stream.read(2)] == [0, 1, 2, 3, 4]
     whole = list(stream.read(2))
     for start in range(7):
@@ -107,37 +105,40 @@ def test_pictures_without_files_of_rows_are_units_of_their_own(
 ) -> None:
     folder = write_split(tmp_path / "set", kind, PARTS)
     stream = open_stream(str(folder), "train", cache_dir=cache)
-    assert len(stream.units) == 12
+    assert len(stream.segments) == 12
     assert stream.describe(7, 0) == f"row 7 of '{folder}' (train)"
 
 
-@pytest.mark.parametrize("count", [MAX_UNITS, MAX_UNITS + 1, 3 * MAX_UNITS - 1])
+@pytest.mark.parametrize("count", [MAX_SEGMENTS, MAX_SEGMENTS + 1, 3 * MAX_SEGMENTS - 1])
 def test_many_pictures_are_grouped_into_units_that_cover_all(count: int) -> None:
-    units = PictureFiles([f"{number}.png" for number in range(count)])
-    assert len(units) == MAX_UNITS
-    read = [list(units.read(unit, 0)) for unit in range(MAX_UNITS)]
+    segments = ImageFiles([f"{number}.png" for number in range(count)])
+    assert len(segments) == MAX_SEGMENTS
+    read = [list(segments.read(segment, 0)) for segment in range(MAX_SEGMENTS)]
     paths = [picture["path"] for pictures in read for picture in pictures if picture]
-    assert paths == list(units.paths)
-    assert {len(pictures) for pictures in read} <= {count // MAX_UNITS, count // MAX_UNITS + 1}
-    assert list(units.read(MAX_UNITS - 1, 1)) == read[-1][1:]
+    assert paths == list(segments.paths)
+    least = count // MAX_SEGMENTS
+    assert {len(pictures) for pictures in read} <= {least, least + 1}
+    assert list(segments.read(MAX_SEGMENTS - 1, 1)) == read[-1][1:]
 
 
 def test_many_files_of_rows_are_grouped_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagetok.data.units.MAX_UNITS", 3)
+    monkeypatch.setattr("imagetok.data.image_stream.MAX_SEGMENTS", 3)
     rows = rows_of(range(10)).cast_column("image", datasets.Image(decode=False))
     dataset = rows.select_columns(["image"]).to_iterable_dataset(num_shards=5)
-    units = stream_units(dataset, "image", None, [f"{n}.parquet" for n in range(5)])
-    assert len(units) == 3
-    names = [picture["path"] for unit in range(3) for picture in units.read(unit, 0) if picture]
-    assert names == [f"{level:03d}.png" for level in range(10)]
-    assert units.describe(1, 2) == "row 2 of part 2 of 3"
+    segments = stream_segments(dataset, "image", None, [f"{n}.parquet" for n in range(5)])
+    assert len(segments) == 3
+    images = [image for segment in range(3) for image in segments.read(segment, 0)]
+    assert [image["path"] for image in images if image] == [
+        f"{level:03d}.png" for level in range(10)
+    ]
+    assert segments.describe(1, 2) == "row 2 of part 2 of 3"
 
 
 def test_only_the_picture_column_is_read(tmp_path: Path, cache: Path) -> None:
     """A column whose type `datasets` would have to convert is not even looked at."""
     folder = write_split(tmp_path / "set", "parquet", PARTS)
     stream = open_stream(str(folder), "train", cache_dir=cache)
-    assert stream.units.dataset.column_names == ["image"]  # type: ignore[attr-defined]
+    assert stream.segments.dataset.column_names == ["image"]  # type: ignore[attr-defined]
     assert isinstance(next(read_all(stream))[2], dict)
 
 
@@ -148,7 +149,7 @@ def test_a_binary_column_is_streamed_when_named(tmp_path: Path, cache: Path) -> 
     data.to_parquet(tmp_path / "set" / "train.parquet")
     stream = open_stream(str(tmp_path / "set"), "train", image_column="jpeg", cache_dir=cache)
     assert list(stream.read(0)) == [(0, {"bytes": png(5), "path": None}), (1, None)]
-    with pytest.raises(DataError, match="row 1 has no picture: its value is null"):
+    with pytest.raises(DataError, match="row 1 has no image: its value is null"):
         stream.fetch(None, "row 1")
     with pytest.raises(DataError, match=r"no column .* jpeg \(binary\), text \(string\)"):
         open_stream(str(tmp_path / "set"), "train", cache_dir=cache)
@@ -158,8 +159,8 @@ def test_builtin_and_saved_datasets_stream_with_slices(tmp_path: Path, cache: Pa
     saved = write_split(tmp_path / "set", "saved", PARTS)
     assert levels_in(open_stream(str(saved), "train[2:5]", cache_dir=cache)) == [2, 3, 4]
     drawn = open_stream("builtin:shapes?size=8&count=5", "train[:3]", cache_dir=cache)
-    assert isinstance(drawn.units, ReadyRows)
-    assert len(drawn.units) == 3
+    assert isinstance(drawn.segments, ReadyRows)
+    assert len(drawn.segments) == 3
 
 
 @pytest.mark.parametrize("split", ["train[:3]", "train+test", "test[50%:]", "validation"])
@@ -176,7 +177,7 @@ def test_slices_of_a_stream_are_refused_with_the_remedy(
 
 def test_what_is_no_dataset_is_refused_like_row_by_row(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no pictures, parquet files or other data"):
+    with pytest.raises(DataError, match="holds no images, parquet files or other data"):
         open_stream(str(tmp_path / "empty"), "train", cache_dir=cache)
     with pytest.raises(DataError, match="no file or folder"):
         open_stream(str(tmp_path / "nothing"), "train", cache_dir=cache)
@@ -243,7 +244,7 @@ def test_other_files_have_another_fingerprint(tmp_path: Path, cache: Path) -> No
 
 
 def test_the_fingerprint_of_a_dataset_on_the_hub_is_that_of_its_commit() -> None:
-    from imagetok.data.fingerprint import files_fingerprint
+    from imagetok.data.data_fingerprint import files_fingerprint
 
     names = [
         ["hf://datasets/user/name@c0ffee/train-0.parquet"],

@@ -49,7 +49,7 @@ def pixels() -> Tensor:
     pytest.importorskip("sklearn")
     rows = open_images("builtin:digits", "train")
     tokenizer = ImageTokenizer.from_config(run("identity").tokenizer)
-    return tokenizer.preprocess([rows.picture(row) for row in range(len(rows))])
+    return tokenizer.preprocess([rows.image(row) for row in range(len(rows))])
 
 
 def train(config: RunConfig, pixels: Tensor) -> ImageTokenizer:

@@ -30,14 +30,14 @@ def test_images_on_the_hub_are_those_that_lie_there(
     logged_in.create(DATA, "dataset", files=files)
     small, cache = Preprocessor((8, 8)), str(tmp_path / "cache")
     rows = open_images(DATA, "train", cache_dir=cache)
-    assert [int(small(rows.picture(row))[0, 0, 0, 0]) for row in range(5)] == list(range(5))
+    assert [int(small(rows.image(row))[0, 0, 0, 0]) for row in range(5)] == list(range(5))
     stream = open_stream(DATA, "train", cache_dir=cache)
     found = [
-        stream.fetch(image, stream.describe(unit, row))
-        for unit in range(len(stream.units))
-        for row, image in stream.read(unit)
+        stream.fetch(image, stream.describe(segment, row))
+        for segment in range(len(stream.segments))
+        for row, image in stream.read(segment)
     ]
     assert [int(small(image)[0, 0, 0, 0]) for image in found] == list(range(5))
     config = data_config(DATA, streaming=True, evaluation_split="train[1:4]")
     kept = open_evaluation(config, cache)
-    assert [int(small(kept.picture(row))[0, 0, 0, 0]) for row in range(3)] == [1, 2, 3]
+    assert [int(small(kept.image(row))[0, 0, 0, 0]) for row in range(3)] == [1, 2, 3]

@@ -17,7 +17,7 @@ from command_line import Ended, Run
 from imagetok import ImageTokenizer, hub
 from imagetok.config import RunConfig
 from imagetok.data import PictureStream, open_stream
-from imagetok.data.streams import FileStreams
+from imagetok.data.image_stream import StreamedFiles
 from imagetok.errors import DataError, HubAccessError
 from imagetok.shards import TokenDataset
 from imagetok.tokenizing.batch_encoder import BatchEncoder
@@ -464,18 +464,18 @@ def test_training_reads_a_dataset_of_the_hub(
 def test_a_stream_is_of_one_commit_from_the_first_look_on(
     logged_in: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_column = FileStreams.find_column
+    find_column = StreamedFiles.find_column
 
-    def move_and_find(self: FileStreams, *arguments: Any) -> str:
+    def move_and_find(self: StreamedFiles, *arguments: Any) -> str:
         move_data(logged_in, tmp_path / "moved")
         return find_column(self, *arguments)
 
     def read(stream: PictureStream) -> list[Any]:
-        return [list(stream.read(unit)) for unit in range(len(stream.units))]
+        return [list(stream.read(number)) for number in range(len(stream.segments))]
 
     old = put_data(logged_in, tmp_path / "data")
     pinned = open_stream(DATA, "train", revision=old)
-    monkeypatch.setattr(FileStreams, "find_column", move_and_find)
+    monkeypatch.setattr(StreamedFiles, "find_column", move_and_find)
     stream = open_stream(DATA, "train")
     assert logged_in.head(DATA, repo_type="dataset") != old
     assert stream.fingerprint == pinned.fingerprint

@@ -66,7 +66,7 @@ def encode_in_batches(tokenizer: ImageTokenizer, images: list[object], size: int
 
 def test_ids_are_those_of_encode_for_the_same_batch_shape(reference: Path, tokenizer: Path) -> None:
     rows = open_images(DATASET, "train")
-    images: list[object] = [rows.picture(row) for row in range(ROWS)]
+    images: list[object] = [rows.image(row) for row in range(ROWS)]
     expected = encode_in_batches(ImageTokenizer.from_pretrained(tokenizer), images, 4)
     found = np.array([row["ids"] for row in rows_in(reference)])
     assert len(np.unique(found)) > 1
@@ -294,7 +294,7 @@ def test_native_images_keep_their_size_rounded_down_to_whole_tokens(
         width, height = sizes[row["row"]]
         assert (row["height"], row["width"]) == (height, width)
         assert (row["grid_h"], row["grid_w"]) == (height // 4, width // 4)
-        image = Image.open(io.BytesIO(rows.picture(row["row"])["bytes"]))
+        image = Image.open(io.BytesIO(rows.image(row["row"])["bytes"]))
         top, left = height % 4 // 2, width % 4 // 2
         box = (left, top, left + width // 4 * 4, top + height // 4 * 4)
         pixels = torch.from_numpy(np.array(image.crop(box))).permute(2, 0, 1).float() / 255
@@ -349,6 +349,6 @@ def test_a_tokenizer_whose_ids_stand_for_no_square_is_used_as_well(tmp_path: Pat
     manifest = run_job(tmp_path / "out", model)
     assert manifest.totals.tokens == ROWS
     rows = open_images(DATASET, "train")
-    images: list[object] = [rows.picture(row) for row in range(4)]
+    images: list[object] = [rows.image(row) for row in range(4)]
     expected = encode_in_batches(model, images, 4)
     assert [row["ids"] for row in rows_in(tmp_path / "out")[:4]] == expected.reshape(4, 1).tolist()

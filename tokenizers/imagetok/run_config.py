@@ -18,6 +18,7 @@ from imagetok.config.optimization import (
 )
 from imagetok.config.recipe import read_recipe
 from imagetok.config.strict_config import Config
+from imagetok.dataset_ref import DatasetRef
 from imagetok.tokenizer_config import TokenizerConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -72,6 +73,21 @@ class DataConfig(Config):
                 f"crop_scale {self.crop_scale} is not a range (low, high) within (0, 1]"
             )
         return self
+
+    @property
+    def training_ref(self) -> DatasetRef:
+        """The dataset to train on."""
+        return self._ref(self.split)
+
+    @property
+    def evaluation_ref(self) -> DatasetRef:
+        """The dataset to validate and evaluate on."""
+        return self._ref(self.evaluation_split)
+
+    def _ref(self, split: str) -> DatasetRef:
+        return DatasetRef(
+            self.name, split, self.subset, self.revision, self.image_column, self.streaming
+        )
 
 
 class TrainConfig(Config):

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from imagetok.config.strict_config import Config
-from imagetok.data.dataset_ref import DatasetRef
+from imagetok.dataset_ref import DatasetRef
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]

@@ -7,9 +7,9 @@ Row by row (`EpochOrder`, `TrainingImages`):
 
     sample number --> (epoch, row) --TrainTransform--> pixels
 
-In a stream (`PictureStream`, `Lane`):
+In a stream (`ImageStream`, `ShuffleStream`):
 
-    (seed, epoch) --> order of units --> lanes --> window --> draws
+    (seed, epoch) --> order of segments --> shuffle streams --> shuffle buffers --> draws
 
 What a training sample looks like is a function of config and data alone. Names are imported when
 they are first used, so that a loading process imports only what it needs.
@@ -20,42 +20,47 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from imagetok.dataset_ref import DatasetRef
+
 if TYPE_CHECKING:
-    from imagetok.data.batches import TrainingBatch, evaluation_batches
-    from imagetok.data.dataset_ref import DatasetRef
-    from imagetok.data.evaluation import open_evaluation
-    from imagetok.data.order import EpochOrder, SampleBatches, fixed_rows
+    from imagetok.data.evaluation_data import evaluation_batches, open_evaluation
+    from imagetok.data.image_rows import ImageRows, open_images, open_rows
+    from imagetok.data.image_stream import (
+        ImageStream,
+        PictureStream,
+        open_image_stream,
+        open_stream,
+    )
     from imagetok.data.prefetcher import Prefetcher, Workers, worded_error
-    from imagetok.data.rows import ImageRows, open_images, open_rows
-    from imagetok.data.samples import TrainingImages, TrainingSample
-    from imagetok.data.streams import PictureStream, open_image_stream, open_stream
+    from imagetok.data.sample_order import EpochOrder, SampleBatches, fixed_rows
+    from imagetok.data.training_batch import TrainingBatch
     from imagetok.data.training_data import Feed, TrainingData, open_training
-    from imagetok.data.transforms import TrainTransform
-    from imagetok.data.unreadable import check_error_share, name_some
+    from imagetok.data.training_images import TrainingImages, TrainingSample, TrainTransform
+    from imagetok.data.unreadable_rows import check_error_share, name_some
 
 _HOMES = {
-    "DatasetRef": "dataset_ref",
-    "EpochOrder": "order",
+    "EpochOrder": "sample_order",
     "Feed": "training_data",
-    "ImageRows": "rows",
-    "PictureStream": "streams",
+    "ImageRows": "image_rows",
+    "ImageStream": "image_stream",
+    "PictureStream": "image_stream",
     "Prefetcher": "prefetcher",
-    "SampleBatches": "order",
-    "TrainTransform": "transforms",
-    "TrainingBatch": "batches",
+    "SampleBatches": "sample_order",
+    "TrainTransform": "training_images",
+    "TrainingBatch": "training_batch",
     "TrainingData": "training_data",
-    "TrainingImages": "samples",
-    "TrainingSample": "samples",
+    "TrainingImages": "training_images",
+    "TrainingSample": "training_images",
     "Workers": "prefetcher",
-    "check_error_share": "unreadable",
-    "evaluation_batches": "batches",
-    "fixed_rows": "order",
-    "name_some": "unreadable",
-    "open_evaluation": "evaluation",
-    "open_image_stream": "streams",
-    "open_images": "rows",
-    "open_rows": "rows",
-    "open_stream": "streams",
+    "check_error_share": "unreadable_rows",
+    "evaluation_batches": "evaluation_data",
+    "fixed_rows": "sample_order",
+    "name_some": "unreadable_rows",
+    "open_evaluation": "evaluation_data",
+    "open_image_stream": "image_stream",
+    "open_images": "image_rows",
+    "open_rows": "image_rows",
+    "open_stream": "image_stream",
     "open_training": "training_data",
     "worded_error": "prefetcher",
 }
@@ -65,6 +70,7 @@ __all__ = [
     "EpochOrder",
     "Feed",
     "ImageRows",
+    "ImageStream",
     "PictureStream",
     "Prefetcher",
     "SampleBatches",

@@ -19,15 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagetok.data.batches import TrainingBatch, join_batches, split_batch
-from imagetok.data.dataset_ref import DatasetRef
-from imagetok.data.lanes import HEADER, Lane, LanePlan
-from imagetok.data.order import EpochOrder, SampleBatches
+from imagetok.data.image_rows import ImageRows, open_rows
+from imagetok.data.image_stream import ImageStream, open_image_stream
 from imagetok.data.prefetcher import Prefetcher, StopSignal, Workers
-from imagetok.data.rows import ImageRows, open_rows
-from imagetok.data.samples import TrainingImages, collate
-from imagetok.data.streams import PictureStream, open_image_stream
-from imagetok.data.transforms import TrainTransform
+from imagetok.data.sample_order import EpochOrder, SampleBatches
+from imagetok.data.shuffle_stream import HEADER, ShuffleSettings, ShuffleStream, StreamSample
+from imagetok.data.training_batch import TrainingBatch, join_batches, split_batch
+from imagetok.data.training_images import TrainingImages, TrainTransform
 from imagetok.errors import ConfigError, InvalidValueError
 from imagetok.images import Preprocessor
 from imagetok.run_config import RunConfig
@@ -45,7 +43,7 @@ class Loading:
         items: The items of all steps, in order.
         items_per_step: Items of a step.
         join: From the batches of a step's items to its micro-batches.
-        stop: What ends the functions early.
+        stop: Ends the functions early.
     """
 
     functions: Sequence[Callable[[Any], TrainingBatch]]
@@ -60,9 +58,9 @@ class Feed(Prefetcher[list[TrainingBatch]]):
 
     Args:
         loading: What is loaded.
-        in_processes: Whether each function runs in a process of its own, and not all of them one
-            after another in this feed's thread.
-        pin_memory: Whether pixels are put where this process's GPU copies from in the background.
+        in_processes: Whether each function runs in a process of its own; otherwise there is one
+            function, which runs in the feed's thread.
+        pin_memory: Whether to put pixels where this process's GPU copies from in the background.
 
     Attributes:
         waited: Seconds that the consumer has waited for data so far.
@@ -98,14 +96,14 @@ def _steps(loading: Loading, batches: Iterator[TrainingBatch]) -> Iterator[list[
 
 
 def _pinned(steps: Iterator[list[TrainingBatch]], device: int) -> Iterator[list[TrainingBatch]]:
-    """The same steps in page-locked memory, from where a GPU copies in the background."""
+    """The same steps in page-locked memory."""
     torch.accelerator.set_device_index(device)  # each thread has its own
     for step in steps:
         yield [batch.pin_memory() for batch in step]
 
 
 class TrainingData(ABC):
-    """The pictures of a run.
+    """The images of a run.
 
     Attributes:
         name: The name that the dataset was opened by.
@@ -132,20 +130,20 @@ class TrainingData(ABC):
         `train.accumulation` micro-batches.
 
         Args:
-            start_step: First step; the number of steps done, on resuming.
+            start_step: First step; on resuming, the number of steps done.
             steps: Number of steps from there on.
             rank: This process's rank.
             world_size: Number of ranks.
             position: Streaming only, and needed there from the second step on: the whole run's
                 position after step `start_step - 1`, which is its ranks' positions concatenated
-                in rank order. It does not matter how many ranks they were.
-            pin_memory: For a GPU.
+                in rank order. It does not matter how many ranks there were.
+            pin_memory: Whether batches go to a GPU.
 
         Returns:
             An iterator over the steps; close it, or use it as a context manager.
 
         Raises:
-            ConfigError: The batch or the lanes do not divide over the ranks.
+            ConfigError: The batch or the shuffle streams do not divide over the ranks.
             InvalidValueError: `position` is missing or does not fit, or a number is out of range.
         """
         train = self._config.train
@@ -158,31 +156,6 @@ class TrainingData(ABC):
     @abstractmethod
     def _loading(self, batches: SampleBatches, position: Tensor | None) -> Loading:
         """What loads the batches."""
-
-
-class BatchLoader:
-    """Loads micro-batches of rows that are read one by one.
-
-    Args:
-        images: The samples.
-        stop: Ends loading early.
-    """
-
-    def __init__(self, images: TrainingImages, stop: StopSignal) -> None:
-        self._images, self._stop = images, stop
-
-    def __call__(self, samples: list[int]) -> TrainingBatch:
-        """The batch of these sample numbers.
-
-        Raises:
-            DataError: A row, and those in its place, cannot be read.
-            LoadingStopped: Nobody wants it any more.
-        """
-        loaded = []
-        for sample in samples:
-            self._stop.check()
-            loaded.append(self._images[sample])
-        return collate(loaded)
 
 
 class MappedData(TrainingData):
@@ -204,72 +177,54 @@ class MappedData(TrainingData):
     def _loading(self, batches: SampleBatches, position: Tensor | None) -> Loading:
         del position  # the step says it all
         stop = StopSignal()
-        functions = [BatchLoader(self._images, stop)] * max(1, self._config.data.num_workers)
+        functions = [MappedLoader(self._images, stop)] * max(1, self._config.data.num_workers)
         return Loading(functions, batches, batches.accumulation, list, stop)
 
 
-class StreamLoader:
-    """Loads the part of each step that some lanes yield, step after step.
+class MappedLoader:
+    """Loads micro-batches of rows that are read one by one.
 
     Args:
-        plan: What the lanes share.
-        lanes: Those of this part.
-        samples_per_lane: Samples of one lane in a step.
-        position: Where all lanes go on, int64 (num_lanes, 4 + window); None begins.
-        stop: Ends loading early.
+        images: The samples.
+        stop: Ends loading early when set.
     """
 
-    def __init__(
-        self,
-        plan: LanePlan,
-        lanes: range,
-        samples_per_lane: int,
-        position: Tensor | None,
-        stop: StopSignal,
-    ) -> None:
-        self._plan, self._stop, self._samples_per_lane = plan, stop, samples_per_lane
-        self._begun = [(lane, None if position is None else position[lane]) for lane in lanes]
-        self._lanes: list[Lane] = []
+    def __init__(self, images: TrainingImages, stop: StopSignal) -> None:
+        self._images, self._stop = images, stop
 
-    def __call__(self, item: object) -> TrainingBatch:
-        """The part of the next step, whatever the item.
+    def __call__(self, numbers: list[int]) -> TrainingBatch:
+        """The batch of the samples of these numbers.
 
         Raises:
-            DataError: A file is damaged, or there is nothing that can be read.
-            LoadingStopped: Nobody wants it any more.
+            DataError: A row, and those drawn in its place, cannot be read.
+            LoadingStopped: The stop signal was set.
         """
-        if not self._lanes:
-            self._lanes = [Lane(self._plan, *begun, self._stop) for begun in self._begun]
-        return join_batches([self._take(lane) for lane in self._lanes])
-
-    def _take(self, lane: Lane) -> TrainingBatch:
-        samples = [lane.draw() for _ in range(self._samples_per_lane)]
-        refused, lane.refused = tuple(lane.refused), []
+        samples = []
+        for number in numbers:
+            self._stop.check()
+            samples.append(self._images[number])
         return TrainingBatch(
-            pixels=torch.stack([sample.pixels for sample in samples]),
-            rows=torch.tensor([sample.row for sample in samples]),
-            epochs=torch.tensor([sample.epoch for sample in samples]),
-            refused=refused,
-            position=lane.position()[None],
+            pixels=torch.stack([sample["pixels"] for sample in samples]),
+            rows=torch.tensor([sample["row"] for sample in samples]),
+            epochs=torch.tensor([sample["epoch"] for sample in samples]),
+            refused=tuple(message for sample in samples for message in sample["refused"]),
         )
 
 
 class StreamedData(TrainingData):
-    """Rows read file by file, shuffled by order of files and within a window.
+    """Rows read file by file, shuffled by the order of files and within a buffer.
 
     Args:
         config: The run.
-        stream: Its rows.
+        images: Its rows.
         preprocessor: The tokenizer's own.
     """
 
-    def __init__(
-        self, config: RunConfig, stream: PictureStream, preprocessor: Preprocessor
-    ) -> None:
-        self.name, self.fingerprint = stream.name, stream.fingerprint
+    def __init__(self, config: RunConfig, images: ImageStream, preprocessor: Preprocessor) -> None:
+        self.name, self.fingerprint = images.name, images.fingerprint
         self._config = config
-        self._plan = LanePlan(
-            stream,
+        self._settings = ShuffleSettings(
+            images,
             TrainTransform(preprocessor, config.data.crop_scale, config.data.flip),
             config.train.seed,
             config.num_lanes,
@@ -277,30 +232,28 @@ class StreamedData(TrainingData):
         )
 
     def _loading(self, batches: SampleBatches, position: Tensor | None) -> Loading:
-        count, rank, world_size = self._plan.num_lanes, batches.rank, batches.world_size
+        count, rank, world_size = self._settings.num_streams, batches.rank, batches.world_size
         if count % world_size:
             raise ConfigError(
                 f"{count} lanes do not divide over {world_size} ranks; set data.lanes to a "
                 "multiple of the ranks that divides train.batch_size"
             )
-        lanes = range(rank * count // world_size, (rank + 1) * count // world_size)
         if position is not None or batches.start_step:
             position = self._check(position, batches.start_step)
-        # Each worker has consecutive streams, so that the workers' parts in order are the batch.
-        num_workers = min(max(1, self._config.data.num_workers), len(lanes))
+        streams = range(rank * count // world_size, (rank + 1) * count // world_size)
+        num_workers = min(max(1, self._config.data.num_workers), len(streams))
         stop, functions = StopSignal(), []
+        # Each worker has consecutive streams, so that the workers' parts in order are the batch.
         for worker in range(num_workers):
-            first, end = (len(lanes) * (worker + side) // num_workers for side in (0, 1))
-            functions.append(
-                StreamLoader(
-                    self._plan, lanes[first:end], batches.batch_size // count, position, stop
-                )
-            )
+            first, end = (len(streams) * (worker + side) // num_workers for side in (0, 1))
+            numbers, size = streams[first:end], batches.batch_size // count
+            functions.append(StreamedLoader(self._settings, numbers, size, position, stop))
         items = range(batches.steps * num_workers)
-        return Loading(functions, items, num_workers, partial(_divide, batches.accumulation), stop)
+        divide = partial(_divide, batches.accumulation)
+        return Loading(functions, items, num_workers, divide, stop)
 
     def _check(self, position: Tensor | None, start_step: int) -> Tensor:
-        expected = (self._plan.num_lanes, HEADER + self._plan.window)
+        expected = (self._settings.num_streams, HEADER + self._settings.buffer_size)
         found = None if position is None else tuple(position.shape)
         if position is None or found != expected:
             raise InvalidValueError(
@@ -311,10 +264,61 @@ class StreamedData(TrainingData):
         return position.cpu()
 
 
+class StreamedLoader:
+    """Loads what some shuffle streams contribute to each step, step after step.
+
+    Args:
+        settings: What the streams share.
+        numbers: The streams.
+        samples_per_stream: Samples of one stream in a step.
+        position: Where all streams of the run go on, int64 (L, 4 + buffer_size); None begins.
+        stop: Ends loading early when set.
+    """
+
+    def __init__(
+        self,
+        settings: ShuffleSettings,
+        numbers: range,
+        samples_per_stream: int,
+        position: Tensor | None,
+        stop: StopSignal,
+    ) -> None:
+        self._settings, self._stop, self._samples_per_stream = settings, stop, samples_per_stream
+        self._positions = {
+            number: None if position is None else position[number].clone() for number in numbers
+        }
+        self._streams: list[ShuffleStream] = []
+
+    def __call__(self, item: object) -> TrainingBatch:
+        """The part of the next step, whatever the item.
+
+        Raises:
+            DataError: A file is damaged, or there is nothing that can be read.
+            LoadingStopped: The stop signal was set.
+        """
+        if not self._streams:
+            self._streams = [
+                ShuffleStream(self._settings, number, position, self._stop)
+                for number, position in self._positions.items()
+            ]
+        return join_batches([self._take(stream) for stream in self._streams])
+
+    def _take(self, stream: ShuffleStream) -> TrainingBatch:
+        samples: list[StreamSample] = [stream.draw() for _ in range(self._samples_per_stream)]
+        refused, stream.refused = tuple(stream.refused), []
+        return TrainingBatch(
+            pixels=torch.stack([sample.pixels for sample in samples]),
+            rows=torch.tensor([sample.row for sample in samples]),
+            epochs=torch.tensor([sample.epoch for sample in samples]),
+            refused=refused,
+            position=stream.position()[None],
+        )
+
+
 def open_training(
     config: RunConfig, preprocessor: Preprocessor, cache_dir: str | Path | None = None
 ) -> TrainingData:
-    """Open the pictures that a run trains on.
+    """Open the images that a run trains on.
 
     Args:
         config: The run.
@@ -324,10 +328,7 @@ def open_training(
     Raises:
         DataError: The dataset, the split or the column cannot be used.
     """
-    data = config.data
-    ref = DatasetRef(
-        data.name, data.split, data.subset, data.revision, data.image_column, data.streaming
-    )
+    ref = config.data.training_ref
     if ref.streaming:
         return StreamedData(config, open_image_stream(ref, cache_dir), preprocessor)
     return MappedData(config, open_rows(ref, cache_dir), preprocessor)

@@ -75,7 +75,7 @@ class InputSource(Config):
         revision: Commit of a dataset on the Hub.
         split: A split, a slice, or a sum of these.
         image_column: Column of the images.
-        fingerprint: Hash of the content; see `imagetok.data.fingerprint`.
+        fingerprint: Hash of the content; see `imagetok.data.data_fingerprint`.
         streaming: Whether files are read in sequence and a row is identified by its file.
         num_rows: Number of rows of the split; None if it is streamed.
         limit: Largest number of rows that are tokenized; None takes all.

@@ -163,9 +163,9 @@ def _fetch(address: str, name: str) -> bytes | None:
         TokenizingError: It cannot be fetched for now.
     """
     # Imported here because loading processes import this module, and few of them need `datasets`.
-    from imagetok.data.files import lies_apart, read_file
+    from imagetok.data.remote_file import is_remote, read_file
 
-    if not lies_apart(address):
+    if not is_remote(address):
         return None
     try:
         return read_file(address)

@@ -19,9 +19,9 @@ import pyarrow as pa
 from datasets import ArrowBasedBuilder, DatasetBuilder, Features, IterableDataset
 
 from imagetok.data import DatasetRef, ImageRows, open_rows
-from imagetok.data.fingerprint import content_fingerprint, files_fingerprint
-from imagetok.data.rows import as_picture, find_column, undecoded
-from imagetok.data.sources import DatasetLocation, find_location, reading
+from imagetok.data.data_fingerprint import content_fingerprint, files_fingerprint
+from imagetok.data.image_rows import as_stored_image, find_column, undecoded
+from imagetok.data.source import DatasetLocation, data_errors, find_location
 from imagetok.errors import DataError
 from imagetok.tokenizing.image_preparation import ImageCell, relative_name
 
@@ -99,7 +99,7 @@ class JobInput(ABC):
             start: Number of the first row.
             table: The rows, with at least `columns`.
         """
-        images = [as_picture(value) for value in table.column(self.image_column).to_pylist()]
+        images = [as_stored_image(value) for value in table.column(self.image_column).to_pylist()]
         return Chunk(start, images, table.select(list(self.kept)))
 
 
@@ -126,7 +126,7 @@ def open_input(
         DataError: The dataset, the split or a column cannot be used.
     """
     location = None if dataset.is_builtin else find_location(dataset).pin(cache_dir)
-    if dataset.streaming and location is not None and location.kind(cache_dir) == "rows":
+    if dataset.streaming and location is not None and location.storage(cache_dir) == "rows":
         files = _open_files(dataset, location, keep, cache_dir)
         return files if limit is None else files.first_rows(limit)
     revision = dataset.revision if location is None else location.revision
@@ -174,7 +174,7 @@ class RowInput(JobInput):
         first = unit * self.rows_per_unit
         end = min(first + self.rows_per_unit, self._num_taken)
         for begin in range(first + start, end, CHUNK):
-            with reading(f"{self.rows.describe(begin)} and what follows it cannot be read"):
+            with data_errors(f"{self.rows.describe(begin)} and what follows it cannot be read"):
                 chunk = self.chunk(begin, table[begin : min(begin + CHUNK, end)])
             yield chunk
 
@@ -208,7 +208,9 @@ class FileInput(JobInput):
 
     def read(self, unit: int, start: int = 0) -> Iterator[Chunk]:
         """See `JobInput`."""
-        with reading(f"file '{self.files[unit]}' of '{self.name}' ({self.split}) cannot be read"):
+        with data_errors(
+            f"file '{self.files[unit]}' of '{self.name}' ({self.split}) cannot be read"
+        ):
             yield from self._cut(self._tables(unit), start, self.counts[unit])
 
     def fingerprint_now(self) -> str:
@@ -279,7 +281,7 @@ def _open_files(
             f"'{name}' has no split '{split}' that could be streamed; its splits are: "
             f"{', '.join(splits) or '(none)'} (slices and sums of them need streaming left out)"
         )
-    with reading(location.failure):
+    with data_errors(location.failure):
         rows: IterableDataset = undecoded(builder.as_streaming_dataset(split))
     features, files = rows.features or Features(), _split_files(builder, split)
     column = find_column(features, dataset)
@@ -311,7 +313,7 @@ def _split_files(builder: DatasetBuilder, split: str) -> list[str]:
 
 
 def _files_fingerprint(location: DatasetLocation, files: list[str], column: str) -> str:
-    with reading(location.failure):
+    with data_errors(location.failure):
         return files_fingerprint(files, location.root, column)
 
 

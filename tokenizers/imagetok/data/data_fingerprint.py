@@ -1,16 +1,16 @@
 """A fingerprint of a dataset's content, the same on every machine and for every file format.
 
-Fingerprints of the `datasets` library depend on paths and file times. Hashing every picture would
-read all of a large dataset. Hashed are, in the order of the rows:
+Fingerprints of the `datasets` library depend on paths and file times, and hashing every image would
+read all of a large dataset. `content_fingerprint` hashes, in the order of the rows:
 
 - names and types of the columns, names of labels, the number of rows;
-- of every row the size in bytes of its picture file, and all numbers and strings;
-- of 64 evenly spaced rows everything, pictures included, byte by byte.
+- for every row the size in bytes of its image file, and all numbers and strings;
+- for 64 evenly spaced rows everything, images included, byte by byte.
 
-So every change in rows, order, labels or captions is seen, and every change of pictures but one
-that keeps the size of each file and touches none of the 64. The paths of pictures do not count.
+So it sees every change of rows, order, labels and captions, and every change of images except one
+that keeps the size of each file and touches none of the 64. The paths of images do not count.
 
-A streamed dataset is not read beforehand: its files are hashed instead, see `files_fingerprint`.
+A streamed dataset is not read beforehand; `files_fingerprint` hashes its files instead.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset
 
-from imagetok.data.files import file_size, read_file
-from imagetok.data.order import fixed_rows
+from imagetok.data.remote_file import file_size, read_file
+from imagetok.data.sample_order import fixed_rows
 
 NUM_SAMPLES = 64
 _BATCH = 10_000
@@ -73,15 +73,15 @@ def content_fingerprint(dataset: Dataset, image_column: str) -> str:
 def files_fingerprint(files: Sequence[str], root: Path | None, image_column: str) -> str:
     """Hash what a streamed dataset is made of, in the order of its files.
 
-    Of files on this machine: the path below `root`, the size, and of 64 evenly spaced ones the
-    first and last 4,096 bytes. Of files on the Hub: commit and path in the repository. So the same
-    files give the same fingerprint on every machine, and a change that keeps all names and sizes
-    is seen where it touches the bytes that are read.
+    For files on this machine that is the path below `root`, the size, and for 64 evenly spaced ones
+    the first and last 4,096 bytes; for files on the Hub, the commit and the path in the repository.
+    So the same files give the same fingerprint on every machine, and a change that keeps all names
+    and sizes is seen where it touches the bytes that are read.
 
     Args:
         files: Paths, or addresses such as `hf://datasets/user/name@commit/train.parquet`.
         root: The folder, or the file, that the dataset was opened by; None for one on the Hub.
-        image_column: Column of the pictures.
+        image_column: Column of the images.
 
     Returns:
         64 hexadecimal digits.

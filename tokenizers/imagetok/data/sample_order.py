@@ -1,8 +1,8 @@
 """The order of training: which row each sample is, and which samples each rank takes.
 
-Samples are numbered through the whole run, 0, 1, 2, ..., over the ends of epochs. Step s takes
-samples s B ... (s + 1) B - 1 of global batches of B; rank r of W takes the r-th of W equal blocks
-of these, and divides it in order into its micro-batches. A run is therefore the same samples in
+Samples are numbered through the whole run, 0, 1, 2, ..., across the ends of epochs. With a global
+batch of B, step s takes samples s B ... (s + 1) B - 1. Rank r of W takes the r-th of W equal blocks
+of these, and divides it in order into its micro-batches. A run therefore has the same samples in
 the same steps whatever the number of ranks, and resumes from the step alone.
 """
 
@@ -21,7 +21,7 @@ _KEPT = 2
 
 
 class EpochOrder:
-    """A new random order of the rows for every epoch.
+    """A new random order of the rows in every epoch.
 
     Args:
         num_rows: Rows of the dataset.
@@ -69,12 +69,12 @@ class SampleBatches(Sampler[list[int]]):
     """The micro-batches of one rank as lists of sample numbers, for a loader's `batch_sampler`.
 
     Args:
-        start_step: First step; the number of steps done, on resuming.
+        start_step: First step; on resuming, the number of steps done.
         steps: Number of steps.
-        batch_size: Samples a step, over all ranks and micro-batches.
+        batch_size: Samples of a step, over all ranks and micro-batches.
         rank: This process's rank.
         world_size: Number of ranks.
-        accumulation: Micro-batches a step.
+        accumulation: Micro-batches of a step.
 
     Raises:
         InvalidValueError: The batch does not divide into equal micro-batches, or a count or rank
@@ -123,7 +123,7 @@ class SampleBatches(Sampler[list[int]]):
 
 
 def fixed_rows(num_rows: int, count: int) -> list[int]:
-    """Evenly spaced rows, the same at every call: those shown in picture grids.
+    """Evenly spaced rows, the same at every call.
 
     Args:
         num_rows: Rows of the dataset.

@@ -10,29 +10,31 @@ from torch import Tensor
 from imagetok.errors import DataError, ImagetokError
 
 LEAST_SEEN = 1000
-"""Samples that a share is taken of at least: a bad row among the first ones stops no run."""
+"""The share of unreadable rows is taken of at least so many samples, so that one bad row among the
+first ones stops no run.
+"""
 
 _NAMED = 3
 
 
-def prepare_picture(
-    picture: Mapping[str, Any], name: str, prepare: Callable[[object], Tensor]
+def prepare_image(
+    image: Mapping[str, Any], name: str, prepare: Callable[[object], Tensor]
 ) -> Tensor:
-    """Read and transform a picture.
+    """Read and transform an image.
 
     Args:
-        picture: `{"bytes": ..., "path": ...}`.
+        image: `{"bytes": ..., "path": ...}`.
         name: What messages call its row.
-        prepare: From the picture to pixels.
+        prepare: From the image to pixels.
 
     Raises:
-        DataError: The picture is refused; the message names row, file and reason.
+        DataError: The image is refused; the message names row, file and reason.
     """
     try:
-        return prepare(picture)
+        return prepare(image)
     except ImagetokError as error:
-        path = picture["path"]
-        file = f", file '{path}'" if path and picture["bytes"] is not None else ""
+        path = image["path"]
+        file = f", file '{path}'" if path and image["bytes"] is not None else ""
         raise DataError(f"{name}{file} cannot be read: {error}") from error
 
 
@@ -43,14 +45,14 @@ def name_some(messages: Sequence[str]) -> str:
 
 
 def check_error_share(refused: int, seen: int, limit: float, last: Sequence[str]) -> None:
-    """Stop when more rows could not be read than the run allows.
+    """Stop a run in which more rows could not be read than it allows.
 
     Args:
         refused: Rows that could not be read so far, over all ranks.
-        seen: Samples of the steps so far, over all ranks.
-        limit: Largest share, `data.max_error_rate`; of at least 1,000 samples. 0 stops at the
-            first row.
-        last: Messages of the rows refused last.
+        seen: Samples so far, over all ranks.
+        limit: Largest share, `data.max_error_rate`, of at least 1,000 samples; 0 stops at the first
+            row.
+        last: Messages about the rows refused last.
 
     Raises:
         DataError: There are more; the message names the last ones.

@@ -1,7 +1,7 @@
-"""Picture files that are no plain files on this machine: in archives, and on the Hub.
+"""Image files that are not plain files on this machine: those in archives and those on the Hub.
 
 `datasets` names a file in an archive by a chain: `zip://a/1.png::/data/train.zip`. Chains that end
-here or on the Hub are followed, and no other address that a row may hold is ever opened.
+on this machine or on the Hub are followed; no other address that a row may hold is ever opened.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _HUB = "hf://"
 _OPEN_ARCHIVES = 8
 
 MAX_UNPACKED = 2**30
-"""Bytes of a file in an archive: a picture has fewer, and a few bytes can be packed to unpack to
-any number.
+"""Most bytes of a file in an archive. An image has fewer, and a few packed bytes can unpack to any
+number.
 """
 
 
-def lies_apart(path: str) -> bool:
+def is_remote(path: str) -> bool:
     """Whether a path leads into an archive, here or on the Hub, or to a file on the Hub."""
     *hops, last = path.split("::")
     if not all(hop.startswith(_ARCHIVES) for hop in hops):
@@ -34,11 +34,11 @@ def lies_apart(path: str) -> bool:
 
 
 def read_file(path: str) -> bytes:
-    """The content of a file here, in an archive or on the Hub, tried again where a server fails.
+    """The content of a file here, in an archive or on the Hub; tried again where a server fails.
 
     Raises:
-        BadZipFile: The zip archive here that it is in does not have it, or not whole.
-        OSError: It is missing or cannot be read; the Hub's client raises errors of its own too.
+        BadZipFile: The local zip archive does not have the file, or not whole.
+        OSError: It is missing or cannot be read. The Hub's client raises errors of its own too.
     """
     member, archive = _split_zip(path)
     if member is not None:
@@ -47,7 +47,7 @@ def read_file(path: str) -> bytes:
             if size > MAX_UNPACKED:
                 raise zipfile.BadZipFile(f"unpacked it has {size} bytes, more than {MAX_UNPACKED}")
             return opened.read(member)
-    if "://" in path and not lies_apart(path):
+    if "://" in path and not is_remote(path):
         raise OSError(errno.EINVAL, "only archives and the Hub are followed", path)
     from datasets.utils.file_utils import xopen
 
@@ -57,7 +57,7 @@ def read_file(path: str) -> bytes:
 
 
 def file_size(path: str) -> int:
-    """Bytes of a file here or in a zip archive here, which is not read.
+    """Size in bytes of a file here or in a local zip archive, which is not unpacked.
 
     Raises:
         BadZipFile: As in `read_file`.
@@ -71,7 +71,7 @@ def file_size(path: str) -> int:
 
 
 def _split_zip(path: str) -> tuple[str | None, str]:
-    """The member and the archive, of a path into a zip archive on this machine."""
+    """The member and the archive of a path into a local zip archive; (None, path) for others."""
     member, _, archive = path.partition("::")
     if member.startswith(_ZIP) and archive and "://" not in archive:
         return member.removeprefix(_ZIP), archive
@@ -80,7 +80,7 @@ def _split_zip(path: str) -> tuple[str | None, str]:
 
 @contextmanager
 def _opened(archive: str) -> Iterator[zipfile.ZipFile]:
-    """An archive, of whose faults each is a `BadZipFile`."""
+    """An open archive; whatever is wrong with it is a `BadZipFile`."""
     status = os.stat(archive)
     try:
         yield _open_archive(archive, os.getpid(), status.st_mtime_ns, status.st_size)
@@ -93,9 +93,9 @@ def _opened(archive: str) -> Iterator[zipfile.ZipFile]:
 
 @lru_cache(_OPEN_ARCHIVES)
 def _open_archive(path: str, _process: int, _changed: int, _size: int) -> zipfile.ZipFile:
-    """An archive that stays open: its list of files is read once, not for every picture.
+    """An archive that stays open, so that its list of files is read once, not for every image.
 
-    One that has changed is opened anew, and so it is in another process, which would share its
-    position in the file.
+    An archive that has changed is opened anew. So is one in another process, which would otherwise
+    share its position in the file.
     """
     return zipfile.ZipFile(path)

@@ -1,8 +1,8 @@
-"""`datasets` at work in a process of its own, so that listing many files costs this one nothing.
+"""A process of its own in which `datasets` lists a folder, so that this one keeps its memory.
 
 `datasets` takes some 2.6 KB for each file of a folder that it lists, and most of that stays with
-the process as fragments. The other process leaves the rows as Arrow files in the cache of
-`datasets`, which are mapped here and not copied.
+the process as fragments. The listing process leaves the rows as Arrow files in the cache of
+`datasets`, which are mapped into memory here and not copied.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ _PROGRAM = f"import sys; from {__name__} import main; main(sys.argv[1])"
 
 
 def has_many_files(root: Path) -> bool:
-    """Whether a folder, with all that it contains, has more than `FEW_FILES` files."""
+    """Whether a folder and the folders in it have more than `FEW_FILES` files."""
     found = (file for _, _, files in os.walk(root) for file in files)
     return next(islice(found, FEW_FILES, None), None) is not None
 
 
-def load_apart(arguments: Mapping[str, str | None], cache_dir: str | None) -> DatasetDict:
-    """What `load_dataset` gives, with nothing in memory but the places of its files.
+def load_in_process(arguments: Mapping[str, str | None], cache_dir: str | None) -> DatasetDict:
+    """What `load_dataset` gives, at the cost of no more memory than the names of its Arrow files.
 
     Args:
-        arguments: Those of `load_dataset`.
-        cache_dir: Where `datasets` keeps what it converts; None takes its own folder.
+        arguments: Arguments of `load_dataset`.
+        cache_dir: Where `datasets` keeps what it converts; None means its default folder.
 
     Raises:
-        RuntimeError: It failed there; the reason is in the message.
+        RuntimeError: Loading failed in the process; the message gives its reason.
     """
     answer = _ask("load", arguments, cache_dir)
     return DatasetDict(
@@ -62,21 +62,21 @@ def load_apart(arguments: Mapping[str, str | None], cache_dir: str | None) -> Da
     )
 
 
-def kind_apart(arguments: Mapping[str, str | None], cache_dir: str | None) -> str:
-    """What `kind_of` says of the dataset.
+def storage_in_process(arguments: Mapping[str, str | None], cache_dir: str | None) -> str:
+    """What `storage_of` says about the dataset.
 
     Args:
-        arguments: Those of `load_dataset`.
-        cache_dir: As in `load_apart`.
+        arguments: Arguments of `load_dataset`.
+        cache_dir: As in `load_in_process`.
 
     Raises:
-        RuntimeError: It failed there; the reason is in the message.
+        RuntimeError: It failed in the process; the message gives its reason.
     """
     return str(_ask("kind", arguments, cache_dir)["kind"])
 
 
-def kind_of(builder: DatasetBuilder) -> str:
-    """How the pictures of a dataset lie: in `files`, in `archives` of files, or in `rows`."""
+def storage_of(builder: DatasetBuilder) -> str:
+    """How a dataset stores its images: in `files`, in `archives` of files, or in `rows`."""
     if not isinstance(builder, ImageFolder):
         return "rows"
     files = (str(file) for files in builder.config.data_files.values() for file in files)
@@ -98,7 +98,7 @@ def _run(request: str) -> str:
     environment = os.environ | {"PYTHONPATH": paths}
     if are_progress_bars_disabled():
         environment["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
-    # Its input stays open and empty until it ends; that it closes tells it that we are gone.
+    # Its input stays open and empty until it ends; when it closes, the process knows we are gone.
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", "-c", _PROGRAM, request],
         stdin=subprocess.PIPE,
@@ -119,11 +119,11 @@ def _answer(request: Mapping[str, Any]) -> dict[str, Any]:
     arguments, cache_dir = request["arguments"], request["cache_dir"]
     try:
         if request["what"] == "kind":
-            return {"kind": kind_of(load_dataset_builder(**arguments, cache_dir=cache_dir))}
+            return {"kind": storage_of(load_dataset_builder(**arguments, cache_dir=cache_dir))}
         splits = load_dataset(**arguments, cache_dir=cache_dir)
     except MemoryError:
         raise
-    except Exception as error:  # as many kinds as datasets, pyarrow and fsspec raise
+    except Exception as error:  # datasets, pyarrow and fsspec raise many kinds
         return {"error": str(error) or type(error).__name__}
     return {
         "files": {

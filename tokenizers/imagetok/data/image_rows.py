@@ -1,7 +1,7 @@
-"""`ImageRows`: a dataset of pictures, opened but not decoded.
+"""`ImageRows`: a dataset of images, opened but not decoded.
 
-The image column is `Image(decode=False)`, and so is every other column that would decode files:
-a corrupt picture is met when it is read, by imagetok's own reader, and says which row it is.
+The image column is `Image(decode=False)`, and so is every other column that would decode files: a
+corrupt image is met when it is read, by imagetok's own reader, and the error says which row it is.
 """
 
 from __future__ import annotations
@@ -15,35 +15,39 @@ from typing import Any, TypeVar
 from datasets import Dataset, Features, Image, IterableDataset, Value
 from datasets.features.features import FeatureType
 
-from imagetok.data.builtins import builtin_source
-from imagetok.data.dataset_ref import DatasetRef
-from imagetok.data.files import lies_apart, read_file
-from imagetok.data.fingerprint import content_fingerprint
-from imagetok.data.sources import file_or_hub_source, reading, take_split
+from imagetok.data.data_fingerprint import content_fingerprint
+from imagetok.data.remote_file import is_remote, read_file
+from imagetok.data.source import data_errors, open_source, take_split
+from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
+StoredImage = dict[str, Any]
+"""An image as rows hold it, `{"bytes": ..., "path": ...}`, which `read_image` takes."""
 
-def as_picture(value: Any) -> dict[str, Any] | None:
-    """A value of an image column as `{"bytes": ..., "path": ...}`; None where it is null."""
+
+def as_stored_image(value: Any) -> StoredImage | None:
+    """The value of an image column, a dict or bare bytes; None where it is null."""
     return value if value is None or isinstance(value, dict) else {"bytes": value, "path": None}
 
 
-def with_bytes(picture: dict[str, Any], name: str) -> dict[str, Any]:
-    """A picture with its bytes, where its file is in an archive or on the Hub.
+def fetch_image(image: StoredImage | None, name: str) -> StoredImage:
+    """An image with its bytes, where its file is in an archive or on the Hub.
 
     Args:
-        picture: `{"bytes": ..., "path": ...}`.
-        name: What messages call its row.
+        image: What the row holds.
+        name: What messages call the row.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: There is no image, or its file cannot be read.
     """
-    path = picture["path"]
-    if picture["bytes"] is not None or path is None or not lies_apart(path):
-        return picture
-    with reading(f"{name}, file '{path}' cannot be read"):
+    if image is None:
+        raise DataError(f"{name} has no image: its value is null")
+    path = image["path"]
+    if image["bytes"] is not None or path is None or not is_remote(path):
+        return image
+    with data_errors(f"{name}, file '{path}' cannot be read"):
         return {"bytes": read_file(path), "path": path}
 
 
@@ -54,9 +58,9 @@ class ImageRows:
     Attributes:
         name: The name that the dataset was opened by.
         split: The split, in the notation of `datasets`.
-        dataset: All columns; pictures as `{"bytes": ..., "path": ...}` or bytes.
-        image_column: Column of the pictures.
-        identity: What fixes the content where that is known without reading it.
+        dataset: All columns; images as `{"bytes": ..., "path": ...}` or bytes.
+        image_column: Column of the images.
+        identity: What fixes the content, where that is known without reading it.
     """
 
     name: str
@@ -72,26 +76,31 @@ class ImageRows:
     def fingerprint(self) -> str:
         """Hash of the content, equal on every machine for equal rows: 64 hexadecimal digits.
 
-        See `imagetok.data.fingerprint` for what is hashed; of a built-in dataset it is the
+        `imagetok.data.data_fingerprint` says what is hashed. For a built-in dataset it is the
         version of its drawing, its options and the rows.
         """
         if self.identity is not None:
             return hashlib.sha256(self.identity.encode()).hexdigest()
         return content_fingerprint(self.dataset, self.image_column)
 
-    def picture(self, row: int) -> dict[str, Any]:
+    def image(self, row: int) -> StoredImage:
         """The image of a row as `{"bytes": ..., "path": ...}`, for `read_image`.
 
         Raises:
-            DataError: There is no such row, it has no picture, or its archive cannot be read.
+            DataError: There is no such row, it has no image, or its archive cannot be read.
         """
-        picture = as_picture(self._pictures[self._check(row)][self.image_column])
-        if picture is None:
-            raise DataError(f"{self.describe(row)} has no picture: its value is null")
-        return with_bytes(picture, self.describe(row))
+        value = self._images[self._check(row)][self.image_column]
+        return fetch_image(as_stored_image(value), self.describe(row))
+
+    picture = image
+    """The older name of `image`."""
 
     def row(self, index: int) -> dict[str, Any]:
-        """All columns of a row, nothing decoded; errors as in `picture`."""
+        """All columns of a row, nothing decoded.
+
+        Raises:
+            DataError: There is no such row.
+        """
         return dict(self.dataset[self._check(index)])
 
     def describe(self, row: int) -> str:
@@ -99,7 +108,7 @@ class ImageRows:
         return f"row {row} of '{self.name}' ({self.split})"
 
     @cached_property
-    def _pictures(self) -> Dataset:
+    def _images(self) -> Dataset:
         return self.dataset.select_columns([self.image_column])
 
     def _check(self, row: int) -> int:
@@ -145,15 +154,9 @@ def open_rows(ref: DatasetRef, cache_dir: str | Path | None = None) -> ImageRows
 
     Args:
         ref: Which rows of which dataset.
-        cache_dir: Where `datasets` keeps what it draws, downloads and converts.
-
-    Raises:
-        DataError: The dataset, the split or the column cannot be used; the message lists those
-            that can.
-        MissingExtraError: `builtin:digits` without scikit-learn.
+        cache_dir: As in `open_images`; so are the errors.
     """
     cache = None if cache_dir is None else str(cache_dir)
-    open_source = builtin_source if ref.is_builtin else file_or_hub_source
     dataset, identity = take_split(open_source(ref, cache), ref)
     column = find_column(dataset.features, ref)
     return ImageRows(ref.name, ref.split, undecoded(dataset), column, identity)
@@ -163,8 +166,8 @@ def find_column(features: Features, ref: DatasetRef) -> str:
     """The column of the images: the one that is named, or the only Image.
 
     Args:
-        features: Those of all columns.
-        ref: The dataset that they are of; may name the column.
+        features: The features of all columns.
+        ref: The dataset; may name the column.
 
     Raises:
         DataError: There is none, or several; the message lists the columns.
@@ -183,18 +186,10 @@ def find_column(features: Features, ref: DatasetRef) -> str:
         raise DataError(f"'{name}' has no column '{image_column}'; its columns are: {listing}")
     if not (isinstance(features[image_column], Image) or _is_binary(features[image_column])):
         raise DataError(
-            f"column '{image_column}' of '{name}' holds no pictures; an image column is an Image "
+            f"column '{image_column}' of '{name}' holds no images; an image column is an Image "
             f"or a binary one, its columns are: {listing}"
         )
     return image_column
-
-
-def _is_binary(feature: FeatureType) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
-
-
-def _kind(feature: FeatureType) -> str:
-    return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__
 
 
 def undecoded(dataset: Rows) -> Rows:
@@ -204,3 +199,11 @@ def undecoded(dataset: Rows) -> Rows:
         if getattr(feature, "decode", False):
             dataset = dataset.cast_column(column, replace(feature, decode=False))
     return dataset
+
+
+def _is_binary(feature: FeatureType) -> bool:
+    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+
+
+def _kind(feature: FeatureType) -> str:
+    return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__

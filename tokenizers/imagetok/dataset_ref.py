@@ -1,10 +1,10 @@
 """`DatasetRef`: which dataset, and how it is read.
 
-    DatasetRef --open_rows--> ImageRows           row by row
-               --open_image_stream--> ImageStream     file by file
+    DatasetRef --open_rows--> ImageRows                  row by row
+               --open_image_stream--> ImageStream        file by file
 
-It says where rows come from and nothing of what is made of them. Nothing is opened or looked up
-here; whether there is such a dataset is found out by whoever opens it.
+It says where rows come from and nothing about what is made of them. Nothing is opened or looked up
+here; whoever opens the dataset finds out whether it exists.
 """
 
 from __future__ import annotations

@@ -1,0 +1,357 @@
+"""Where the rows of a dataset come from: built in, a file or folder here, or the Hub.
+
+    DatasetRef --open_source--> Source: its splits by name --take_split--> rows
+               --find_location--> DatasetLocation, for what is not built in
+
+Names are looked up in this order: a name that begins with `builtin:`, a file or folder that exists,
+then the Hub. The name of a built-in dataset may end in options, as in
+`builtin:shapes?size=128&count=500`: `size` is the side in pixels, `count` the number of images of
+each split.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from datasets import (
+    Dataset,
+    DatasetBuilder,
+    DatasetDict,
+    ReadInstruction,
+    concatenate_datasets,
+    load_dataset,
+    load_dataset_builder,
+    load_from_disk,
+)
+
+from imagetok.builtin import DRAWING_VERSION, digits_dataset, shapes_dataset
+from imagetok.builtin.digits import SPLIT_LENGTHS
+from imagetok.builtin.shapes import DEFAULT_COUNTS, DEFAULT_SIZE, check_options
+from imagetok.data.listing_process import (
+    has_many_files,
+    load_in_process,
+    storage_in_process,
+    storage_of,
+)
+from imagetok.dataset_ref import BUILTIN_PREFIX, DatasetRef
+from imagetok.errors import DataError, ImagetokError
+from imagetok.hub.address import is_commit
+
+FORMS = (
+    "a folder of images, of zip archives of images, or of parquet, arrow or tar (WebDataset) "
+    "files, one such file, a folder written by save_to_disk, the name of a dataset on the Hub, "
+    "builtin:shapes or builtin:digits"
+)
+_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
+"""What `datasets` calls the kinds of files that hold rows, by the ends of their names."""
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_LONGEST_HUB_NAME = 200
+_FILE_KINDS = (
+    *("arrow", "audiofolder", "csv", "hdf5", "imagefolder", "json", "pandas", "parquet", "text"),
+    *("videofolder", "webdataset", "xml"),
+)
+"""What `datasets` takes for kinds of files in the current folder, not for names on the Hub."""
+_BUILTIN_OPTIONS = {"shapes": ("count", "size"), "digits": ()}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset whose splits are loaded when they are taken.
+
+    Attributes:
+        lengths: Number of rows of each split.
+        load: From the name of a split to its rows.
+        identity: What fixes the content of every row, where that is known without reading it.
+    """
+
+    lengths: Mapping[str, int]
+    load: Callable[[str], Dataset]
+    identity: str | None = None
+
+
+def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
+    """The splits of a dataset; of a built-in one they are drawn or read when one is taken.
+
+    Args:
+        ref: Names the dataset.
+        cache_dir: Where `datasets` keeps what it has drawn, downloaded and converted; None means
+            its default folder.
+
+    Raises:
+        DataError: There is no such dataset, it cannot be read, or a subset, a revision or an option
+            does not fit it.
+    """
+    if ref.is_builtin:
+        return _builtin_source(ref, cache_dir)
+    splits = find_location(ref).load(cache_dir)
+    lengths = {str(split): len(rows) for split, rows in splits.items()}
+    return Source(lengths, lambda split: splits[split])
+
+
+def take_split(source: Source, ref: DatasetRef) -> tuple[Dataset, str | None]:
+    """Load a split, a slice of one, or a sum of these, as in `train[:90%]` and `train+test[5:]`.
+
+    Args:
+        source: Where to take it from.
+        ref: Names the split.
+
+    Returns:
+        The rows in order, and their identity, where the source has one.
+
+    Raises:
+        DataError: The notation is not valid, there is no such split, or it has no rows.
+    """
+    parts, ranges = [], []
+    for part, first, end in split_ranges(ref, source.lengths):
+        if end > first:
+            with data_errors(f"split '{part}' of '{ref.name}' cannot be read"):
+                rows = source.load(part)
+            parts.append(rows.select(range(first, end)))
+            ranges.append(f"{part}[{first}:{end}]")
+    if not parts:
+        sizes = ", ".join(f"{key} ({length} rows)" for key, length in source.lengths.items())
+        raise DataError(f"split '{ref.split}' of '{ref.name}' has no rows; its splits are: {sizes}")
+    dataset = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    identity = None if source.identity is None else f"{source.identity} {'+'.join(ranges)}"
+    return dataset, identity
+
+
+def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """The parts of a sum of splits and slices.
+
+    Args:
+        ref: Its split is the sum.
+        lengths: Number of rows of each split that there is.
+
+    Returns:
+        (split, first row, end) of each part.
+
+    Raises:
+        DataError: The notation is not valid or there is no such split.
+    """
+    try:
+        parts = ReadInstruction.from_spec(ref.split).to_absolute(dict(lengths))
+    except (ValueError, AssertionError, ArithmeticError):
+        raise DataError(
+            f"'{ref.name}' has no split '{ref.split}'; its splits are: {', '.join(lengths)} "
+            "(slices of them, as in train[:100] and train[90%:], are taken too)"
+        ) from None
+    ends = [lengths[part.splitname] if part.to is None else part.to for part in parts]
+    return [(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class DatasetLocation:
+    """Where a dataset that is not built in is found.
+
+    Attributes:
+        failure: What to say when it cannot be read.
+        root: The file or folder on this machine; None for a dataset on the Hub.
+        is_saved: Whether the folder was written by `save_to_disk`.
+        arguments: Otherwise the arguments for `load_dataset`.
+    """
+
+    failure: str
+    root: Path | None = None
+    is_saved: bool = False
+    arguments: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def revision(self) -> str | None:
+        """Commit, branch or tag of a dataset on the Hub; None is its main branch."""
+        return self.arguments.get("revision")
+
+    def pin(self, cache_dir: str | None) -> DatasetLocation:
+        """The same location, with a dataset on the Hub pinned to its present commit.
+
+        However often it is read after that, and whatever is pushed meanwhile, the rows are the
+        same.
+
+        Raises:
+            DataError: It cannot be read; or the Hub is out of reach, and `datasets` has another
+                commit in its cache than the one that is asked for.
+        """
+        if self.root is not None:
+            return self
+        commit = self.builder(cache_dir).hash
+        if not is_commit(commit):
+            return self
+        if is_commit(self.revision) and commit != self.revision:
+            raise DataError(
+                f"{self.failure}: the Hub cannot be reached, and in the cache lies commit {commit} "
+                f"in place of {self.revision}"
+            )
+        return replace(self, arguments={**self.arguments, "revision": commit})
+
+    def load(self, cache_dir: str | None) -> DatasetDict:
+        """Load all splits, converting files to Arrow in the cache where that is needed.
+
+        Raises:
+            DataError: They cannot be read.
+        """
+        with data_errors(self.failure):
+            if self._has_many_files:
+                return load_in_process(self.arguments, cache_dir)
+            if not self.is_saved:
+                return load_dataset(**self.arguments, cache_dir=cache_dir)
+            saved = load_from_disk(str(self.root))
+            if isinstance(saved, DatasetDict):
+                return saved
+            return DatasetDict({_saved_split(saved): saved})
+
+    def storage(self, cache_dir: str | None) -> str:
+        """How images are stored: `saved`, in `files`, in `archives` of files, or in `rows`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        if self.is_saved:
+            return "saved"
+        if self._has_many_files:
+            with data_errors(self.failure):
+                return storage_in_process(self.arguments, cache_dir)
+        return storage_of(self.builder(cache_dir))
+
+    def is_ready(self, cache_dir: str | None) -> bool:
+        """Whether rows are read one by one with no image copied: saved ones, and local files.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return self.root is not None and self.storage(cache_dir) in ("saved", "files")
+
+    def builder(self, cache_dir: str | None, **options: object) -> DatasetBuilder:
+        """What streams the splits of a dataset that was not written by `save_to_disk`.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        with data_errors(self.failure):
+            builder = load_dataset_builder(**self.arguments, **options, cache_dir=cache_dir)
+        if hasattr(builder.config, "decode_num_threads"):
+            # It would decode images of folders on the Hub ahead, even where decoding is off.
+            builder.config.decode_num_threads = 0
+        return builder
+
+    @property
+    def _has_many_files(self) -> bool:
+        return self.root is not None and not self.is_saved and has_many_files(self.root)
+
+
+def find_location(ref: DatasetRef) -> DatasetLocation:
+    """Where the dataset of a path or of a name on the Hub is found; nothing is read.
+
+    Raises:
+        DataError: There is nothing of that name here and it cannot be a name on the Hub, or a
+            subset or revision is given for what has none.
+    """
+    name, revision = ref.name, ref.revision
+    path = os.path.expanduser(name)
+    if name and os.path.exists(path):
+        if revision is not None:
+            raise DataError(
+                f"'{name}' lies on this machine and has no revision '{revision}'; leave revision "
+                "out"
+            )
+        return _find_local(name, Path(path), ref.subset)
+    is_hub_name = _HUB_NAME.fullmatch(name) and len(name) <= _LONGEST_HUB_NAME
+    if not is_hub_name or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
+        raise DataError(f"there is no file or folder '{name[:200]}'; a dataset is {FORMS}")
+    return DatasetLocation(
+        f"'{name}' is no file or folder here, and no dataset on the Hub that can be read",
+        arguments={"path": name, "name": ref.subset, "revision": revision},
+    )
+
+
+def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
+    is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    if subset is not None and (is_saved or path.is_file()):
+        raise DataError(f"'{name}' has no subset '{subset}'; leave subset out")
+    if is_saved:
+        failure = f"'{name}' was written by save_to_disk and has no rows or cannot be read"
+        return DatasetLocation(failure, path, is_saved=True)
+    path = path.resolve()
+    if path.is_file():
+        if path.suffix not in _FORMATS:
+            known = ", ".join(_FORMATS)
+            raise DataError(
+                f"'{name}' is a file of another kind than {known}; a dataset is {FORMS}"
+            )
+        kind = _FORMATS[path.suffix]
+        arguments: dict[str, str | None] = {"path": kind, "data_files": glob.escape(str(path))}
+        failure = f"'{name}' cannot be read as a {kind} file"
+        return DatasetLocation(failure, path, arguments=arguments)
+    if glob.has_magic(str(path)):
+        raise DataError(
+            f"the path of '{name}' has one of the characters * ? [, which are read as a pattern; "
+            "rename the folder"
+        )
+    failure = f"'{name}' holds no images, parquet files or other data that can be read"
+    return DatasetLocation(failure, path, arguments={"path": str(path), "name": subset})
+
+
+def _saved_split(dataset: Dataset) -> str:
+    """The split that a saved dataset says it is; `train` where it names none or a slice of one."""
+    split = str(dataset.split or "")
+    return split if re.fullmatch(r"\w+", split) else "train"
+
+
+def _builtin_source(ref: DatasetRef, cache_dir: str | None) -> Source:
+    name = ref.name
+    for key, value in (("subset", ref.subset), ("revision", ref.revision)):
+        if value is not None:
+            raise DataError(f"'{name}' has no {key} '{value}'; leave {key} out")
+    kind, _, query = name.removeprefix(BUILTIN_PREFIX).partition("?")
+    if kind not in _BUILTIN_OPTIONS:
+        known = ", ".join(BUILTIN_PREFIX + known for known in sorted(_BUILTIN_OPTIONS))
+        raise DataError(
+            f"unknown built-in dataset '{BUILTIN_PREFIX}{kind}'; choose one of: {known}"
+        )
+    options = _builtin_options(name, kind, query)
+    if kind == "digits":
+        return Source(SPLIT_LENGTHS, digits_dataset, "builtin:digits")
+    size, count = options.get("size", DEFAULT_SIZE), options.get("count")
+    check_options(size, count)
+    lengths = {split: count or length for split, length in DEFAULT_COUNTS.items()}
+    load = partial(shapes_dataset, size=size, count=count, cache_dir=cache_dir)
+    return Source(lengths, load, f"builtin:shapes?size={size}&drawing={DRAWING_VERSION}")
+
+
+def _builtin_options(name: str, kind: str, query: str) -> dict[str, int]:
+    valid = ", ".join(_BUILTIN_OPTIONS[kind]) or "(none)"
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+    except ValueError:
+        raise DataError(
+            f"the options of '{name}' do not have the form key=value&key=value; valid keys: {valid}"
+        ) from None
+    options: dict[str, int] = {}
+    for key, value in pairs:
+        if key not in _BUILTIN_OPTIONS[kind]:
+            raise DataError(f"unknown option '{key}' in '{name}'; valid options: {valid}")
+        if key in options:
+            raise DataError(f"option '{key}' stands twice in '{name}'; give it once")
+        if not re.fullmatch(r"[0-9]{1,18}", value):
+            raise DataError(f"option '{key}' of '{name}' is a whole number, got '{value[:40]}'")
+        options[key] = int(value)
+    return options
+
+
+@contextmanager
+def data_errors(message: str) -> Iterator[None]:
+    """Turn whatever a reader raises into a `DataError` with `message` and the reason."""
+    try:
+        yield
+    except (ImagetokError, MemoryError):
+        raise
+    except Exception as error:  # datasets, pyarrow, fsspec, httpx and the Hub's client all raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"{message}: {reason}") from error

@@ -1,0 +1,88 @@
+"""`TrainingBatch`: what a training step takes, and how batches are joined and divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TrainingBatch:
+    """The samples of one micro-batch, in sample order.
+
+    Attributes:
+        pixels: uint8 (B, C, H, W).
+        rows: int64 (B,), what identifies each sample's row: its number in a map-style dataset,
+            segment * 2**32 + row of the segment in a streamed one.
+        epochs: int64 (B,), the epoch that each sample belongs to.
+        refused: Messages about the rows that could not be read while this batch was loaded.
+        position: Streaming only: where this rank's shuffle streams stand after the step, int64
+            (streams, 4 + buffer size); the same in all micro-batches of a step.
+    """
+
+    pixels: Tensor
+    rows: Tensor
+    epochs: Tensor
+    refused: tuple[str, ...] = ()
+    position: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays: the pipe of a loading process would leave tensors in shared memory, where they
+        # are lost with the process.
+        arrays = (self.pixels.numpy(), self.rows.numpy(), self.epochs.numpy())
+        position = None if self.position is None else self.position.numpy()
+        return _from_arrays, (*arrays, self.refused, position)
+
+    def pin_memory(self) -> TrainingBatch:
+        """The same batch with pixels in page-locked memory, from which a GPU copies on the side."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+
+def join_batches(parts: Sequence[TrainingBatch]) -> TrainingBatch:
+    """The samples of several batches as one, with their refused rows and positions."""
+    if len(parts) == 1:
+        return parts[0]
+    positions = [part.position for part in parts if part.position is not None]
+    return TrainingBatch(
+        pixels=torch.cat([part.pixels for part in parts]),
+        rows=torch.cat([part.rows for part in parts]),
+        epochs=torch.cat([part.epochs for part in parts]),
+        refused=tuple(message for part in parts for message in part.refused),
+        position=torch.cat(positions) if positions else None,
+    )
+
+
+def split_batch(batch: TrainingBatch, count: int) -> list[TrainingBatch]:
+    """Divide a batch into equal micro-batches; the first one carries the refused rows."""
+    pixels, rows, epochs = (
+        tensor.chunk(count) for tensor in (batch.pixels, batch.rows, batch.epochs)
+    )
+    return [
+        TrainingBatch(*parts, refused=() if number else batch.refused, position=batch.position)
+        for number, parts in enumerate(zip(pixels, rows, epochs, strict=True))
+    ]
+
+
+def _from_arrays(
+    pixels: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    epochs: NDArray[np.int64],
+    refused: tuple[str, ...],
+    position: NDArray[np.int64] | None,
+) -> TrainingBatch:
+    return TrainingBatch(
+        torch.from_numpy(pixels),
+        torch.from_numpy(rows),
+        torch.from_numpy(epochs),
+        refused,
+        None if position is None else torch.from_numpy(position),
+    )
