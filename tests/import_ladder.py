@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "launch",
     ),
     ("images", "ids", "codesearch"),
-    ("outputs", "networks", "likelihoods", "bottlenecks", "metrics"),
+    ("outputs", "networks", "likelihoods", "bottlenecks", "objectives", "metrics"),
     (
         "tokenizer_config",
         "build",

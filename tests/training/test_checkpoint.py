@@ -80,7 +80,7 @@ def state_of(stepper: Stepper) -> dict[str, Tensor]:
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]
     }
     for name, parameter in stepper.tokenizer.named_parameters():
-        for key, value in stepper.optimizer.state.get(parameter, {}).items():
+        for key, value in stepper.learner.optimizer.state.get(parameter, {}).items():
             tensors[f"{name}/{key}"] = value
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
@@ -134,7 +134,9 @@ def test_a_learnt_scale_keeps_its_moments(tmp_path: Path) -> None:
     first.step(0, [BATCH])
     load(save(first, tmp_path, 1), second)
     states = [
-        stepper.optimizer.state[dict(stepper.tokenizer.named_parameters())["likelihood.raw_scale"]]
+        stepper.learner.optimizer.state[
+            dict(stepper.tokenizer.named_parameters())["likelihood.raw_scale"]
+        ]
         for stepper in (first, second)
     ]
     assert states[0]["exp_avg"].ndim == 0

@@ -104,13 +104,13 @@ def test_a_step_that_overflows_changes_nothing_and_is_counted(
     mend = overflow(stepper, monkeypatch)
     for count in (1, 2):
         means = stepper.step(count, [batch()]).means
-        assert means["optim/skipped_steps"] == stepper.skipped_in_a_row == count
+        assert means["optim/skipped_steps"] == stepper.learner.skipped_in_a_row == count
     after = state_of(stepper)
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
-    assert stepper.accelerator.scaler.get_scale() == SCALE / 4
+    assert stepper.learner.scale == SCALE / 4
     mend()
     assert stepper.step(3, [batch()]).means["optim/skipped_steps"] == 2
-    assert stepper.skipped_in_a_row == 0
+    assert stepper.learner.skipped_in_a_row == 0
     assert not torch.equal(stepper.tokenizer.bottleneck.codebook, before["bottleneck.codebook"])
 
 
@@ -148,7 +148,7 @@ for step in range(3):
     means = stepper.step(step, [here.batch()]).means
     mend()
     weight = stepper.tokenizer.decoder.state_dict()["layers.0.weight"].double().sum().item()
-    told.append([means["optim/skipped_steps"], stepper.accelerator.scaler.get_scale(), weight])
+    told.append([means["optim/skipped_steps"], stepper.learner.scale, weight])
 (Path(sys.argv[1]) / f"{{collectives.rank()}}.json").write_text(json.dumps(told))
 """
 

@@ -1,4 +1,4 @@
-"""AdamW: what decays, and the learning rate of a step."""
+"""What a learner's AdamW decays, and its learning rate of a step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from imagetok import ImageTokenizer
 from imagetok.config import OptimizerConfig
-from imagetok.training.optimizer import build_learning_rate, build_optimizer, set_learning_rate
+from imagetok.training.learner import build_learning_rate, build_optimizer
 from tiny_runs import SYSTEMS, tiny_run
 
 TABLES = {"vqvae": "bottleneck.codebook", "dvae": "bottleneck.embedding"}
@@ -52,7 +52,8 @@ def test_decay_pulls_kernels_and_leaves_codes_where_they_are() -> None:
     optimizer = build_optimizer(
         tokenizer, OptimizerConfig(weight_decay=0.1), tokenizer.parameter_groups()
     )
-    set_learning_rate(optimizer, 0.5)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.5
     for parameter in tokenizer.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -79,7 +80,7 @@ def test_the_settings_are_those_of_the_config() -> None:
 def test_the_learning_rate_rises_linearly_and_then_is_the_schedules() -> None:
     lr = {"type": "linear", "start": 1.0, "end": 0.0}
     config = OptimizerConfig.from_dict({"lr": lr, "warmup_steps": 4})
-    learning_rate = build_learning_rate(config, run_steps=10)
+    learning_rate = build_learning_rate(config, steps=10)
     rise = [0.25, 0.5, 0.75, 1.0]
     assert [learning_rate(step) for step in range(4)] == pytest.approx(
         [share * (1 - step / 10) for step, share in enumerate(rise)]
@@ -88,14 +89,14 @@ def test_the_learning_rate_rises_linearly_and_then_is_the_schedules() -> None:
 
 
 def test_without_warm_up_a_number_is_the_learning_rate_of_every_step() -> None:
-    learning_rate = build_learning_rate(OptimizerConfig(lr=0.25), run_steps=10)
+    learning_rate = build_learning_rate(OptimizerConfig(lr=0.25), steps=10)
     assert {learning_rate(step) for step in (0, 1, 10, 1000)} == {0.25}
 
 
 def test_warm_up_and_then_a_cosine_are_those_of_a_computation_by_hand() -> None:
     lr = {"type": "cosine", "start": 1e-3, "end": 1e-5, "steps": 100, "begin": 10}
     config = OptimizerConfig.from_dict({"lr": lr, "warmup_steps": 10})
-    learning_rate = build_learning_rate(config, run_steps=1000)
+    learning_rate = build_learning_rate(config, steps=1000)
     assert [learning_rate(step) for step in (0, 4, 9, 10)] == pytest.approx(
         [1e-4, 5e-4, 1e-3, 1e-3], rel=1e-12
     )
@@ -107,7 +108,7 @@ def test_warm_up_and_then_a_cosine_are_those_of_a_computation_by_hand() -> None:
 
 def test_a_schedule_without_steps_ends_with_the_run() -> None:
     lr = {"type": "cosine", "start": 1.0, "end": 0.0}
-    learning_rate = build_learning_rate(OptimizerConfig.from_dict({"lr": lr}), run_steps=40)
+    learning_rate = build_learning_rate(OptimizerConfig.from_dict({"lr": lr}), steps=40)
     assert [learning_rate(step) for step in (0, 20, 40)] == pytest.approx([1.0, 0.5, 0.0])
 
 
@@ -119,7 +120,8 @@ def test_a_step_is_that_of_adam_with_decoupled_decay_computed_by_hand() -> None:
     expected, first, second = kernel.detach().clone(), 0.0, 0.0
     for step in range(1, 4):
         lr, grad = 0.1 / step, float(step)
-        set_learning_rate(optimizer, lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         for parameter in tokenizer.parameters():
             parameter.grad = torch.full_like(parameter, grad)
         optimizer.step()

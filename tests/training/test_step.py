@@ -73,7 +73,7 @@ def state_of(stepper: Stepper) -> dict[str, Tensor]:
     moments = {
         f"{name}/{key}": value
         for name, parameter in stepper.tokenizer.named_parameters()
-        for key, value in stepper.optimizer.state.get(parameter, {}).items()
+        for key, value in stepper.learner.optimizer.state.get(parameter, {}).items()
     }
     return {name: tensor.detach().clone() for name, tensor in {**named, **moments}.items()}
 
@@ -167,7 +167,7 @@ def test_the_gradient_is_clipped_to_the_norm_and_its_own_norm_is_told(
         grads = [p.grad for p in stepper.tokenizer.parameters() if p.grad is not None]
         seen.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
 
-    monkeypatch.setattr(stepper.optimizer, "step", remember)
+    monkeypatch.setattr(stepper.learner.optimizer, "step", remember)
     totals = stepper.step(0, [batch()])
     assert seen == [pytest.approx(1e-3, rel=1e-3)]
     assert totals.means["optim/grad_norm"] > 2e-3
@@ -184,7 +184,7 @@ def test_the_learning_rate_and_the_schedules_are_those_of_the_step(
         )
     )
     stepper.step(0, [batch()])
-    assert [group["lr"] for group in stepper.optimizer.param_groups] == [0.5, 0.5]
+    assert [group["lr"] for group in stepper.learner.optimizer.param_groups] == [0.5, 0.5]
     assert stepper.scheduled(2) == {
         "optim/lr": 0.5,
         "schedule/temperature": 0.5,

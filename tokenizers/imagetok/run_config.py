@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -17,13 +17,18 @@ from imagetok.config.optimization import (
     least_value,
 )
 from imagetok.config.recipe import read_recipe
+from imagetok.config.registry import PartField
 from imagetok.config.strict_config import Config
 from imagetok.dataset_ref import DatasetRef
+from imagetok.objectives import ObjectiveConfig
 from imagetok.tokenizer_config import TokenizerConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 DEFAULT_LANES = 8
+
+RESERVED_NAMES = frozenset({"model", "average", "optimizer", "data", "tokenizer"})
+"""Names in checkpoints and logs that no objective can have."""
 
 
 class DataConfig(Config):
@@ -118,7 +123,10 @@ class TrainConfig(Config):
             them: less memory, about a third more time.
         trackers: Where figures and pictures are logged besides the run's folder.
         project: What trackers call the project.
+        objectives: What is minimised besides the tokenizer's own terms, one of each type.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"objectives"})
 
     steps: Count
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 32
@@ -140,6 +148,19 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = False
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     project: str = "imagetok"
+    objectives: tuple[Annotated[ObjectiveConfig, PartField()], ...] = ()
+
+    @model_validator(mode="after")
+    def _objectives_have_names_of_their_own(self) -> Self:
+        types = [objective.type for objective in self.objectives]
+        if len(set(types)) < len(types):
+            raise ValueError(f"objectives names a type twice: {', '.join(types)}; keep one of each")
+        if taken := RESERVED_NAMES.intersection(types):
+            raise ValueError(
+                f"objectives names {', '.join(sorted(taken))}, which is what a checkpoint calls "
+                "something else; rename the objective's type"
+            )
+        return self
 
     @model_validator(mode="after")
     def _temperature_is_positive(self) -> Self:

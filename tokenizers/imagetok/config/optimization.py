@@ -56,6 +56,12 @@ def least_value(value: float | ScheduleConfig) -> float:
     return min(value.start, value.end) if isinstance(value, ScheduleConfig) else value
 
 
+def is_always_zero(value: float | ScheduleConfig) -> bool:
+    """Whether a number, or a value that changes with the step, is zero at every step."""
+    ends = (value.start, value.end) if isinstance(value, ScheduleConfig) else (value,)
+    return not any(ends)
+
+
 def build_schedule(value: float | ScheduleConfig, run_steps: int) -> schedules.Schedule:
     """The schedule that a config describes, for a run of `run_steps`; a number is constant."""
     if not isinstance(value, ScheduleConfig):

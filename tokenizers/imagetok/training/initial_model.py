@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from imagetok.data import TrainingBatch, TrainingData
 from imagetok.errors import ConfigError
@@ -22,6 +23,7 @@ from imagetok.keys import choose, make_keys
 from imagetok.launch import collectives
 from imagetok.modelfile import load_model
 from imagetok.networks import checkpoint_activations
+from imagetok.objectives import Objective
 from imagetok.run_config import RunConfig, TrainConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizer_config import TokenizerConfig
@@ -85,6 +87,34 @@ def build_model(
         model.load_state_dict(saved.state_dict())
     prepare_parts(model, config)
     return model.to(device)
+
+
+def build_objectives(config: RunConfig, device: torch.device | str) -> dict[str, Objective]:
+    """Build what a run minimises besides the tokenizer's own terms, with weights of its seed.
+
+    Args:
+        config: The run.
+        device: Where to put the objectives.
+
+    Returns:
+        The objectives by type, in the order of `train.objectives`.
+
+    Raises:
+        ConfigError: An objective holds batch statistics, which differ between ranks.
+    """
+    objectives = {}
+    for part in config.train.objectives:
+        (key,) = make_keys(config.train.seed, 0, [0], f"objective/{part.type}").tolist()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key)
+            objective = part.build(config.tokenizer.channels, config.tokenizer.image_size)
+        if any(isinstance(module, _BatchNorm) for module in objective.modules()):
+            raise ConfigError(
+                f"the objective '{part.type}' holds batch statistics, which differ between ranks and "
+                "micro-batches; use a normalisation of single samples, such as GroupNorm"
+            )
+        objectives[part.type] = objective.to(device)
+    return objectives
 
 
 def prepare_parts(model: ImageTokenizer, config: RunConfig) -> None:

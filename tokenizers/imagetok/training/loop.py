@@ -42,7 +42,7 @@ from imagetok.training.checkpoint import (
     take_snapshot,
     tidy_checkpoints,
 )
-from imagetok.training.initial_model import build_model, initialize_bottleneck
+from imagetok.training.initial_model import build_model, build_objectives, initialize_bottleneck
 from imagetok.training.plan import plan_run
 from imagetok.training.provenance import describe_training
 from imagetok.training.pusher import Pusher, PushPlan, prepare_push, push_finished
@@ -159,7 +159,8 @@ def _open_run(
         stack.enter_context(closing(reporter))
         if start.checkpoint is None and settings.init_from is None:
             initialize_bottleneck(model, data, settings)
-        stepper = Stepper(settings, accelerator, model)
+        objectives = build_objectives(config, accelerator.device)
+        stepper = Stepper(settings, accelerator, model, objectives)
         writer = CheckpointWriter(folder.checkpoints, settings.keep_last, reporter.sync)
         pusher = stack.enter_context(Pusher(push, settings.steps))
         stack.enter_context(closing(writer))
@@ -224,7 +225,7 @@ class Run:
         """Go on from a checkpoint."""
         snapshot = read_checkpoint(checkpoint)
         restore_snapshot(snapshot, self.stepper.parts)
-        self.stepper.load_counters(snapshot.state)
+        self.stepper.load_state(snapshot.state)
         self.done = self.saved = snapshot.step
         self.position = snapshot.position
         self.unreadable, self.reported = snapshot.state["unreadable"], snapshot.state["reported"]
@@ -338,7 +339,7 @@ class Run:
             "data_fingerprint": self.data.fingerprint,
             "unreadable": self.unreadable,
             "reported": self.reported,
-            **self.stepper.counters(),
+            **self.stepper.state(),
         }
         self.reporter.flush()
         self.writer.submit(take_snapshot(self.stepper.parts, position, state))

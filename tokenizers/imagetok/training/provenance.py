@@ -16,6 +16,7 @@ import torch
 from imagetok._version import __version__
 from imagetok.cards import dataset_source, display_name
 from imagetok.config import recipe_names
+from imagetok.config.strict_config import Config
 from imagetok.config.yaml_text import parse_yaml
 from imagetok.data import TrainingData
 from imagetok.errors import ConfigError
@@ -95,13 +96,25 @@ def find_recipe(config: RunConfig) -> tuple[str, list[str]] | None:
 
 def _public_values(config: RunConfig) -> dict[str, Any]:
     """A run's config without irrelevant entries, and with names in place of paths."""
-    values = config.to_dict()
+    values = _complete(config)
     for section, keys in _IRRELEVANT.items():
         for key in keys:
             del values[section][key]
     values["data"]["name"] = display_name(config.data.name)
     if config.train.init_from is not None:
         values["train"]["init_from"] = display_name(config.train.init_from)
+    return values
+
+
+def _complete(config: Config) -> dict[str, Any]:
+    """A config's values, including those that are left out of files while they are defaults."""
+    values = config.to_dict()
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            values[name] = _complete(value)
+        elif name not in values:
+            values[name] = json.loads(json.dumps(field.get_default(call_default_factory=True)))
     return values
 
 

@@ -1,17 +1,23 @@
-"""One optimizer step: forward, one weighted sum of losses, backward, update.
+"""One optimizer step: forward, weighted terms, backward, update, for all learners together.
+
+    for each micro-batch:
+        tokenizer forward ── output ──► terms of all objectives ──► weighted sum ──► backward
+                               └─ detached ─► each further learner's own loss ────► backward
+    sums over micro-batches and ranks: losses, metrics, statistics, gradients at the last layer
+    everything finite on every rank ──► all learners, the bottleneck and the average are updated
+    anything not finite             ──► nothing changes anywhere
 
 What a step does is a function of the config, the step and the rows alone (`imagetok.keys`); the
-state it changes is weights, their average, optimizer and bottleneck, which is what a checkpoint
-holds.
+state that it changes is what a checkpoint holds.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
-from typing import Any
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -23,12 +29,15 @@ from imagetok.errors import TrainingError
 from imagetok.images import to_unit
 from imagetok.keys import make_keys
 from imagetok.metrics import psnr
-from imagetok.outputs import Statistics, is_counts
+from imagetok.objectives import Objective, TokenizerTerms
+from imagetok.outputs import Statistics, TokenizerOutput, is_counts
 from imagetok.run_config import TrainConfig
+from imagetok.schedules import constant
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.average import WeightAverage
+from imagetok.training.balance import GradientBalance
 from imagetok.training.checkpoint import AVERAGE, MODEL, OPTIMIZER, TrainedParts
-from imagetok.training.optimizer import build_learning_rate, build_optimizer, set_learning_rate
+from imagetok.training.learner import Learner
 from imagetok.training.totals import StepTotals
 
 MAX_SKIPPED_STEPS = 20
@@ -36,78 +45,58 @@ MAX_SKIPPED_STEPS = 20
 
 
 class Stepper:
-    """A tokenizer and all that a step needs and changes.
+    """A tokenizer, what else learns beside it, and all that a step needs and changes.
 
     Args:
-        settings: How it is trained.
+        settings: How the tokenizer is trained.
         accelerator: The run's processes and precision.
-        tokenizer: On the accelerator's device, its bottleneck initialised.
+        tokenizer: On the accelerator's device, with its bottleneck initialised.
+        objectives: What is minimised besides the tokenizer's own terms, by name; on the
+            accelerator's device.
 
     Attributes:
         tokenizer: The bare model.
-        optimizer: Its optimizer.
         average: Averaged weights, or None.
-        skipped: Steps left out in all, in float16.
-        skipped_in_a_row: Steps left out since the last one that counted.
+        learner: The tokenizer's learner.
+        learners: It, and those of the objectives that have one.
     """
 
     def __init__(
-        self, settings: TrainConfig, accelerator: Accelerator, tokenizer: ImageTokenizer
+        self,
+        settings: TrainConfig,
+        accelerator: Accelerator,
+        tokenizer: ImageTokenizer,
+        objectives: Mapping[str, Objective] | None = None,
     ) -> None:
         self.settings, self.accelerator, self.tokenizer = settings, accelerator, tokenizer
-        groups = tokenizer.parameter_groups()
-        self.optimizer = build_optimizer(tokenizer, settings.optimizer, groups)
-        self.skipped = self.skipped_in_a_row = 0
         self._bottleneck_learns = "bottleneck" not in settings.freeze
-        with warnings.catch_warnings():
-            # Newer versions of torch have another name for it, which Accelerate does not pass on.
-            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-            self._model: nn.Module = accelerator.prepare_model(tokenizer)
-        self._scaled_optimizer = accelerator.prepare_optimizer(self.optimizer)
+        groups, steps = tokenizer.parameter_groups(), settings.steps
+        self.learner = Learner(
+            "tokenizer", tokenizer, settings.optimizer, steps, accelerator, groups=groups
+        )
+        self.learners = [self.learner]
+        for name, objective in (objectives or {}).items():
+            if (config := objective.learner) is not None:
+                arguments = name, objective, config.optimizer, steps, accelerator
+                self.learners.append(Learner(*arguments, start_step=config.start_step))
         decay = settings.ema_decay
         self.average = None if decay is None else WeightAverage(tokenizer, decay)
-        self._learning_rate = build_learning_rate(settings.optimizer, settings.steps)
-        self._temperature = build_schedule(settings.temperature, settings.steps)
-        self._loss_weights = {
-            name: build_schedule(value, settings.steps)
-            for name, value in settings.loss_weights.items()
-        }
-
-    @property
-    def parts(self) -> TrainedParts:
-        """What a checkpoint holds the tensors of."""
-        modules: dict[str, nn.Module] = {MODEL: self.tokenizer}
-        if self.average is not None:
-            modules[AVERAGE] = self.average
-        return TrainedParts(modules, {OPTIMIZER: (self.tokenizer, self.optimizer)})
-
-    def counters(self) -> dict[str, Any]:
-        """What a checkpoint holds besides tensors, JSON-like."""
-        scaler = self.accelerator.scaler
-        return {
-            "scaler": None if scaler is None else scaler.state_dict(),
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-        }
-
-    def load_counters(self, state: Mapping[str, Any]) -> None:
-        """Go on counting from a checkpoint's state."""
-        if self.accelerator.scaler is not None and state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self._temperature = build_schedule(settings.temperature, steps)
+        own = TokenizerTerms(settings.loss_weights)
+        self._objectives = [
+            (each, {name: build_schedule(weight, steps) for name, weight in each.weights.items()})
+            for each in (own, *(objectives or {}).values())
+        ]
+        balanced = any(objective.balance for objective, _ in self._objectives)
+        layer = cast(nn.Module, tokenizer.decoder.last_layer)
+        self._balance = GradientBalance(layer) if balanced else None
 
     @property
     def evaluated(self) -> ImageTokenizer:
         """The tokenizer to evaluate and export."""
         return self.tokenizer if self.average is None else self.average.tokenizer
 
-    def scheduled(self, step: int) -> dict[str, float]:
-        """What the schedules say of a step, by the names of logs."""
-        return {
-            "optim/lr": self._learning_rate(step),
-            "schedule/temperature": self._temperature(step),
-            **{f"weight/{name}": weight(step) for name, weight in self._loss_weights.items()},
-        }
+    # A step
 
     def step(
         self,
@@ -116,83 +105,213 @@ class Stepper:
         measure: bool = False,
         counts: Mapping[str, Tensor] | None = None,
     ) -> StepTotals:
-        """One optimizer step over this rank's micro-batches.
+        """Take one optimizer step over this rank's micro-batches.
 
         Args:
             step: Number of the step, from 0.
             batches: The micro-batches.
-            measure: Also take the PSNR of the reconstructions.
-            counts: float64 vectors to be summed over the ranks on the same way.
+            measure: Whether to take the PSNR of the reconstructions as well.
+            counts: float64 vectors to be summed over the ranks in the same collective.
 
         Raises:
-            TrainingError: The loss or the gradients are not finite; nothing was changed.
+            TrainingError: A loss or a gradient is not finite; nothing was changed.
         """
-        set_learning_rate(self.optimizer, self._learning_rate(step))
-        values = {"temperature": self._temperature(step)}
-        weights = {name: weight(step) for name, weight in self._loss_weights.items()}
+        active = [learner for learner in self.learners if learner.is_active(step)]
         totals = StepTotals(self.accelerator.num_processes * len(batches))
         for batch in batches:
             x = batch.pixels.to(self.accelerator.device, non_blocking=True)
             x = to_unit(x, self.tokenizer.dtype)
             keys = make_keys(self.settings.seed, step, batch.rows.tolist(), "noise")
-            last = batch is batches[-1]
-            with nullcontext() if last else self.accelerator.no_sync(self._model):
-                out = self._model(x, values, keys)
-                terms = [weights.get(name, 1.0) * loss for name, loss in out.losses.items()]
-                loss = torch.stack(terms).sum()
-                self.accelerator.backward(loss / len(batches))
-            totals.add({"loss": loss, **out.losses, **out.metrics}, self._used(out.statistics))
+            place = _MicroBatch(step, x, keys, len(batches), last=batch is batches[-1])
+            output = self._tokenizer_pass(place, totals)
+            for learner in active[1:]:
+                self._objective_pass(learner, place, output, totals)
             if measure:
-                totals.add({"psnr": psnr(out.x_hat, x).mean()})
+                totals.add({"psnr": psnr(output.x_hat, x).mean()})
         totals.merge(counts)
-        self._update(step, totals)
+        self._update(step, active, totals)
         return totals
+
+    def _tokenizer_pass(self, batch: _MicroBatch, totals: StepTotals) -> TokenizerOutput:
+        """Forward and backward of the tokenizer; the detached output."""
+        values = {"temperature": self._temperature(batch.step)}
+        with ExitStack() as stack:
+            stack.enter_context(self.learner.micro_batch(last=batch.last))
+            for learner in self.learners[1:]:
+                stack.enter_context(learner.frozen())
+            output: TokenizerOutput = self.learner.wrapped(batch.x, values, batch.keys)
+            terms = self._terms(output, batch)
+            weighted = [term.weight * term.value for term in terms if term.is_learnt]
+            loss = torch.stack(weighted).sum()
+            if self._balance is not None:
+                totals.add_gradients(self._measure_balance(self._balance, terms))
+            self.learner.backward(loss / batch.num_parts)
+        losses = {term.name: term.value.detach() for term in terms}
+        totals.add({"loss": loss, **losses, **output.metrics}, self._used(output.statistics))
+        return replace(output, mean=output.mean.detach(), losses=losses)
+
+    def _objective_pass(
+        self, learner: Learner, batch: _MicroBatch, output: TokenizerOutput, totals: StepTotals
+    ) -> None:
+        """Forward and backward of an objective that learns, on the tokenizer's detached output."""
+        with learner.micro_batch(last=batch.last):
+            losses: dict[str, Tensor] = learner.wrapped(output, batch.x, batch.step)
+            learner.backward(torch.stack(list(losses.values())).sum() / batch.num_parts)
+        totals.add(losses)
+
+    def _terms(self, output: TokenizerOutput, batch: _MicroBatch) -> list[_Term]:
+        """The terms of the tokenizer's loss, of all objectives, with their weights."""
+        terms: list[_Term] = []
+        for objective, weights in self._objectives:
+            with self.accelerator.autocast():
+                found = objective.terms(output, batch.x, batch.step)
+            for name, value in found.items():
+                weight = weights.get(name, constant(1.0))(batch.step)
+                is_learnt = objective.keeps_all_terms or name not in objective.unused_terms()
+                is_balanced = objective.balance is not None and is_learnt
+                if self._balance is not None and is_balanced:
+                    weight *= self._balance.factor(name)
+                terms.append(_Term(name, value, weight, is_learnt, is_balanced))
+        return terms
+
+    def _measure_balance(
+        self, balance: GradientBalance, terms: Sequence[_Term]
+    ) -> dict[str, Tensor]:
+        reference = [t.weight * t.value for t in terms if t.is_learnt and not t.is_balanced]
+        balanced = {t.name: t.value for t in terms if t.is_balanced}
+        return balance.gradients(reference, balanced, self.learner.scale)
 
     def _used(self, statistics: Statistics | None) -> Statistics | None:
         """What of the statistics is wanted: of a frozen bottleneck only how often codes occur."""
         if statistics is None or self._bottleneck_learns:
             return statistics
-        counts = {name: s for name, s in statistics.sums.items() if is_counts(name)}
-        return Statistics(counts)
+        return Statistics({name: s for name, s in statistics.sums.items() if is_counts(name)})
 
-    def _update(self, step: int, totals: StepTotals) -> None:
-        """Change weights, bottleneck and average, or nothing at all."""
+    def _update(self, step: int, active: Sequence[Learner], totals: StepTotals) -> None:
+        """Change all learners, the bottleneck and the average, or nothing at all."""
         if not totals.is_finite():
-            self.optimizer.zero_grad()
+            for learner in active:
+                learner.discard_gradients()
             raise TrainingError(
                 f"the loss is not finite at step {step} on {_name(totals.ranks_not_finite())}: "
                 f"{totals.losses()}; lower the learning rate, or train in bf16 or fp32"
             )
-        limit = self.settings.optimizer.clip_norm
-        norm = self.accelerator.clip_grad_norm_(self.tokenizer.parameters(), limit or math.inf)
-        totals.means["optim/grad_norm"] = float(norm)
-        finite = math.isfinite(totals.means["optim/grad_norm"])
-        if not finite:
-            self._skip(step)
-        self._scaled_optimizer.step()
-        self._scaled_optimizer.zero_grad()
-        totals.means["optim/skipped_steps"] = self.skipped
-        if not finite:
+        norms = {learner.name: learner.clip() for learner in active}
+        is_finite = all(map(math.isfinite, norms.values()))
+        for learner in active:
+            totals.means[self._log_name(learner, "grad_norm")] = norms[learner.name]
+            if is_finite:
+                learner.update(step)
+            else:
+                learner.skip(overflowed=not math.isfinite(norms[learner.name]))
+            totals.means[self._log_name(learner, "skipped_steps")] = learner.skipped
+        if not is_finite:
+            self._check_skipped(step, active)
             return
-        self.skipped_in_a_row = 0
         restarted: dict[str, Tensor] = {}
         if totals.statistics is not None and self._bottleneck_learns:
             restarted = self.tokenizer.bottleneck.update(totals.statistics, step)
         if self.average is not None:
             self.average.take_in(self.tokenizer, restarted)
+        if self._balance is not None:
+            totals.means |= {f"balance/{name}": f for name, f in self._balance.factors.items()}
+            self._balance.update(totals.gradients)
 
-    def _skip(self, step: int) -> None:
-        """Count a step whose gradients overflowed, which float16's scaler leaves out."""
-        self.skipped += 1
-        self.skipped_in_a_row += 1
+    def _check_skipped(self, step: int, active: Sequence[Learner]) -> None:
+        """Stop after too many overflows in a row, or after one that no gradient scaler can mend."""
         allowed = MAX_SKIPPED_STEPS if self.settings.precision == "fp16" else 1
-        if self.skipped_in_a_row >= allowed:
-            self.optimizer.zero_grad()
-            raise TrainingError(
-                f"the gradients are not finite at step {step} on every rank "
-                f"({self.skipped_in_a_row} in a row); lower the learning rate, or train in bf16 "
-                "or fp32"
-            )
+        for learner in active:
+            if learner.skipped_in_a_row >= allowed:
+                whose = "" if learner is self.learner else f" of the {learner.name}"
+                raise TrainingError(
+                    f"the gradients{whose} are not finite at step {step} on every rank "
+                    f"({learner.skipped_in_a_row} in a row); lower the learning rate, or train in "
+                    "bf16 or fp32"
+                )
+
+    # What logs and checkpoints hold
+
+    def scheduled(self, step: int) -> dict[str, float]:
+        """The values that schedules have in a step, by the names of logs."""
+        return {
+            **{self._log_name(each, "lr"): each.learning_rate(step) for each in self.learners},
+            "schedule/temperature": self._temperature(step),
+            **{
+                f"weight/{name}": weight(step)
+                for _, weights in self._objectives
+                for name, weight in weights.items()
+            },
+        }
+
+    def _log_name(self, learner: Learner, figure: str) -> str:
+        return f"optim/{figure}" if learner is self.learner else f"optim/{learner.name}/{figure}"
+
+    @property
+    def parts(self) -> TrainedParts:
+        """What a checkpoint holds the tensors of, by the names of its files."""
+        modules: dict[str, nn.Module] = {MODEL: self.tokenizer}
+        optimizers = {OPTIMIZER: (self.learner.module, self.learner.optimizer)}
+        if self.average is not None:
+            modules[AVERAGE] = self.average
+        for learner in self.learners[1:]:
+            modules[learner.name] = learner.module
+            optimizers[f"{learner.name}-{OPTIMIZER}"] = learner.module, learner.optimizer
+        return TrainedParts(modules, optimizers)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors, JSON-like."""
+        state, further = self.learner.state(), self.learners[1:]
+        if further:
+            state["learners"] = {learner.name: learner.state() for learner in further}
+        if self._balance is not None:
+            state["balance"] = dict(self._balance.factors)
+        return state
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.learner.load_state(state)
+        for learner in self.learners[1:]:
+            learner.load_state(state["learners"][learner.name])
+        if self._balance is not None:
+            self._balance.factors = dict(state["balance"])
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    """What the passes of a micro-batch are given.
+
+    Attributes:
+        step: Number of the step.
+        x: Images, float (B, C, H, W) in [0, 1].
+        keys: int64 (B,), the key of each sample's noise.
+        num_parts: Number of micro-batches of this rank in the step.
+        last: Whether it is the last one.
+    """
+
+    step: int
+    x: Tensor
+    keys: Tensor
+    num_parts: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A term of the tokenizer's loss.
+
+    Attributes:
+        name: Its name, `loss/...`.
+        value: The unweighted scalar.
+        weight: What it is multiplied by in this step, its balance included.
+        is_learnt: Whether it takes part in the gradient, rather than in the logs alone.
+        is_balanced: Whether its weight follows the size of its gradient.
+    """
+
+    name: str
+    value: Tensor
+    weight: float
+    is_learnt: bool
+    is_balanced: bool
 
 
 def _name(ranks: Sequence[int]) -> str:

@@ -1,0 +1,10 @@
+"""What a training step minimises, one objective a file.
+
+`objective.py` says what an objective is. `tokenizer_terms.py` holds the first one, the tokenizer's
+own losses; an objective's file holds the config that describes it and the module that it builds.
+"""
+
+from imagetok.objectives.objective import LearnerConfig, Objective, ObjectiveConfig
+from imagetok.objectives.tokenizer_terms import TokenizerTerms
+
+__all__ = ["LearnerConfig", "Objective", "ObjectiveConfig", "TokenizerTerms"]

@@ -1,0 +1,196 @@
+"""A learner: a module and all that its learning needs and changes.
+
+A run steps one or several of them together: the tokenizer, and each objective that learns. All are
+stepped or none is, so that what one of them meets (a loss that is not finite, an overflow) leaves
+all of them as they were.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from imagetok.bottlenecks import ParameterGroup
+from imagetok.config import OptimizerConfig, build_schedule
+from imagetok.schedules import Schedule, warmup
+
+
+class Learner:
+    """A module with its optimizer, learning rate, clipping, gradient scaler and skip counts.
+
+    Args:
+        name: Name in logs and checkpoints.
+        module: What learns, on the accelerator's device.
+        config: AdamW and its learning rate.
+        run_steps: Number of steps of the run.
+        accelerator: The run's processes and precision.
+        groups: How parameters are learnt, by name, where it is not by the defaults.
+        start_step: Step before which the module is untouched.
+
+    Attributes:
+        optimizer: The optimizer of the module's parameters.
+        wrapped: The module as its training pass calls it: distributed, and in the run's precision.
+        skipped: Number of steps left out because this learner's gradients overflowed.
+        skipped_in_a_row: The same since the last step that counted.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        config: OptimizerConfig,
+        run_steps: int,
+        accelerator: Accelerator,
+        *,
+        groups: Mapping[str, ParameterGroup] | None = None,
+        start_step: int = 0,
+    ) -> None:
+        self.name, self.module, self.start_step = name, module, start_step
+        self.optimizer = build_optimizer(module, config, groups or {})
+        self.skipped = self.skipped_in_a_row = 0
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._clip_norm = config.clip_norm or math.inf
+        self._learning_rate = build_learning_rate(config, max(1, run_steps - start_step))
+        # A scaler of its own, as gradients of different losses overflow at different scales.
+        self._scaler: torch.amp.GradScaler | None = copy.deepcopy(accelerator.scaler)
+        with warnings.catch_warnings():
+            # Newer versions of torch have another name for it, which Accelerate does not pass on.
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+            self.wrapped: nn.Module = accelerator.prepare_model(module)
+
+    def is_active(self, step: int) -> bool:
+        """Whether the learner takes part in a step."""
+        return step >= self.start_step
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self._learning_rate(max(0, step - self.start_step))
+
+    @property
+    def scale(self) -> float:
+        """What losses are multiplied by for the backward pass; 1 without a gradient scaler."""
+        return 1.0 if self._scaler is None else self._scaler.get_scale()
+
+    @contextmanager
+    def micro_batch(self, *, last: bool) -> Iterator[None]:
+        """A forward and backward pass; gradients of all ranks are averaged in the last one."""
+        no_sync = getattr(self.wrapped, "no_sync", nullcontext)
+        with nullcontext() if last else no_sync():
+            yield
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within the context nobody's loss has gradients for this learner's parameters."""
+        for parameter in self._parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in self._parameters:
+                parameter.requires_grad_(True)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients."""
+        scaled: Tensor = loss if self._scaler is None else self._scaler.scale(loss)
+        torch.autograd.backward(scaled)
+
+    def clip(self) -> float:
+        """Clip the gradients that were added up, and return the norm that they had before."""
+        if self._scaler is not None:
+            self._scaler.unscale_(self.optimizer)
+        return float(nn.utils.clip_grad_norm_(self._parameters, self._clip_norm))
+
+    def update(self, step: int) -> None:
+        """Change the parameters by the clipped gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step) * group["lr_factor"]
+        if self._scaler is None:
+            self.optimizer.step()
+        else:
+            self._scaler.step(self.optimizer)
+            self._scaler.update()
+        self.discard_gradients()
+        self.skipped_in_a_row = 0
+
+    def skip(self, *, overflowed: bool) -> None:
+        """Leave out a step after `clip`.
+
+        Args:
+            overflowed: Whether it was this learner's gradients that overflowed; its scaler then
+                tries a smaller scale, while that of a learner whose gradients were sound stays.
+        """
+        if self._scaler is not None:
+            if overflowed:
+                self._scaler.step(self.optimizer)  # which finds the overflow and changes nothing
+            self._scaler.update(None if overflowed else self._scaler.get_scale())
+        self.discard_gradients()
+        self.skipped += overflowed
+        self.skipped_in_a_row += overflowed
+
+    def discard_gradients(self) -> None:
+        """Forget the gradients that were added up."""
+        self.optimizer.zero_grad()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors, JSON-like."""
+        return {
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        if self._scaler is not None and state["scaler"] is not None:
+            self._scaler.load_state_dict(state["scaler"])
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+
+
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, groups: Mapping[str, ParameterGroup]
+) -> AdamW:
+    """Build AdamW, whose weight decay is on matrices and kernels only unless groups say otherwise.
+
+    Args:
+        module: Its parameters that require gradients are learnt.
+        config: Settings.
+        groups: How parameters are learnt, by name in the module, where it is not by the defaults.
+    """
+    members: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            group = groups.get(name, ParameterGroup())
+            decays = parameter.ndim >= 2 if group.decay is None else group.decay
+            members.setdefault((group.lr_factor, decays), []).append(parameter)
+    return AdamW(
+        [
+            {
+                "params": parameters,
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr_factor": lr_factor,
+            }
+            for (lr_factor, decays), parameters in members.items()
+        ],
+        lr=0.0,
+        betas=config.betas,
+        eps=config.epsilon,
+    )
+
+
+def build_learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
+    """The learning rate as a function of the step, warm-up included.
+
+    Args:
+        config: Settings.
+        steps: Number of steps that the learning lasts.
+    """
+    return warmup(build_schedule(config.lr, steps), config.warmup_steps)
