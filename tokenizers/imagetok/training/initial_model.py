@@ -104,14 +104,15 @@ def build_objectives(config: RunConfig, device: torch.device | str) -> dict[str,
     """
     objectives = {}
     for part in config.train.objectives:
-        (key,) = make_keys(config.train.seed, 0, [0], f"objective/{part.type}").tolist()
+        with torch.device("cpu"):  # also while a plan counts on the meta device
+            (key,) = make_keys(config.train.seed, 0, [0], f"objective/{part.type}").tolist()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(key)
             objective = part.build(config.tokenizer.channels, config.tokenizer.image_size)
         if any(isinstance(module, _BatchNorm) for module in objective.modules()):
             raise ConfigError(
-                f"the objective '{part.type}' holds batch statistics, which differ between ranks and "
-                "micro-batches; use a normalisation of single samples, such as GroupNorm"
+                f"the objective '{part.type}' holds batch statistics, which differ between ranks "
+                "and micro-batches; use a normalisation of single samples, such as GroupNorm"
             )
         objectives[part.type] = objective.to(device)
     return objectives
