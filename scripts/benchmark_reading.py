@@ -2,10 +2,10 @@
 
 python scripts/benchmark_reading.py --rows 65536 --batch-size 256
 
-Writes tokenized datasets of random ids with a caption and a label, in a temporary folder, and reads
-each in turns: pyarrow every shard into a table on one thread, TokenDataset shuffled batches in this
-process and in loading processes. Of several rounds the fastest counts; every file is in the page
-cache by then. Prints a line for each number of ids a row.
+Writes tokenized datasets of random ids with a caption and a label to a temporary folder, and reads
+each in three ways in turn: with pyarrow, every shard into a table on one thread; with TokenDataset,
+shuffled batches in this process; and the same in loading processes. The fastest of several rounds
+counts; every file is in the page cache by then. Prints a line for each number of ids a row.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Value
 
-from imagetok.shards import Job, JobFolder, finalize
-from imagetok.shards.token_dataset import TokenDataset
-from imagetok.shards.token_loader import TokenLoader
+from imagetok.shards import Job, JobFolder, TokenDataset, TokenLoader, finalize
 
 CODEBOOK_SIZE = 8192
 KEPT = Features({"caption": Value("string"), "label": Value("int64")})
 
 
 def make_job(side: int, num_rows: int, rows_per_shard: int) -> Job:
-    """A job of pictures with side x side ids each."""
+    """A job of images with side x side ids each."""
     size = (8 * side, 8 * side)
     libraries = ("imagetok", "torch", "numpy", "pillow", "pyarrow")
     return Job.from_dict(
@@ -84,7 +82,7 @@ def write(folder: Path, job: Job) -> None:
                 if writer is None or rows is None:
                     continue
                 ids = random.integers(CODEBOOK_SIZE, size=(len(rows), *job.tokenizer.grid_size))
-                captions = [f"picture {row} of many, with a few words about it" for row in rows]
+                captions = [f"image {row} of many, with a few words about it" for row in rows]
                 kept = pa.table({"caption": captions, "label": np.asarray(rows) % 1000})
                 sizes = np.full((len(rows), 2), 512)
                 writer.write(job.schema.table(ids, rows, None, sizes, kept))

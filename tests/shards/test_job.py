@@ -1,4 +1,4 @@
-"""A job is what fixes the bytes: its fingerprint, its units, its folder's first file."""
+"""A job is what fixes the bytes: its JSON, its fingerprint, its units."""
 
 from __future__ import annotations
 
@@ -12,61 +12,6 @@ from tiny_jobs import KEPT, do_job, job_values, streamed_job, tiny_job
 
 from imagetok.errors import ConfigError, DataError, UnreadableFileError
 from imagetok.shards import Job, JobFolder, read_job
-from imagetok.shards.shard_paths import ShardPaths
-
-CHANGES: list[tuple[dict[str, Any], str]] = [
-    (
-        {"tokenizer__fingerprint": "e" * 64},
-        f'tokenizer.fingerprint: "{"f" * 64}" there, "{"e" * 64}" here',
-    ),
-    ({"tokenizer__revision": "abc"}, 'tokenizer.revision: null there, "abc" here'),
-    ({"input__fingerprint": "b" * 64}, f'input.fingerprint: "{"a" * 64}" there, "{"b" * 64}" here'),
-    ({"input__split": "test"}, 'input.split: "train" there, "test" here'),
-    ({"input__limit": 9}, "input.limit: null there, 9 here"),
-    ({"units__rows_per_shard": 5, "units__count": 2}, "units.rows_per_shard: 4 there, 5 here"),
-    ({"output__resize": "native"}, 'output.resize: "crop" there, "native" here'),
-    ({"output__keep": ["label", "caption"]}, "output.keep: "),
-    ({"output__keep": [], "features": {}}, "output.keep: "),
-]
-
-
-@pytest.mark.parametrize(("changes", "words"), CHANGES)
-def test_another_job_is_refused_by_name_and_leaves_the_folder_alone(
-    tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
-    JobFolder.open(tmp_path, tiny_job()).close()
-    before = (tmp_path / "job.json").read_bytes()
-    with pytest.raises(DataError, match="is filled by another job: ") as refusal:
-        JobFolder.open(tmp_path, tiny_job(**changes))
-    assert words in str(refusal.value)
-    assert (tmp_path / "job.json").read_bytes() == before
-
-
-def test_a_refusal_says_whether_others_are_at_work(tmp_path: Path) -> None:
-    with (
-        JobFolder.open(tmp_path, tiny_job()),
-        pytest.raises(DataError, match="another job, at work this moment: "),
-    ):
-        JobFolder.open(tmp_path, tiny_job(input__limit=9))
-
-
-def test_other_numeric_settings_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
-    other = tiny_job(numerics__threads=8, numerics__versions__torch="2.0")
-    JobFolder.open(tmp_path, tiny_job()).close()
-    with pytest.raises(DataError, match="--allow-mixed-numerics") as refusal:
-        JobFolder.open(tmp_path, other)
-    assert "threads: 1 there, 8 here" in str(refusal.value)
-    assert 'versions.torch: "1.0" there, "2.0" here' in str(refusal.value)
-    with JobFolder.open(tmp_path, other, allow_mixed_numerics=True) as folder:
-        assert folder.job == tiny_job()
-        assert folder.numerics == other.numerics
-
-
-def test_numeric_settings_are_no_part_of_the_fingerprint_and_all_else_is() -> None:
-    job = tiny_job()
-    assert tiny_job(numerics__dtype="bfloat16").fingerprint == job.fingerprint
-    others = {tiny_job(**changes).fingerprint for changes, _ in CHANGES}
-    assert len(others | {job.fingerprint}) == len(CHANGES) + 1
 
 
 def test_a_job_survives_its_file(tmp_path: Path) -> None:
@@ -104,13 +49,6 @@ def test_the_kept_columns_stand_in_the_order_of_keep() -> None:
     job = tiny_job(output__keep=["label", "caption"])
     assert list(job.schema.kept) == ["label", "caption"]
     assert tiny_job().schema.kept == KEPT
-
-
-def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(DataError, match=r"holds thesis\.tex but no job\.json"):
-        JobFolder.open(tmp_path, tiny_job())
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_folder_without_a_job_or_with_a_damaged_one_is_named(tmp_path: Path) -> None:
@@ -167,28 +105,6 @@ def test_shards_are_named_after_the_split(split: str, name: str) -> None:
     job = tiny_job(input__split=split)
     assert job.split_name == name
     assert job.paths.shard(2) == f"data/{name}-00002.parquet"
-
-
-def test_over_five_thousand_units_lie_in_folders_of_a_thousand() -> None:
-    few, many = ShardPaths("train", 5000, False), ShardPaths("train", 123_456, False)
-    assert few.shard(4999) == "data/train-04999.parquet"
-    assert many.shard(999) == "data/00000/train-00999.parquet"
-    assert many.errors(123_455) == "errors/00123/train-123455.jsonl"
-    parts = ShardPaths("train", 5001, True)
-    assert parts.shard(5000, 12) == "data/00005/train-05000-00012.parquet"
-    folders = {Path(many.shard(unit)).parent.as_posix() for unit in range(123_456)}
-    assert set(many.parents()) == folders
-    assert list(few.parents()) == ["data"]
-
-
-def test_parts_of_a_unit_are_told_from_those_of_others(tmp_path: Path) -> None:
-    paths = ShardPaths("train", 20, True)
-    (tmp_path / "data").mkdir()
-    assert paths.parts(tmp_path, 1) == []
-    for unit, part in ((1, 10), (1, 0), (11, 3)):
-        (tmp_path / paths.shard(unit, part)).touch()
-    (tmp_path / "data" / "train-00001-00002.parquet.bak").touch()
-    assert paths.parts(tmp_path, 1) == [0, 10]
 
 
 def test_job_json_holds_no_trace_of_the_machine(tmp_path: Path) -> None:

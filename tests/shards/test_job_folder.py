@@ -1,4 +1,4 @@
-"""Whatever ends a process, and however many are at work, every unit is done once."""
+"""However many processes are at work and whatever ends them, every unit is done once."""
 
 from __future__ import annotations
 
@@ -12,16 +12,33 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_jobs import do_job, fill, streamed_job, tiny_job
 
+from imagetok.errors import DataError
 from imagetok.files import TEMPORARY_PREFIX
 from imagetok.shards import Job, JobFolder, finalize
 from tiny_runs import contents
 
 SCRIPT = Path(__file__).with_name("tiny_jobs.py")
 BROKEN = [1, 5, 8, 9]
+
+CHANGES: list[tuple[dict[str, Any], str]] = [
+    (
+        {"tokenizer__fingerprint": "e" * 64},
+        f'tokenizer.fingerprint: "{"f" * 64}" there, "{"e" * 64}" here',
+    ),
+    ({"tokenizer__revision": "abc"}, 'tokenizer.revision: null there, "abc" here'),
+    ({"input__fingerprint": "b" * 64}, f'input.fingerprint: "{"a" * 64}" there, "{"b" * 64}" here'),
+    ({"input__split": "test"}, 'input.split: "train" there, "test" here'),
+    ({"input__limit": 9}, "input.limit: null there, 9 here"),
+    ({"units__rows_per_shard": 5, "units__count": 2}, "units.rows_per_shard: 4 there, 5 here"),
+    ({"output__resize": "native"}, 'output.resize: "crop" there, "native" here'),
+    ({"output__keep": ["label", "caption"]}, "output.keep: "),
+    ({"output__keep": [], "features": {}}, "output.keep: "),
+]
 
 KILLED = """
 import os, signal, sys
@@ -276,3 +293,49 @@ def test_without_locks_a_failure_takes_nothing_from_another_process(
                 fail(work)
         assert work.is_complete(0)
     assert not litter(tmp_path)
+
+
+@pytest.mark.parametrize(("changes", "words"), CHANGES)
+def test_another_job_is_refused_by_name_and_leaves_the_folder_alone(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    JobFolder.open(tmp_path, tiny_job()).close()
+    before = (tmp_path / "job.json").read_bytes()
+    with pytest.raises(DataError, match="is filled by another job: ") as refusal:
+        JobFolder.open(tmp_path, tiny_job(**changes))
+    assert words in str(refusal.value)
+    assert (tmp_path / "job.json").read_bytes() == before
+
+
+def test_a_refusal_says_whether_others_are_at_work(tmp_path: Path) -> None:
+    with (
+        JobFolder.open(tmp_path, tiny_job()),
+        pytest.raises(DataError, match="another job, at work this moment: "),
+    ):
+        JobFolder.open(tmp_path, tiny_job(input__limit=9))
+
+
+def test_other_numeric_settings_are_refused_unless_they_are_allowed(tmp_path: Path) -> None:
+    other = tiny_job(numerics__threads=8, numerics__versions__torch="2.0")
+    JobFolder.open(tmp_path, tiny_job()).close()
+    with pytest.raises(DataError, match="--allow-mixed-numerics") as refusal:
+        JobFolder.open(tmp_path, other)
+    assert "threads: 1 there, 8 here" in str(refusal.value)
+    assert 'versions.torch: "1.0" there, "2.0" here' in str(refusal.value)
+    with JobFolder.open(tmp_path, other, allow_mixed_numerics=True) as folder:
+        assert folder.job == tiny_job()
+        assert folder.numerics == other.numerics
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(DataError, match=r"holds thesis\.tex but no job\.json"):
+        JobFolder.open(tmp_path, tiny_job())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_numeric_settings_are_no_part_of_the_fingerprint_and_all_else_is() -> None:
+    job = tiny_job()
+    assert tiny_job(numerics__dtype="bfloat16").fingerprint == job.fingerprint
+    others = {tiny_job(**changes).fingerprint for changes, _ in CHANGES}
+    assert len(others | {job.fingerprint}) == len(CHANGES) + 1

@@ -13,7 +13,7 @@ COUNTS = [3000, 0, 1024, 1, 2047, *[1500] * 20]
 
 
 def order(**changes: object) -> RowOrder:
-    given = {"counts": COUNTS, "seed": 0, "rank": 0, "world_size": 1, "window": 4096}
+    given = {"counts": COUNTS, "seed": 0, "rank": 0, "world_size": 1, "buffer_size": 4096}
     return RowOrder(**{**given, "shuffle": True, **changes})  # type: ignore[arg-type]
 
 
@@ -68,7 +68,7 @@ def test_a_pass_from_the_middle_begins_with_the_buffer_that_holds_the_row() -> N
 
 def test_a_buffer_mixes_runs_of_several_shards() -> None:
     counts = [16384] * 64
-    for buffer in order(counts=counts, window=65536, seed=3).buffers(0, 0):
+    for buffer in order(counts=counts, buffer_size=65536, seed=3).buffers(0, 0):
         assert 8 <= len(np.unique(buffer.shards)) <= 2 * SHARDS_TOGETHER
         for first in range(0, 65536, 16384):  # and so does every part of it
             assert len(np.unique(buffer.shards[first : first + 64])) >= 5
@@ -76,7 +76,7 @@ def test_a_buffer_mixes_runs_of_several_shards() -> None:
 
 def test_a_rank_is_at_work_on_few_shards_at_a_time() -> None:
     counts = [16384] * 64
-    for buffer in order(counts=counts, window=1000).buffers(0, 0):
+    for buffer in order(counts=counts, buffer_size=1000).buffers(0, 0):
         assert len(np.unique(buffer.shards)) <= 3
     for rank in range(4):
         part = order(counts=counts, rank=rank, world_size=4)
@@ -92,7 +92,7 @@ def test_ranks_are_dealt_other_shards_in_every_epoch() -> None:
 
 
 def test_every_buffer_is_mixed_in_its_own_way() -> None:
-    buffers = list(order(counts=[16] * 8, window=16).buffers(0, 0))
+    buffers = list(order(counts=[16] * 8, buffer_size=16).buffers(0, 0))
     assert len({tuple(buffer.rows.tolist()) for buffer in buffers}) == 8
 
 

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -248,7 +247,9 @@ def test_all_ranks_have_equally_many_full_batches_where_the_last_is_dropped(toke
     assert len(set(found)) == 48
 
 
-def test_memory_holds_no_more_than_a_window(tokens: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_holds_no_more_than_a_shuffle_buffer(
+    tokens: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = recorded_sizes(monkeypatch)
     rows_of(dataset(tokens, 7))
     assert sizes == [10, 10, 10, 10, 10]
@@ -305,7 +306,7 @@ def test_streamed_rows_have_the_file_that_they_are_of(tmp_path: Path) -> None:
     assert (single["file"], single["row"]) == found[0]
 
 
-def test_pictures_of_their_own_sizes_come_with_their_grids(tmp_path: Path) -> None:
+def test_images_of_their_own_sizes_come_with_their_grids(tmp_path: Path) -> None:
     folder = write_tokens(tmp_path / "tokens", 20, 8, output__resize="native")
     batches = list(dataset(folder, 3, window=5))
     singles = list(dataset(folder, None, window=5))
@@ -339,59 +340,6 @@ def test_ids_that_form_no_grid_come_in_their_order(tmp_path: Path) -> None:
 def test_shards_without_a_readable_row_are_passed_over(tmp_path: Path) -> None:
     folder = write_tokens(tmp_path / "tokens", 20, 4, broken=[1, *range(4, 8), *range(16, 20)])
     assert sorted(in_a_row(rows_of(dataset(folder)))) == [0, 2, 3, *range(8, 16)]
-
-
-def test_ids_of_another_tokenizer_are_refused(tokens: Path) -> None:
-    dataset(tokens, tokenizer="f" * 64)
-    dataset(tokens, tokenizer=SimpleNamespace(fingerprint="f" * 64))
-    message = f"'tokenizer' with the fingerprint {'f' * 64}, not by one .* {'e' * 64}"
-    with pytest.raises(DataError, match=message):
-        dataset(tokens, tokenizer=SimpleNamespace(fingerprint="e" * 64))
-    with pytest.raises(InvalidTypeError, match="an ImageTokenizer or a fingerprint"):
-        dataset(tokens, tokenizer=3)
-
-
-def test_another_split_than_the_folder_holds_is_refused(tokens: Path) -> None:
-    with pytest.raises(DataError, match="holds the split 'train', not 'test'"):
-        dataset(tokens, split="test")
-
-
-def test_a_folder_without_a_manifest_is_refused(copy: Path, tmp_path: Path) -> None:
-    (copy / "manifest.json").unlink()
-    with pytest.raises(UnreadableFileError, match="imagetok tokenize --finalize"):
-        dataset(copy)
-    with pytest.raises(UnreadableFileError, match="not a tokenized dataset"):
-        dataset(tmp_path)
-
-
-def test_a_folder_of_another_format_version_is_refused(copy: Path) -> None:
-    for name in ("job.json", "manifest.json"):
-        before = (copy / name).read_text()
-        (copy / name).write_text(before.replace('"format_version": 1', '"format_version": 2'))
-        with pytest.raises(UnreadableFileError, match=r"this version.*format_version"):
-            dataset(copy)
-        (copy / name).write_text(before)
-    dataset(copy)
-
-
-def test_a_manifest_of_another_job_is_refused(copy: Path, tmp_path: Path) -> None:
-    other = write_tokens(tmp_path / "other", 50, 10)
-    shutil.copy(other / "job.json", copy)
-    with pytest.raises(DataError, match="one of the two was replaced"):
-        dataset(copy)
-
-
-def test_a_shard_that_is_missing_is_named(copy: Path) -> None:
-    (copy / "data" / "train-00003.parquet").unlink()
-    with pytest.raises(UnreadableFileError, match=r"train-00003\.parquet"):
-        dataset(copy)
-
-
-def test_a_shard_of_another_size_is_named(copy: Path) -> None:
-    path = copy / "data" / "train-00003.parquet"
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(UnreadableFileError, match=r"train-00003\.parquet.* the manifest says"):
-        dataset(copy)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

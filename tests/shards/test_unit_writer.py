@@ -8,16 +8,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Features, Value
+from datasets import Features
 from tiny_jobs import do_job, fill, streamed_job, table_of, tiny_job
 
 from imagetok.errors import DataError, InvalidValueError, UnwritableFileError
 from imagetok.shards import Job, JobFolder, UnitWriter
-from imagetok.shards.shard_file import MOST_BYTES, MOST_ROWS, RowGroups, row_bytes
+from imagetok.shards.shard_file import MOST_ROWS
 from tiny_runs import contents, read_lines
 
 
@@ -34,7 +33,7 @@ def test_every_row_is_in_a_shard_or_in_the_error_report(tmp_path: Path) -> None:
     assert [shard.column("row").to_pylist() for shard in shards] == [[0, 2, 3], [4, 5, 6, 7], []]
     assert shards[0].equals(table_of(job, [0, 2, 3]))
     assert read_lines(tmp_path / "errors" / "train-00000.jsonl") == [
-        {"row": 1, "key": "001.png", "reason": "no picture"}
+        {"row": 1, "key": "001.png", "reason": "no image"}
     ]
     assert [line["row"] for line in read_lines(tmp_path / "errors" / "train-00002.jsonl")] == [8, 9]
     assert len(contents(tmp_path)) == 6
@@ -72,7 +71,7 @@ def test_parts_of_a_file_begin_every_rows_per_shard_rows(tmp_path: Path) -> None
         "row": 4,
         "file": "part-1.tar",
         "key": "004.png",
-        "reason": "no picture",
+        "reason": "no image",
     }
     assert [line["row"] for line in errors] == [4, 5, 6, 7]
     assert not (tmp_path / job.paths.errors(1, 0)).exists()
@@ -217,71 +216,3 @@ def test_a_disk_that_is_full_when_a_shard_is_flushed_is_reported_with_its_name(
     assert not list((tmp_path / "data").iterdir())
     monkeypatch.undo()
     assert do_job(tmp_path, tiny_job()) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("codebook_size", "side", "bits"), [(8192, 8, 13), (8192, 32, 13), (2**18, 8, 18)]
-)
-def test_random_ids_take_little_more_than_their_bits(
-    tmp_path: Path, codebook_size: int, side: int, bits: int
-) -> None:
-    units = {"units__rows_per_shard": 2048, "units__count": 1, "input__num_rows": 2048}
-    grid = {"tokenizer__codebook_size": codebook_size, "tokenizer__grid_size": [side, side]}
-    job = tiny_job(**units, **grid, output__keep=[], features={})
-    ids = np.random.default_rng(0).integers(0, codebook_size, (2048, side * side))
-    table = job.schema.table(ids, range(2048), None, np.full((2048, 2), 256), pa.table({}))
-    write_unit(tmp_path, job, lambda writer: writer.write(table))
-    metadata = pq.read_metadata(tmp_path / job.paths.shard(0))
-    columns = [metadata.row_group(number).column(0) for number in range(metadata.num_row_groups)]
-    assert all("BYTE_STREAM_SPLIT" in column.encodings for column in columns)
-    size = sum(column.total_compressed_size for column in columns)
-    assert bits <= 8 * size / ids.size < bits + 0.6
-
-
-def test_a_row_group_ends_with_the_row_that_reaches_the_most_bytes() -> None:
-    text = "x" * (MOST_BYTES // 4)
-    table = pa.table(
-        {"row": range(9), "caption": [text, None, text, text, text, "", "a", text, ""]}
-    )
-    for batch in (1, 2, 9):
-        groups, found = RowGroups(), []
-        for start in range(0, 9, batch):
-            found += list(groups.add(table.slice(start, batch)))
-        found += list(groups.rest())
-        assert [group.column("row").to_pylist() for group in found] == [
-            [0, 1, 2, 3, 4],
-            [5, 6, 7, 8],
-        ]
-
-
-def test_a_row_group_of_long_rows_of_ids_ends_before_it_takes_much_memory() -> None:
-    kind = pa.list_(pa.uint16(), 4096)
-    ids = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(300 * 4096, np.uint16)), type=kind)
-    groups = RowGroups()
-    found = [*groups.add(pa.table({"ids": ids, "row": range(300)})), *groups.rest()]
-    assert [group.num_rows for group in found] == [128, 128, 44]
-
-
-def test_bytes_of_rows_count_text_wherever_it_stands() -> None:
-    features = Features(
-        {
-            "text": Value("large_string"),
-            "picture": {"bytes": Value("binary"), "path": Value("string")},
-            "tags": [Value("string")],
-            "numbers": [Value("int64")],
-        }
-    )
-    rows = [
-        {
-            "text": "ü",
-            "picture": {"bytes": b"123", "path": None},
-            "tags": ["a", "bc"],
-            "numbers": [1],
-        },
-        {"text": None, "picture": None, "tags": None, "numbers": None},
-        {"text": "", "picture": {"bytes": None, "path": "p"}, "tags": [], "numbers": [1, 2]},
-    ]
-    table = pa.Table.from_pylist(rows, schema=features.arrow_schema)
-    assert row_bytes(table).tolist() == [8, 0, 1]
-    assert row_bytes(table.slice(2)).tolist() == [1]
-    assert row_bytes(table.slice(0, 0)).tolist() == []

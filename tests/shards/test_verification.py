@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_tokens import rewrite, write_streamed_tokens, write_tokens
 
-from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import file_sha256
 from imagetok.shards.verification import verify
 
@@ -298,17 +297,3 @@ def test_all_faults_are_listed(tokens: Path) -> None:
     files = {fault.file for fault in verify(tokens).faults}
     assert files == {f"data/train-{number:05d}.parquet" for number in (0, 2, 5)}
     assert len(str(verify(tokens)).splitlines()) == len(verify(tokens).faults)
-
-
-def test_a_folder_without_a_manifest_cannot_be_verified(tokens: Path, tmp_path: Path) -> None:
-    (tokens / "manifest.json").unlink()
-    with pytest.raises(UnreadableFileError, match="imagetok tokenize --finalize"):
-        verify(tokens)
-    with pytest.raises(UnreadableFileError, match="not a tokenized dataset"):
-        verify(tmp_path)
-
-
-def test_the_job_of_another_dataset_cannot_be_verified(tokens: Path, tmp_path: Path) -> None:
-    shutil.copy(write_tokens(tmp_path / "other", 50, 10) / "job.json", tokens)
-    with pytest.raises(DataError, match="one of the two was replaced"):
-        verify(tokens)

@@ -119,7 +119,7 @@ def fill(writer: UnitWriter, job: Job, broken: Broken = (), batch: int = 3) -> N
         writer.write(table_of(job, rows[start : start + batch], file))
     for row in writer.rows or range(10):
         if row in broken:
-            writer.refuse(row, f"{row:03d}.png", "no picture", file)
+            writer.refuse(row, f"{row:03d}.png", "no image", file)
 
 
 def do_job(

@@ -52,7 +52,7 @@ class RowOrder:
         seed: Seed of the order.
         rank: Number of the rank, in [0, world_size).
         world_size: Number of ranks.
-        window: Number of rows of a shuffle buffer, at least 1.
+        buffer_size: Number of rows of a shuffle buffer, at least 1.
         shuffle: Whether the order is random; otherwise rows come as they lie in the shards.
     """
 
@@ -60,7 +60,7 @@ class RowOrder:
     seed: int
     rank: int
     world_size: int
-    window: int
+    buffer_size: int
     shuffle: bool
 
     @property
@@ -78,8 +78,9 @@ class RowOrder:
         runs = self._runs(epoch)
         ends = np.cumsum(runs[:, 2])
         first = self._boundary(self.rank)
-        for begin in range(start - start % self.window, self.num_rows, self.window):
-            end = min(begin + self.window, self.num_rows)
+        size = self.buffer_size
+        for begin in range(start - start % size, self.num_rows, size):
+            end = min(begin + size, self.num_rows)
             shards, rows = _rows_between(runs, ends, first + begin, first + end)
             if self.shuffle:
                 mixed = _permutation(end - begin, self.seed, epoch, first + begin, "window")

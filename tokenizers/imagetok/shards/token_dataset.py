@@ -219,7 +219,7 @@ class TokenDataset(IterableDataset[Item]):
             "job": self._reader.job,
             "seed": order.seed,
             "world_size": order.world_size,
-            "window": order.window,
+            "window": order.buffer_size,
             "shuffle": order.shuffle,
         }
 
