@@ -10,15 +10,7 @@ import argparse
 import json
 from pathlib import Path
 
-FIGURES = {
-    "psnr": "PSNR (dB)",
-    "ssim": "SSIM",
-    "l1": "L1",
-    "bits_per_dim": "bits a dimension",
-    "bits_per_pixel": "bits a pixel",
-    "codebook_usage": "codebook usage",
-    "codebook_perplexity": "perplexity",
-}
+from imagetok.metrics import STANDARD_METRICS, MetricConfig
 
 
 def main() -> None:
@@ -26,13 +18,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("runs", nargs="+", type=Path, help="output folders of imagetok train")
     runs: list[Path] = parser.parse_args().runs
-    print("| run | images | " + " | ".join(FIGURES.values()) + " |")
-    print("|---" * (len(FIGURES) + 2) + "|")
+    print("| run | images | " + " | ".join(map(heading, STANDARD_METRICS)) + " |")
+    print("|---" * (len(STANDARD_METRICS) + 2) + "|")
     for run in runs:
         figures = json.loads((run / "tokenizer" / "evaluation.json").read_text("utf-8"))
-        values = [figures[name] for name in FIGURES]
+        values = [figures[metric.type] for metric in STANDARD_METRICS]
         cells = ["" if value is None else f"{value:.4g}" for value in values]
         print(f"| `{run.name}` | {figures['num_images']} | " + " | ".join(cells) + " |")
+
+
+def heading(metric: MetricConfig) -> str:
+    """A metric's title, with the unit where the title does not say it."""
+    says_unit = not metric.unit or metric.unit in metric.title
+    return metric.title if says_unit else f"{metric.title} ({metric.unit})"
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quickstart, "NUM_CHECKED", 4)
 
 
-def check_words(out: str, folder: Path, pictures: list[Path], codes: str) -> None:
+def check_words(out: str, folder: Path, images: list[Path], codes: str) -> None:
     assert re.search(r"psnr +\d+\.\d+ dB", out)
     assert f"loaded in a fresh process: the same {codes} and pixels" in out
     assert re.search(r"of \d+ drawn objects on 4 held-out reconstructions: colours kept", out)
     assert re.search(r"positions kept \d+\.\d%", out)
-    for path in [folder / "tokenizer", *pictures]:
+    for path in [folder / "tokenizer", *images]:
         assert str(path) in out
         assert path.exists()
     assert re.search(r"done in \d+ s", out)
@@ -47,10 +47,10 @@ def test_the_quickstart_trains_loads_checks_and_says_what_is_next(
 ) -> None:
     folder = tmp_path / "it's here"
     run_quickstart("vqvae", folder)
-    picture = folder / "tokenizer" / "reconstructions.png"
+    image = folder / "tokenizer" / "reconstructions.png"
     out = capsys.readouterr().out
-    check_words(out, folder, [picture, folder / "tokens.png"], "ids")
-    assert "tokenized 64 held-out pictures: 16,384 ids" in out
+    check_words(out, folder, [image, folder / "tokens.png"], "ids")
+    assert "tokenized 64 held-out images: 16,384 ids" in out
     assert verify(folder / "tokens").is_sound
     figures = json.loads((folder / "tokenizer" / "evaluation.json").read_text())
     assert figures["protocol"]["split"] == "test"
@@ -65,14 +65,14 @@ def test_the_quickstart_trains_loads_checks_and_says_what_is_next(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system", ["vae", "dvae", "ae"])
-def test_every_system_has_its_pictures(
+def test_every_system_has_its_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], system: str
 ) -> None:
     folder = tmp_path / "quick"
     run_quickstart(system, folder)
     prior = [folder / "samples.png", folder / "interpolation.png"]
-    pictures = [folder / "tokenizer" / "reconstructions.png", *(prior if system == "vae" else [])]
-    check_words(capsys.readouterr().out, folder, pictures, "ids" if system == "dvae" else "latents")
+    images = [folder / "tokenizer" / "reconstructions.png", *(prior if system == "vae" else [])]
+    check_words(capsys.readouterr().out, folder, images, "ids" if system == "dvae" else "latents")
     assert [path.exists() for path in prior] == [system == "vae"] * 2
     if system == "vae":
         samples, walks = (Image.open(path) for path in prior)
@@ -94,17 +94,17 @@ def test_a_second_quickstart_in_the_same_folder_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_round_trip_gives_the_codes_and_pixels_of_held_out_pictures(system: str) -> None:
+def test_a_round_trip_gives_the_codes_and_pixels_of_held_out_images(system: str) -> None:
     tokenizer = ImageTokenizer.from_config(tiny_run(system, size=64).tokenizer)
     trip = round_trip(tokenizer)
     rows = open_images("builtin:shapes?size=64&count=8", "test")
-    pictures = [rows.image(row) for row in range(quickstart.NUM_COMPARED)]
+    images = [rows.image(row) for row in range(quickstart.NUM_COMPARED)]
     discrete = system in ("vqvae", "dvae")
-    codes = tokenizer.encode(pictures) if discrete else tokenizer.encode_latents(pictures)
+    codes = tokenizer.encode(images) if discrete else tokenizer.encode_latents(images)
     assert trip.codes == codes.tolist()
-    shown = tokenizer.reconstruct(pictures)
+    shown = tokenizer.reconstruct(images)
     assert isinstance(shown, list)
-    assert trip.pixels == [picture.tobytes().hex() for picture in shown]
+    assert trip.pixels == [image.tobytes().hex() for image in shown]
     assert RoundTrip(**json.loads(json.dumps(trip.__dict__))) == trip
 
 

@@ -112,12 +112,10 @@ def evaluate(
 
 def _start_metrics(tokenizer: ImageTokenizer, keys: Sequence[str]) -> list[Metric]:
     """The standard metrics and those of these keys, each once, with nothing measured yet."""
-    bottleneck = tokenizer.bottleneck
-    sizes = bottleneck.codebook_sizes if isinstance(bottleneck, DiscreteBottleneck) else ()
     model = MeasuredModel(
         image_size=tokenizer.image_size,
         grid_size=tokenizer.grid_size,
-        codebook_sizes=sizes,
+        codebook_sizes=tokenizer.codebook_sizes if tokenizer.is_discrete else (),
         device=tokenizer.device,
     )
     configs = {metric.type: metric for metric in STANDARD_METRICS}

@@ -1,8 +1,9 @@
-"""The front door: a small tokenizer trained, saved, loaded and used, offline, in some minutes.
+"""The quickstart: a small tokenizer trained, saved, loaded and used, offline, in a few minutes.
 
-Trains the recipe `SYSTEM-shapes` on drawn shapes, loads the result in a fresh process, encodes and
-decodes held-out pictures there, compares with this process, and looks for the drawn objects on the
-reconstructions. Of a VQ-VAE or dVAE it also tokenizes a thousand pictures into shards.
+It trains the recipe `SYSTEM-shapes` on drawn shapes, loads the result in a fresh process, encodes
+and decodes held-out images there, compares the results with those of this process, and looks for
+the drawn objects in the reconstructions. With a discrete tokenizer it also tokenizes a thousand
+images into shards; with one that has a prior it draws samples and interpolations.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 from torch import Generator, Tensor
 
-from imagetok.bottlenecks import DiscreteBottleneck, GaussianBottleneck
 from imagetok.builtin import check_rate, check_scene, first_index, render, scene
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.images import grid_image
@@ -36,20 +36,20 @@ from imagetok.training.run_folder import save_image
 SYSTEMS = ("vqvae", "dvae", "vae", "ae")
 
 NUM_CHECKED = 200
-"""Held-out pictures whose drawn objects are looked for on the reconstructions."""
+"""Held-out images in whose reconstructions the drawn objects are looked for."""
 
 NUM_TOKENIZED = 1000
-"""Held-out pictures that are tokenized into shards."""
+"""Held-out images that are tokenized into shards."""
 
 TOKENS = "tokens"
-"""Folder of these shards."""
+"""Name of the folder of these shards."""
 
 NUM_COMPARED = 8
-"""Held-out pictures that a fresh process encodes and decodes once more."""
+"""Held-out images that a fresh process encodes and decodes again."""
 
 
 def run_quickstart(system: str, output_dir: Path) -> None:
-    """Train, load, check and show; prints where everything is.
+    """Train, load, check and show; print where everything is.
 
     Args:
         system: One of `SYSTEMS`.
@@ -65,10 +65,10 @@ def run_quickstart(system: str, output_dir: Path) -> None:
     config = load_recipe(f"{system}-shapes")
     show(
         f"training {system} on {config.data.name}, {config.train.steps} steps of "
-        f"{config.train.batch_size} pictures"
+        f"{config.train.batch_size} images"
     )
     result = train(config, output_dir)
-    show_evaluation(result.evaluation, "held-out pictures")
+    show_evaluation(result.evaluation, "held-out images")
     tokenizer = ImageTokenizer.from_pretrained(result.tokenizer_dir)
     _compare_with_fresh_process(tokenizer, result.tokenizer_dir)
     show(f"loaded in a fresh process: the same {_codes_word(tokenizer)} and pixels")
@@ -77,28 +77,28 @@ def run_quickstart(system: str, output_dir: Path) -> None:
         f"of {rate.num_objects} drawn objects on {NUM_CHECKED} held-out reconstructions: "
         f"colours kept {rate.colours:.1%}, positions kept {rate.positions:.1%}"
     )
-    pictures = [result.tokenizer_dir / "reconstructions.png"]
-    if isinstance(tokenizer.bottleneck, GaussianBottleneck):
-        pictures += _draw_prior(tokenizer, output_dir)
-    if isinstance(tokenizer.bottleneck, DiscreteBottleneck):
-        pictures.append(_tokenize(tokenizer, result.tokenizer_dir, config, output_dir))
-    _say_what_is_next(tokenizer, result.tokenizer_dir, pictures)
+    shown = [result.tokenizer_dir / "reconstructions.png"]
+    if tokenizer.bottleneck.has_prior:
+        shown += _draw_prior(tokenizer, output_dir)
+    if tokenizer.is_discrete:
+        shown.append(_tokenize(tokenizer, result.tokenizer_dir, config, output_dir))
+    _say_what_is_next(tokenizer, result.tokenizer_dir, shown)
     show(f"done in {time.perf_counter() - started:.0f} s")
 
 
 def _held_out(tokenizer: ImageTokenizer, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pictures that no training run draws, uint8 (count, S, S, 3), of the tokenizer's size S."""
+    """Images that no training run draws, uint8 (count, S, S, 3), S being the tokenizer's size."""
     size, first = tokenizer.image_size[0], first_index("test")
     return np.stack([render(scene(first + i), size) for i in range(count)])
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What encoding and decoding the held-out pictures gives, exactly.
+    """What encoding and decoding the held-out images gives, to the bit.
 
     Attributes:
-        codes: Ids, or latents of a continuous model, as nested lists.
-        pixels: Reconstructions as bytes in hexadecimal.
+        codes: Ids, or the latents of a continuous model, as nested lists.
+        pixels: Bytes of each reconstruction, in hexadecimal.
     """
 
     codes: Any
@@ -106,16 +106,16 @@ class RoundTrip:
 
 
 def round_trip(tokenizer: ImageTokenizer) -> RoundTrip:
-    """Encode and decode the held-out pictures."""
+    """Encode and decode the held-out images."""
     images = _held_out(tokenizer, NUM_COMPARED)
-    if isinstance(tokenizer.bottleneck, DiscreteBottleneck):
+    if tokenizer.is_discrete:
         codes = tokenizer.encode(images)
         decoded = tokenizer.decode(codes)
     else:
         codes = tokenizer.encode_latents(images)
         decoded = tokenizer.decode_latents(codes)
     assert isinstance(decoded, list)
-    return RoundTrip(codes.tolist(), [picture.tobytes().hex() for picture in decoded])
+    return RoundTrip(codes.tolist(), [image.tobytes().hex() for image in decoded])
 
 
 def _compare_with_fresh_process(tokenizer: ImageTokenizer, folder: Path) -> None:
@@ -131,18 +131,18 @@ def _compare_with_fresh_process(tokenizer: ImageTokenizer, folder: Path) -> None
 
 
 def _check_objects(tokenizer: ImageTokenizer) -> list[Any]:
-    pictures = tokenizer.reconstruct(_held_out(tokenizer, NUM_CHECKED))
-    assert isinstance(pictures, list)
+    images = tokenizer.reconstruct(_held_out(tokenizer, NUM_CHECKED))
+    assert isinstance(images, list)
     first = first_index("test")
     return [
         check
-        for i, picture in enumerate(pictures)
-        for check in check_scene(np.asarray(picture), scene(first + i))
+        for i, image in enumerate(images)
+        for check in check_scene(np.asarray(image), scene(first + i))
     ]
 
 
 def _draw_prior(tokenizer: ImageTokenizer, folder: Path) -> list[Path]:
-    """Pictures of a VAE's samples from N(0, I) and of walks between held-out pictures."""
+    """Draw samples from the prior, and interpolations between held-out images."""
     samples = tokenizer.sample(16, Generator(tokenizer.device).manual_seed(0), output="pt")
     assert isinstance(samples, Tensor)
     images = list(_held_out(tokenizer, 8))
@@ -160,8 +160,8 @@ def _draw_prior(tokenizer: ImageTokenizer, folder: Path) -> list[Path]:
 def _tokenize(
     tokenizer: ImageTokenizer, tokenizer_dir: Path, config: RunConfig, folder: Path
 ) -> Path:
-    """Tokenize held-out pictures into shards, check these, and draw what they hold."""
-    tokens, picture, data = folder / TOKENS, folder / "tokens.png", config.data
+    """Tokenize held-out images into shards, check these, and draw what they hold."""
+    tokens, path, data = folder / TOKENS, folder / "tokens.png", config.data
     manifest = tokenize_dataset(
         tokenizer_dir,
         data.name,
@@ -174,18 +174,18 @@ def _tokenize(
     report = verify(tokens)
     if not report.is_sound:
         raise ImagetokError(f"the shards in '{tokens}' are not sound: {report}")
-    show(f"tokenized {manifest.totals.rows:,} held-out pictures: {manifest.totals.tokens:,} ids")
+    show(f"tokenized {manifest.totals.rows:,} held-out images: {manifest.totals.tokens:,} ids")
     rows = range(min(NUM_COMPARED, manifest.totals.rows))
-    save_image(draw_grid(*decode_rows(open_folder(tokens), tokenizer, rows)), picture)
-    return picture
+    save_image(draw_grid(*decode_rows(open_folder(tokens), tokenizer, rows)), path)
+    return path
 
 
 def _codes_word(tokenizer: ImageTokenizer) -> str:
-    return "ids" if isinstance(tokenizer.bottleneck, DiscreteBottleneck) else "latents"
+    return "ids" if tokenizer.is_discrete else "latents"
 
 
-def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, pictures: list[Path]) -> None:
-    discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
+def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, images: list[Path]) -> None:
+    discrete = tokenizer.is_discrete
     use = (
         'ids = tok.encode("photo.jpg"); tok.decode(ids).save("back.png")'
         if discrete
@@ -199,7 +199,7 @@ def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, pictures: list[Pa
     lines = [
         f"tokenizer   {folder}",
         *([f"shards      {shards}"] if discrete else []),
-        *(f"picture     {path}" for path in pictures),
+        *(f"image       {path}" for path in images),
         "",
         "what next:",
         "  " + shlex.join(["imagetok", "info", str(folder)]),

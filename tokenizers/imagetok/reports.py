@@ -1,4 +1,4 @@
-"""What the command line shows: plans, figures, and what a tokenizer is."""
+"""What the command line prints: plans, figures, and what a tokenizer is."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.config.recipe import dump_recipe
 from imagetok.evaluation import Evaluation
 from imagetok.hub import is_repo_id, read_remote_info
 from imagetok.images import grid_image, to_unit
-from imagetok.metrics import psnr
+from imagetok.metrics import PsnrConfig, known_metric, psnr
 from imagetok.modelfile import EVALUATED_KEY, read_evaluation
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.plan import plan_run
 from imagetok.training.run_folder import save_image
 
-UNITS = {"psnr": "dB", "bits_per_dim": "bits", "bits_per_pixel": "bits"}
 GIB = 2**30
 UNKNOWN = "not known without the weights"
+DOES_NOT_APPLY = "does not apply"
 
 
 def show(text: str = "") -> None:
@@ -47,7 +46,7 @@ def show_plan(config: RunConfig) -> None:
     """Print a resolved config, its sizes and its memory, training nothing.
 
     Raises:
-        ConfigError: As `plan_run`.
+        ConfigError: As for `plan_run`.
     """
     plan = plan_run(config)
     show(dump_recipe(config))
@@ -71,7 +70,7 @@ def show_evaluation(figures: Evaluation, name: str) -> None:
     """Print the figures of an evaluation."""
     protocol = figures["protocol"]
     rows = {
-        key: "does not apply" if value is None else _number(key, value)
+        key: DOES_NOT_APPLY if value is None else _number(key, value)
         for key, value in figures.items()
         if value is None or isinstance(value, float | int)
     }
@@ -80,14 +79,16 @@ def show_evaluation(figures: Evaluation, name: str) -> None:
 
 
 def _number(key: str, value: float) -> str:
+    """A figure with the unit that its metric states."""
+    metric = known_metric(key)
     text = str(value) if isinstance(value, int) else f"{value:.4f}"
-    return f"{text} {UNITS[key]}" if key in UNITS else text
+    return f"{text} {metric.unit if metric else ''}".rstrip()
 
 
 def describe_tokenizer(name: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What a saved tokenizer is, as JSON-like values.
 
-    Of one on the Hub the weights are not fetched: what its files say of themselves is believed.
+    The weights of one on the Hub are not fetched: what its files say of themselves is believed.
 
     Args:
         name: Folder, or repository `user/name` on the Hub.
@@ -95,14 +96,14 @@ def describe_tokenizer(name: str | Path, revision: str | None = None) -> dict[st
 
     Raises:
         ModelFileError: There is no whole tokenizer.
-        HubAccessError, HubError: As of `imagetok.hub.read_remote_info`.
+        HubAccessError, HubError: As for `imagetok.hub.read_remote_info`.
     """
     if isinstance(name, str) and is_repo_id(name):
         tokenizer, facts, figures = _describe_remote(name, revision)
     else:
         tokenizer, facts, figures = _describe_local(name, revision)
     assert tokenizer.config is not None
-    discrete = isinstance(tokenizer.bottleneck, DiscreteBottleneck)
+    discrete, several = tokenizer.is_discrete, tokenizer.is_discrete and tokenizer.depth > 1
     return {
         "bottleneck": tokenizer.config.bottleneck.type,
         "image_size": list(tokenizer.image_size),
@@ -110,6 +111,7 @@ def describe_tokenizer(name: str | Path, revision: str | None = None) -> dict[st
         "grid_size": list(tokenizer.grid_size),
         "num_tokens": tokenizer.num_tokens,
         "codebook_size": tokenizer.codebook_size if discrete else None,
+        **({"codebook_sizes": list(tokenizer.codebook_sizes)} if several else {}),
         "latent_dim": tokenizer.bottleneck.latent_dim,
         **facts,
         "config": tokenizer.config.to_dict(),
@@ -149,7 +151,7 @@ def _describe_remote(name: str, revision: str | None) -> _Description:
 
 
 def show_info(name: str | Path, revision: str | None = None, *, as_json: bool) -> None:
-    """Print what a saved tokenizer is; arguments as of `describe_tokenizer`."""
+    """Print what a saved tokenizer is; arguments as for `describe_tokenizer`."""
     facts = describe_tokenizer(name, revision)
     if as_json:
         show(json.dumps(facts, indent=2))
@@ -166,19 +168,18 @@ def show_info(name: str | Path, revision: str | None = None, *, as_json: bool) -
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return " x ".join(str(side) for side in value)
-    return "does not apply" if value is None else str(value)
+    return DOES_NOT_APPLY if value is None else str(value)
 
 
-def write_reconstructions(
-    tokenizer: ImageTokenizer, pictures: Sequence[Path], output: Path
-) -> None:
-    """Write a picture of originals above reconstructions, and print the PSNR of each."""
-    x = to_unit(tokenizer.preprocess(list(pictures)))
+def write_reconstructions(tokenizer: ImageTokenizer, images: Sequence[Path], output: Path) -> None:
+    """Write one PNG of originals above their reconstructions, and print the PSNR of each."""
+    x = to_unit(tokenizer.preprocess(list(images)))
     x_hat = tokenizer.reconstruct(x, output="pt")
     assert isinstance(x_hat, Tensor)
     x_hat = x_hat.float().cpu()
     save_image(grid_image([x, x_hat]), output)
     values = psnr(x_hat, x).tolist()
-    rows = {str(p): f"{value:.2f} dB" for p, value in zip(pictures, values, strict=True)}
-    show_table("PSNR", rows)
+    unit = PsnrConfig.unit
+    rows = {str(path): f"{value:.2f} {unit}" for path, value in zip(images, values, strict=True)}
+    show_table(PsnrConfig.title, rows)
     show(f"written: {output}")

@@ -27,6 +27,7 @@ from imagetok.metrics.metric import (
     Metric,
     MetricConfig,
     find_metric,
+    known_metric,
 )
 from imagetok.metrics.similarity import Ssim, SsimConfig, has_ssim, ssim
 
@@ -65,6 +66,7 @@ __all__ = [
     "SsimConfig",
     "find_metric",
     "has_ssim",
+    "known_metric",
     "l1",
     "perplexity",
     "psnr",

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from imagetok.config.registry import PartConfig, find_part
+from imagetok.config.registry import PartConfig, find_part, known_types
 from imagetok.config.strict_config import UnknownTypeError, printable
 from imagetok.errors import InvalidValueError
 from imagetok.launch import collectives
@@ -171,6 +171,16 @@ def find_metric(key: str) -> type[MetricConfig]:
         raise InvalidValueError(f"unknown metric '{printable(key)}'; {error.remedy}") from None
     assert issubclass(part, MetricConfig)
     return part
+
+
+def known_metric(key: str) -> type[MetricConfig] | None:
+    """The metric that a figure of evaluation.json is of; None where it is of none that is known.
+
+    Args:
+        key: The figure's key: a metric's, or `<key>/<name>`.
+    """
+    key = key.partition("/")[0]
+    return find_metric(key) if key in known_types("metric") else None
 
 
 def as_double(values: Tensor) -> Tensor:
