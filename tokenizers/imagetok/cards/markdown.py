@@ -1,31 +1,31 @@
-"""Texts of users in cards: nothing in one ends what it stands in.
+"""Texts of users in cards: none can end the place that it is put into.
 
-Names of datasets, splits, columns and recipes are anybody's text. In a card they stand as code in a
-line or in the cell of a table, as a literal of Python, as a word of a command, or as a value of
-YAML; for each there is a function here that makes them harmless.
+Names of datasets, splits, columns and recipes may be any text. A card shows them as code in a line
+or in the cell of a table, as a Python literal, as a word of a command, or as a YAML value; for each
+of these there is a function here that makes a text harmless.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
 
 LONGEST = 200
-"""Characters of a text that are shown."""
+"""Most characters of a text that are shown."""
 
-# Neither a tag nor one of the comments that mark the generated part may come about, even for a
-# reader that does not know that code is no HTML.
+# Neither a tag nor one of the comments that mark the generated part may arise, even for a reader
+# that does not know that code is not HTML.
 _REPLACED = str.maketrans({"`": "'", "|": "/", "<": "\u2039", ">": "\u203a"})
 
 
 def plain(value: object) -> str:
-    """A text as one line of printable characters that end neither code, nor a cell, nor a comment.
+    """The text as one line of printable characters, none of which ends code, a cell or a comment.
 
-    It is cut where it is long.
+    A long text is cut.
     """
     line = " ".join(str(value).split())
     line = "".join(c if c.isprintable() else "\ufffd" for c in line).translate(_REPLACED)
@@ -33,34 +33,23 @@ def plain(value: object) -> str:
 
 
 def code(value: object) -> str:
-    """A text as code in a line or a cell."""
+    """The text as code in a line or a cell."""
     return f"`{plain(value) or '(empty)'}`"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are Markdown already."""
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def python_block(*lines: str) -> str:
-    """A block of Python."""
-    return "\n".join(["```python", *lines, "```"])
-
-
 def front_matter(values: Mapping[str, Any]) -> str:
-    """The block of YAML at the top of a card."""
+    """The YAML block at the top of a card."""
     text = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
     return f"---\n{text}---"
 
 
 def python_text(value: str) -> str:
-    """A text as a literal of Python, on one line and without tags."""
+    """The text as a Python literal, on one line and without tags."""
     return _escaped(json.dumps(value, ensure_ascii=False))
 
 
 def shell_word(value: str) -> str:
-    """A text as one word of a command of bash, on one line and without tags."""
+    """The text as one word of a bash command, on one line and without tags."""
     if _escaped(value) == value:
         return shlex.quote(value)
     inner = value.replace("\\", "\\\\").replace("'", "\\'")

@@ -41,22 +41,6 @@ def render(template: str, metadata: Mapping[str, Any], **values: Any) -> str:
     return _environment().get_template(template).render(metadata=metadata, **markers, **values)
 
 
-def lay_out(
-    metadata: Mapping[str, Any], opening: Iterable[str], sections: Mapping[str, Iterable[str]]
-) -> str:
-    """The text of a card.
-
-    Args:
-        metadata: What the Hub reads.
-        opening: The title and what stands under it, a paragraph each.
-        sections: Paragraphs by heading.
-    """
-    blocks = [front_matter(metadata), CARD_BEGIN, *opening]
-    for heading, paragraphs in sections.items():
-        blocks += [f"## {heading}", *paragraphs]
-    return "\n\n".join([*blocks, CARD_END]) + "\n"
-
-
 def licence_words(what: str, source: str) -> str:
     """The paragraph of a card that says why it states no licence.
 
@@ -91,6 +75,7 @@ def _environment() -> Environment:
         "code": code,
         "codebook": _codebook_words,
         "front_matter": front_matter,
+        "number": written,
         "prose": str,
         "python": python_text,
         "recorded": _recorded,
