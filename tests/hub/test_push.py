@@ -576,6 +576,16 @@ def test_a_missing_shard_is_named_before_anything_is_sent(
     assert not loopback_hub.requests
 
 
+def test_a_token_is_asked_for_before_the_shards_are_hashed(
+    push_dataset: Callable[..., Pushed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(branch, "CommitOperationAdd", lambda name, _: hashed.append(name))
+    with pytest.raises(HubAccessError, match="log in"):
+        push_dataset(token=False)
+    assert hashed == []
+
+
 def test_the_bar_counts_the_bytes_that_are_left_and_can_be_turned_off(
     push_dataset: Callable[..., Pushed],
     capsys: pytest.CaptureFixture[str],

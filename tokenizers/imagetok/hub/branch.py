@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from huggingface_hub.utils.tqdm import (
 )
 
 from imagetok.errors import HubAccessError, HubError
+from imagetok.files import naming_os_errors
 from imagetok.hub.address import check_revision
 from imagetok.hub.client import calling, hub_api
 
@@ -35,6 +37,41 @@ UPLOAD_GROUP = 32
 
 _PRECONDITION_FAILED = 412
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file on its way to the Hub; it is hashed when its hash is first needed.
+
+    Attributes:
+        name: Its path in the repository.
+        source: The file on this machine, or its content.
+    """
+
+    name: str
+    source: Path | bytes
+
+    @cached_property
+    def size(self) -> int:
+        """Size in bytes."""
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        with naming_os_errors("read", self.source):
+            return self.source.stat().st_size
+
+    @cached_property
+    def addition(self) -> CommitOperationAdd:
+        """What huggingface_hub calls it, with its hash."""
+        if isinstance(self.source, bytes):
+            return CommitOperationAdd(self.name, self.source)
+        # Opened here, because huggingface_hub refuses a missing file without naming the reason.
+        with naming_os_errors("read", self.source), self.source.open("rb"):
+            return CommitOperationAdd(self.name, self.source.absolute())
+
+    def read(self) -> bytes:
+        """Its content."""
+        with self.addition.as_file() as file:
+            return file.read()
 
 
 @dataclass(frozen=True)
@@ -49,14 +86,14 @@ class Head:
     sha: str
     files: Mapping[str, RepoFile]
 
-    def holds(self, addition: CommitOperationAdd) -> bool:
-        """Whether the file that would be added is there already, with these very bytes."""
-        there = self.files.get(addition.path_in_repo)
-        if there is None or there.size != addition.upload_info.size:
+    def holds(self, upload: Upload) -> bool:
+        """Whether a file is there already, with these very bytes."""
+        there = self.files.get(upload.name)
+        if there is None or there.size != upload.size:
             return False
         if there.lfs is not None:
-            return there.lfs.sha256 == addition.upload_info.sha256.hex()
-        return there.blob_id == git_hash(content(addition))
+            return there.lfs.sha256 == upload.addition.upload_info.sha256.hex()
+        return there.blob_id == git_hash(upload.read())
 
 
 class Branch:
@@ -140,7 +177,7 @@ class Branch:
                     filename=name, revision=head.sha, local_dir=folder, **self._repo
                 )
                 data = Path(path).read_bytes()
-            if not head.holds(CommitOperationAdd(name, data)):
+            if not head.holds(Upload(name, data)):
                 raise ConnectionError(f"{name} arrived damaged")
             return data
 
@@ -150,7 +187,7 @@ class Branch:
     def commit(
         self,
         message: str,
-        additions: Sequence[CommitOperationAdd],
+        uploads: Sequence[Upload],
         deleted: Sequence[str],
         head: Head,
         uploaded: Callable[[int], object],
@@ -159,7 +196,7 @@ class Branch:
 
         Args:
             message: Title of the commit.
-            additions: Files that are new or changed.
+            uploads: Files that are new or changed.
             deleted: Paths to delete.
             head: The commit that all this was found from.
             uploaded: Called with the bytes of each group of files once it is on the Hub.
@@ -168,18 +205,21 @@ class Branch:
             The commit; None if the branch has moved on, be it by this very commit: read it again
             to see what is left to do.
         """
-        for start in range(0, len(additions), UPLOAD_GROUP):
-            group = additions[start : start + UPLOAD_GROUP]
+        for start in range(0, len(uploads), UPLOAD_GROUP):
+            group = uploads[start : start + UPLOAD_GROUP]
             self._upload(group)
-            uploaded(sum(addition.upload_info.size for addition in group))
-        operations = [*additions, *(CommitOperationDelete(name) for name in deleted)]
+            uploaded(sum(upload.size for upload in group))
+        operations = [
+            *(upload.addition for upload in uploads),
+            *(CommitOperationDelete(name) for name in deleted),
+        ]
         others = self._read(self._pull_requests) if self._create_pr else set()
         sent = False
 
         def commit() -> str | None:
             nonlocal sent
             if sent and self._create_pr:
-                made = self._find_pull_request(others, additions, deleted)
+                made = self._find_pull_request(others, uploads, deleted)
                 if made is not None:
                     return made
             elif sent and self._sha(self._revision) != head.sha:
@@ -196,7 +236,8 @@ class Branch:
     def _read(self, function: Callable[[], _T]) -> _T:
         return calling(f"reading {self._repo_id}", function)
 
-    def _upload(self, additions: Sequence[CommitOperationAdd]) -> None:
+    def _upload(self, uploads: Sequence[Upload]) -> None:
+        additions = [upload.addition for upload in uploads]
         calling(
             f"uploading to {self._repo_id}",
             lambda: self._api.preupload_lfs_files(
@@ -245,21 +286,15 @@ class Branch:
         return {request.ref for request in refs.pull_requests or []}
 
     def _find_pull_request(
-        self, others: set[str], additions: Sequence[CommitOperationAdd], deleted: Sequence[str]
+        self, others: set[str], uploads: Sequence[Upload], deleted: Sequence[str]
     ) -> str | None:
         """The commit of a pull request besides the `others` that did all this; it is followed."""
         for ref in self._pull_requests() - others:
             head = self._head(ref)
-            if all(map(head.holds, additions)) and head.files.keys().isdisjoint(deleted):
+            if all(map(head.holds, uploads)) and head.files.keys().isdisjoint(deleted):
                 self._follow(f"{self.page}/discussions/{ref.rpartition('/')[2]}", ref)
                 return head.sha
         return None
-
-
-def content(addition: CommitOperationAdd) -> bytes:
-    """The bytes of a file that is to be added."""
-    with addition.as_file() as file:
-        return file.read()
 
 
 @contextmanager

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd
 from tqdm.auto import tqdm
 
 from imagetok.errors import HubAccessError, HubError
-from imagetok.files import naming_os_errors
-from imagetok.hub.branch import Branch, Head, client_bars_off, content
+from imagetok.hub.branch import Branch, Head, Upload, client_bars_off
 from imagetok.hub.card_merge import merge_card
 from imagetok.modelfile import (
     CARD_FILE,
@@ -94,9 +92,9 @@ def push_model(
     sha256 = load_model(folder).sha256
     evaluation = (EVALUATION_FILE, PICTURES_FILE) if carry_evaluation(folder, folder) else ()
     names = [MODEL_FILE, CONFIG_FILE, CARD_FILE, *evaluation]
-    closing = [_addition(folder, name) for name in names if (folder / name).exists()]
-    pushed = {addition.path_in_repo for addition in closing}
-    absent = [name for name in (EVALUATION_FILE, PICTURES_FILE) if name not in pushed]
+    closing = [Upload(name, folder / name) for name in names if (folder / name).exists()]
+    present = {upload.name for upload in closing}
+    absent = [name for name in (EVALUATION_FILE, PICTURES_FILE) if name not in present]
     branch.prepare(private)
     push = _Push(
         branch,
@@ -153,17 +151,17 @@ def push_files(
     """
     folder = Path(folder)
     branch = Branch(repo_id, repo_type, revision, create_pr, token)
-    additions = {name: _addition(folder, name) for name in (*bulk, *closing)}
+    uploads = {name: Upload(name, folder / name) for name in (*bulk, *closing)}
     if card is not None:
-        additions[CARD_FILE] = CommitOperationAdd(CARD_FILE, card.encode())
-    total = sum(addition.upload_info.size for addition in additions.values())
+        uploads[CARD_FILE] = Upload(CARD_FILE, card.encode())
+    total = sum(upload.size for upload in uploads.values())
     branch.prepare(private)
     push = _Push(
         branch,
-        bulk=[additions[name] for name in bulk],
-        closing=[additions[name] for name in closing],
+        bulk=[uploads[name] for name in bulk],
+        closing=[uploads[name] for name in closing],
         find_stale=lambda head: [
-            name for name in head.files if name.startswith(tuple(owned)) and name not in additions
+            name for name in head.files if name.startswith(tuple(owned)) and name not in uploads
         ],
         message=commit_message or "Push files with imagetok",
     )
@@ -201,8 +199,8 @@ class _Push:
     """
 
     branch: Branch
-    bulk: Sequence[CommitOperationAdd]
-    closing: Sequence[CommitOperationAdd]
+    bulk: Sequence[Upload]
+    closing: Sequence[Upload]
     find_stale: Callable[[Head], list[str]]
     message: str
 
@@ -211,17 +209,18 @@ class _Push:
         for _ in range(MOST_RESTARTS + len(self.bulk) // COMMIT_FILES):
             head = self.branch.read_head()
             pending, differing = _missing(self.bulk, head), _missing(self.closing, head)
-            bar.total = bar.n + sum(file.upload_info.size for file in (*pending, *differing))
+            bar.total = bar.n + sum(upload.size for upload in (*pending, *differing))
             last = len(pending) <= COMMIT_FILES
             if last:
-                closing = [self._merged(addition, head) for addition in self.closing]
-                additions, stale = pending + _missing(closing, head), self.find_stale(head)
+                closing = [self._merged(upload, head) for upload in self.closing]
+                uploads, stale = pending + _missing(closing, head), self.find_stale(head)
             else:
-                names = [file.path_in_repo for file in differing if file.path_in_repo != CARD_FILE]
-                additions, stale = pending[:COMMIT_FILES], [n for n in names if n in head.files]
-            if not additions and not stale:
+                uploads = pending[:COMMIT_FILES]
+                names = (upload.name for upload in differing if upload.name != CARD_FILE)
+                stale = [name for name in names if name in head.files]
+            if not uploads and not stale:
                 return head.sha
-            made = self.branch.commit(self.message, additions, stale, head, bar.update)
+            made = self.branch.commit(self.message, uploads, stale, head, bar.update)
             if made is None:
                 logger.warning("warning: %s has moved on; reading it again", self.branch.page)
             elif last:
@@ -231,27 +230,19 @@ class _Push:
             "else does"
         )
 
-    def _merged(self, addition: CommitOperationAdd, head: Head) -> CommitOperationAdd:
+    def _merged(self, upload: Upload, head: Head) -> Upload:
         """A card with what people wrote into the one on the branch; other files as they are."""
-        if addition.path_in_repo != CARD_FILE:
-            return addition
+        if upload.name != CARD_FILE:
+            return upload
         existing = None
         if CARD_FILE in head.files:
             existing = _decode(self.branch.read_file(CARD_FILE, head), "README.md on the Hub")
-        card = merge_card(_decode(content(addition), "the card to be pushed"), existing)
-        return CommitOperationAdd(CARD_FILE, card.encode())
+        card = merge_card(_decode(upload.read(), "the card to be pushed"), existing)
+        return Upload(CARD_FILE, card.encode())
 
 
-def _addition(folder: Path, name: str) -> CommitOperationAdd:
-    """A file to be added; it is hashed now."""
-    path = (folder / name).absolute()
-    with naming_os_errors("read", path):
-        path.open("rb").close()  # huggingface_hub refuses a missing file without the reason
-        return CommitOperationAdd(name, path)
-
-
-def _missing(additions: Sequence[CommitOperationAdd], head: Head) -> list[CommitOperationAdd]:
-    return [addition for addition in additions if not head.holds(addition)]
+def _missing(uploads: Sequence[Upload], head: Head) -> list[Upload]:
+    return [upload for upload in uploads if not head.holds(upload)]
 
 
 def _decode(data: bytes, name: str) -> str:
