@@ -57,7 +57,7 @@ TIMED = {"metrics.jsonl", "evaluation.json", "manifest.json"}
 
 LITTER = ".imagetok-tmp-*"
 TIMEOUT = 300
-NUM_PICTURES = 3000
+NUM_IMAGES = 3000
 
 
 @dataclass
@@ -183,7 +183,7 @@ class TrainingSoak(Soak):
 
 
 class TokenizingSoak(Soak):
-    """Jobs over a parquet file in which every eleventh picture cannot be read."""
+    """Jobs over a parquet file in which every eleventh image cannot be read."""
 
     linger = 0.0
 
@@ -193,12 +193,12 @@ class TokenizingSoak(Soak):
         recipe.write_text(RECIPE)
         config = load_recipe(str(recipe))
         ImageTokenizer.from_config(config.tokenizer).save_pretrained(self.folder / "tokenizer")
-        rows = open_images(f"builtin:shapes?size=128&count={NUM_PICTURES}", "train").dataset
-        bad = {"bytes": b"no picture", "path": None}
-        self.dataset = self.folder / "pictures.parquet"
-        pictures = [bad if i % 11 == 5 else row["image"] for i, row in enumerate(rows)]
+        rows = open_images(f"builtin:shapes?size=128&count={NUM_IMAGES}", "train").dataset
+        bad = {"bytes": b"no image", "path": None}
+        self.dataset = self.folder / "images.parquet"
+        images = [bad if i % 11 == 5 else row["image"] for i, row in enumerate(rows)]
         features = Features({"image": Image(), "caption": Value("string")})
-        columns = {"image": pictures, "caption": rows["caption"]}
+        columns = {"image": images, "caption": rows["caption"]}
         Dataset.from_dict(columns, features=features).to_parquet(self.dataset)
 
     def command(self, target: Path) -> list[str]:

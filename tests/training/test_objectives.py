@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from imagetok import ImageTokenizer
-from imagetok.config import RunConfig
+from imagetok.config import RunConfig, load_recipe
 from imagetok.data import TrainingBatch
 from imagetok.errors import ConfigError, TrainingError
 from imagetok.objectives import Objective
@@ -23,6 +23,7 @@ from imagetok.training import train
 from imagetok.training.accelerator import build_accelerator
 from imagetok.training.initial_model import build_model, build_objectives
 from imagetok.training.plan import plan_run
+from imagetok.training.provenance import find_recipe
 from imagetok.training.step import Stepper
 from tiny_runs import contents, read_lines, run_two_ranks, tiny_run, tiny_values
 from toy_objective import ToyDiscriminator, ToyDiscriminatorConfig
@@ -240,7 +241,7 @@ import torch
 
 sys.path.insert(0, {tests!r})
 import toy_objective
-from imagetok.config import RunConfig
+from imagetok.config import RunConfig, load_recipe
 from imagetok.launch import collectives
 from imagetok.training import train
 
@@ -414,3 +415,12 @@ def test_a_run_without_objectives_says_nothing_of_them() -> None:
     assert "objectives" not in tiny_run("ae").to_dict()["train"]
     section = run_of().to_dict()["train"]["objectives"]
     assert section[0]["learner"]["optimizer"]["betas"] == [0.5, 0.9]
+
+
+def test_an_objective_is_a_change_of_the_recipe_that_a_card_names() -> None:
+    given = 'train.objectives=[{"type": "toy"}]'
+    name, changes = find_recipe(load_recipe("ae-shapes", [given])) or ("", [])
+    assert name == "ae-shapes"
+    (change,) = changes
+    assert load_recipe(name, changes) == load_recipe(name, [given])
+    assert change.startswith('train.objectives=[{"weights": {}')

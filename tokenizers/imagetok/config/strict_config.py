@@ -78,6 +78,17 @@ class Config(BaseModel):
         """The complete configuration, defaults included, as JSON-like values."""
         return self.model_dump(mode="json")
 
+    def to_complete_dict(self) -> dict[str, Any]:
+        """Like `to_dict`, with the later keys that are left out while they have their defaults."""
+        values = self.to_dict()
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, Config):
+                values[name] = value.to_complete_dict()
+            elif name not in values:
+                values[name] = json.loads(json.dumps(field.get_default(call_default_factory=True)))
+        return values
+
     def to_json(self) -> str:
         """Canonical JSON: sorted keys, no white space; equal configurations give equal text."""
         return json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))

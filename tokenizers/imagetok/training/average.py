@@ -1,8 +1,8 @@
 """Exponential moving average of the weights, which is what gets evaluated and exported.
 
-Buffers, the averaged codebook among them, are copied: they are averages already. The decay rises
-with the number of averaged steps, min(decay, (1 + n) / (10 + n)), so that the first weights do not
-linger.
+Buffers are copied, the averaged codebook among them: they are averages already. The decay rises
+with the number n of averaged steps, min(decay, (1 + n) / (10 + n)), so that the first weights do
+not linger.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class WeightAverage(AveragedModel):
     def take_in(self, model: ImageTokenizer, restarted: Mapping[str, Tensor]) -> None:
         """Take in the weights of the model after a step.
 
-        Frozen weights stay the same bits, and a codebook that is copied is not touched either.
+        Frozen weights keep their bits, and so does a codebook that is copied.
 
         Args:
             model: The model.

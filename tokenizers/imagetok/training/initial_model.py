@@ -210,7 +210,7 @@ def _check_architecture(asked: TokenizerConfig, saved: TokenizerConfig, folder: 
 
 def _architecture(config: TokenizerConfig) -> dict[str, Any]:
     """The config without what a further training may change."""
-    values = config.to_dict()
+    values = config.to_complete_dict()
     for key in config.bottleneck.training_only:
         del values["bottleneck"][key]
     return values

@@ -20,7 +20,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from imagetok.data import (
     Feed,
-    ImageRows,
     TrainingBatch,
     TrainingData,
     check_error_share,
@@ -29,7 +28,7 @@ from imagetok.data import (
     worded_error,
 )
 from imagetok.errors import Stopped, TrainingError
-from imagetok.evaluation import Evaluation, reconstruction_grid
+from imagetok.evaluation import Evaluation
 from imagetok.hub import Pushed
 from imagetok.launch import StopSignals, collectives, watch_launcher
 from imagetok.run_config import RunConfig
@@ -164,9 +163,7 @@ def _open_run(
         writer = CheckpointWriter(folder.checkpoints, settings.keep_last, reporter.sync)
         pusher = stack.enter_context(Pusher(push, settings.steps))
         stack.enter_context(closing(writer))
-        run = Run(
-            config, accelerator, folder, data, rows, stepper, writer, reporter, pusher, signals
-        )
+        run = Run(config, accelerator, folder, data, stepper, writer, reporter, pusher, signals)
         if start.checkpoint is not None:
             run.restore(start.checkpoint)
             collectives.from_main(lambda: tidy_checkpoints(folder.checkpoints, settings.keep_last))
@@ -209,7 +206,6 @@ class Run:
     accelerator: Accelerator
     folder: RunFolder
     data: TrainingData
-    evaluation_rows: ImageRows
     stepper: Stepper
     writer: CheckpointWriter
     reporter: Reporter
@@ -241,7 +237,7 @@ class Run:
             clock = Clock(feed, self.done)
             while self.done < settings.steps:
                 clock.start()
-                logs = self._is_due(LOG_EVERY, self.done + 1) or self.done + 1 == settings.steps
+                logs = (self.done + 1) % LOG_EVERY == 0 or self.done + 1 == settings.steps
                 totals = self._step(next(feed), logs)
                 clock.stop()
                 if logs:
@@ -279,33 +275,38 @@ class Run:
     # Once in a while
 
     def _once_in_a_while(self, totals: StepTotals) -> None:
-        settings, last = self.config.train, self.done == self.config.train.steps
-        draws = last or self._is_due(settings.samples_every)
-        self.reported = not (draws or self._is_due(settings.evaluate_every))
+        """Between two steps: stop, validate, draw, save and push, each where it is due."""
+        settings = self.config.train
+        self.reported = not (self._draws or self._is_due(settings.evaluate_every))
         if totals.counts["failed"].any():
             collectives.from_main(self.writer.wait)
         self._stop_if_asked(totals.counts["signals"])
         if not self.reported:
             self._report()
-        if last or self._is_due(settings.checkpoint_every):
+        if self._is_last or self._is_due(settings.checkpoint_every):
             self._save()
         if self.pusher.is_due(self.done):
             self.pusher.offer(self.stepper.evaluated, self.done)
 
-    def _is_due(self, every: int, done: int | None = None) -> bool:
-        return every > 0 and (self.done if done is None else done) % every == 0
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.done % every == 0
+
+    @property
+    def _is_last(self) -> bool:
+        return self.done == self.config.train.steps
+
+    @property
+    def _draws(self) -> bool:
+        return self._is_last or self._is_due(self.config.train.samples_every)
 
     def _report(self) -> None:
         """Validate and draw; a run that is stopped meanwhile does it again when it is resumed."""
-        settings, tokenizer, last = (
-            self.config.train,
-            self.stepper.evaluated,
-            self.done == self.config.train.steps,
-        )
-        if self._is_due(settings.evaluate_every) and not last:  # then the whole split is measured
+        settings, tokenizer = self.config.train, self.stepper.evaluated
+        # After the last step `finish` measures on the whole split.
+        if self._is_due(settings.evaluate_every) and not self._is_last:
             limit = settings.evaluation_images
             self.reporter.validate("validation", tokenizer, self.done, limit, self._poll)
-        if self._is_due(settings.samples_every) or last:
+        if self._draws:
             self.reporter.draw_samples(tokenizer, self.done)
         self.reported = True
 
@@ -358,7 +359,6 @@ class Run:
             self.writer.wait()
             self.reporter.flush()
             self.reporter.sync()
-            grid = reconstruction_grid(tokenizer, self.evaluation_rows)
-            return self.folder.export(tokenizer, figures, grid)
+            return self.folder.export(tokenizer, figures, self.reporter.draw(tokenizer))
 
         return collectives.from_main(export)

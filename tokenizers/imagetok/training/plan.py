@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.errors import ConfigError
 from imagetok.objectives import Objective
 from imagetok.run_config import RunConfig
@@ -23,14 +22,17 @@ class RunPlan:
     """Counts of a run.
 
     Attributes:
-        parameters: Values of each part, frozen ones and a codebook learnt by averages included.
+        parameters: Number of values of each part of the tokenizer, including frozen ones and a
+            codebook that is learnt by averages.
         image_size: (height, width) in pixels.
         grid_size: (height, width) of the token or latent grid.
         codebook_size: Number of codes; None for a continuous model.
-        state_bytes: Weights, gradients, both moments of Adam and averaged weights, in float32.
-        activation_bytes: What the forward pass of one image keeps for the backward pass, in
+        state_bytes: Bytes of weights, gradients, both moments of Adam and averaged weights, in
+            float32, objectives included.
+        activation_bytes: Bytes that the forward pass of one image keeps for the backward pass, in
             float32.
-        images: Images in memory at once over all processes: the batch over the micro-batches.
+        images: Images in memory at once over all processes: the batch divided by the number of
+            micro-batches.
     """
 
     parameters: dict[str, int]
@@ -62,12 +64,11 @@ def plan_run(config: RunConfig) -> RunPlan:
     _check_terms(config, terms)
     total = sum(parameters.values())
     copies = 1 + (config.train.ema_decay is not None)
-    discrete = isinstance(model.bottleneck, DiscreteBottleneck)
     return RunPlan(
         parameters=parameters,
         image_size=model.image_size,
         grid_size=model.grid_size,
-        codebook_size=model.codebook_size if discrete else None,
+        codebook_size=model.codebook_size if model.bottleneck.is_discrete else None,
         state_bytes=4 * (copies * total + 3 * _num_learnt(model))
         + sum(4 * (_num_values(each) + 3 * _num_learnt(each)) for each in objectives.values()),
         activation_bytes=activation_bytes,

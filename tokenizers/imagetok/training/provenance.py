@@ -16,7 +16,6 @@ import torch
 from imagetok._version import __version__
 from imagetok.cards import dataset_source, display_name
 from imagetok.config import recipe_names
-from imagetok.config.strict_config import Config
 from imagetok.config.yaml_text import parse_yaml
 from imagetok.data import TrainingData
 from imagetok.errors import ConfigError
@@ -96,7 +95,7 @@ def find_recipe(config: RunConfig) -> tuple[str, list[str]] | None:
 
 def _public_values(config: RunConfig) -> dict[str, Any]:
     """A run's config without irrelevant entries, and with names in place of paths."""
-    values = _complete(config)
+    values = config.to_complete_dict()
     for section, keys in _IRRELEVANT.items():
         for key in keys:
             del values[section][key]
@@ -106,22 +105,10 @@ def _public_values(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def _complete(config: Config) -> dict[str, Any]:
-    """A config's values, including those that are left out of files while they are defaults."""
-    values = config.to_dict()
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if isinstance(value, Config):
-            values[name] = _complete(value)
-        elif name not in values:
-            values[name] = json.loads(json.dumps(field.get_default(call_default_factory=True)))
-    return values
-
-
 def _changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Overrides that give `old` the entries of `new`."""
     for key, value in new.items():
-        before, path = old.get(key), f"{prefix}{key}"
+        before, path = old[key], f"{prefix}{key}"
         if before == value:
             continue
         if isinstance(before, dict) and isinstance(value, dict) and _is_variant(before, value):

@@ -17,8 +17,8 @@ from imagetok.tokenizer import ImageTokenizer
 logger = logging.getLogger(__name__)
 
 PATIENCE = 300.0
-"""Seconds that the last push on the way has at the end of a run: a server that took a request and
-never answers would keep the run from ending.
+"""Seconds that a push under way has at the end of a run: a server that took a request and never
+answers would keep the run from ending.
 """
 
 
@@ -29,7 +29,7 @@ class PushPlan:
     Attributes:
         repo_id: `user/name` on the Hub.
         every: Steps between pushes while it trains; 0 pushes at the end only.
-        private: Of a repository that is made; None is the account's default.
+        private: Whether a repository that has to be made is private; None is the account's default.
     """
 
     repo_id: str
@@ -41,7 +41,7 @@ def prepare_push(plan: PushPlan | None) -> None:
     """Make the repository where it is missing, so that a refusal comes before the first step.
 
     Raises:
-        HubAccessError: There is no token that may write to it, or the name is none.
+        HubAccessError: No token may write to it, or its name is not one of a repository.
         HubError: The Hub cannot be reached.
     """
     if plan is not None:
@@ -49,14 +49,14 @@ def prepare_push(plan: PushPlan | None) -> None:
 
 
 class Pusher:
-    """Pushes for a run, on its main process: one at a time, in a thread beside the training.
+    """Pushes for a run on its main process, one push at a time, in a thread beside the training.
 
-    What fails while the run trains is told and does not end it. A context manager: the end of the
-    run waits for the push under way, unless an error or a signal ended it.
+    A push that fails while the run trains is told and does not end the run. As a context manager it
+    waits at the end for the push under way, unless an error or a signal ended the run.
 
     Args:
-        plan: Where to; None pushes nothing.
-        steps: Of the whole run.
+        plan: Where to push to; None pushes nothing.
+        steps: Number of steps of the whole run.
     """
 
     def __init__(self, plan: PushPlan | None, steps: int) -> None:
@@ -69,7 +69,7 @@ class Pusher:
         return every > 0 and done % every == 0 and done < self._steps
 
     def offer(self, tokenizer: ImageTokenizer, done: int) -> None:
-        """Push a tokenizer on the main process, unless the push before is still on its way."""
+        """Push a tokenizer on the main process, unless the push before is still under way."""
         plan = self._plan
         if plan is None or collectives.rank() > 0:
             return
@@ -84,7 +84,7 @@ class Pusher:
         arguments = (plan, copied, done)
         # A daemon, so that one that never ends is left behind when the process does.
         self._thread = Thread(
-            target=self._push_on_the_way, args=arguments, name="imagetok-push", daemon=True
+            target=self._push_meanwhile, args=arguments, name="imagetok-push", daemon=True
         )
         self._thread.start()
 
@@ -99,7 +99,7 @@ class Pusher:
         if self._thread.is_alive():
             logger.warning("warning: a push did not end in %.0f s and is left behind", PATIENCE)
 
-    def _push_on_the_way(self, plan: PushPlan, tokenizer: ImageTokenizer, done: int) -> None:
+    def _push_meanwhile(self, plan: PushPlan, tokenizer: ImageTokenizer, done: int) -> None:
         message = f"Step {done:,} of {self._steps:,}"
         try:
             tokenizer.push_to_hub(plan.repo_id, private=plan.private, commit_message=message)
@@ -112,10 +112,10 @@ def push_finished(folder: Path, plan: PushPlan) -> Pushed:
 
     Args:
         folder: The exported tokenizer.
-        plan: Where to.
+        plan: Where to push to.
 
     Raises:
-        HubError: It could not be pushed, for whatever reason; the run itself is done.
+        HubError: The tokenizer could not be pushed, for whatever reason; the run itself is done.
     """
     try:
         tokenizer = ImageTokenizer.from_pretrained(folder)

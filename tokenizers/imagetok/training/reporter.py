@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from accelerate import Accelerator
+from PIL import Image
 from tqdm.auto import tqdm
 
 from imagetok.data import Feed, ImageRows
@@ -145,11 +146,15 @@ class Reporter:
         return figures
 
     def draw_samples(self, tokenizer: ImageTokenizer, done: int) -> None:
-        """Draw the same fixed images above their reconstructions, as a PNG and for the trackers."""
+        """Save what `draw` shows as a PNG, and hand it to the trackers."""
         if self._writes:
-            grid = reconstruction_grid(tokenizer, self._rows)
+            grid = self.draw(tokenizer)
             save_image(grid, self._folder / SAMPLES / f"step-{done:08d}.png")
             self._trackers.log_image("reconstructions", grid, done - 1)
+
+    def draw(self, tokenizer: ImageTokenizer) -> Image.Image:
+        """The same fixed images above their reconstructions."""
+        return reconstruction_grid(tokenizer, self._rows)
 
     def note_unreadable(self, step: int, messages: Sequence[str]) -> None:
         """Name unreadable rows: all of them in `metrics.jsonl`, the first ones as warnings."""

@@ -1,13 +1,13 @@
 """TensorBoard and Weights & Biases, through Accelerate: a copy of the records for people to watch.
 
-Everything lies below the run's folder, `trackers/tensorboard` and `trackers/wandb`. A tracker is no
-part of a run's result, which `metrics.jsonl` and `samples/` hold: one that is asked for and not
-installed is an error before anything is done, but whatever goes wrong with it later costs that
+Everything lies below the run's folder, in `trackers/tensorboard` and `trackers/wandb`. A tracker is
+not part of a run's result, which is in `metrics.jsonl` and `samples/`: one that is asked for and
+not installed is an error before anything is done, but whatever goes wrong with it later costs that
 tracker and not the run.
 
-A resumed run continues what trackers show. TensorBoard hides the events after the checkpoint;
-wandb goes on with its run, whose figures of the steps after the checkpoint stand already: equal
-steps give equal figures.
+A resumed run continues what trackers show. TensorBoard hides the events after the checkpoint; wandb
+goes on with its run, which has the figures of the steps after the checkpoint already: equal steps
+give equal figures.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FOLDER = "trackers"
 WANDB_ID = "wandb-id"
 
 WANDB_SECONDS_TO_FINISH = 20.0
-"""What is left to send when a run ends must not outlast the 30 s that launchers wait."""
+"""Time to send what is left when a run ends, within the 30 s that launchers wait."""
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +66,13 @@ def _is_installed(package: str) -> bool:
 
 
 class Trackers:
-    """The trackers of a run; all ranks make one, and that of the main process talks.
+    """The trackers of a run. Every rank has one of these, and that of the main process talks.
 
     Args:
         accelerator: The run's processes; its `log_with` is set.
         config: The run.
         folder: The run's folder, which exists.
-        start_step: First step of this part of the run; what trackers show of it and of later ones
+        start_step: First step of this part of the run; what trackers show of it and of later steps
             is renewed.
     """
 
@@ -100,7 +100,7 @@ class Trackers:
             tracker.log_image(name, image.convert("RGB"), step)
 
     def close(self) -> None:
-        """Bring everything to its place; closing twice is no error."""
+        """Finish all trackers; closing them twice is no error."""
         for tracker in self._trackers:
             tracker.finish()
         if self._trackers:
@@ -108,7 +108,7 @@ class Trackers:
 
 
 def _describe(config: RunConfig) -> dict[str, Any]:
-    """The config by dotted keys; what is neither number, text nor flag is written as JSON."""
+    """The config by dotted keys, with JSON in place of all but numbers, texts and flags."""
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
         for key, value in flatten(config.to_dict()).items()
@@ -135,7 +135,7 @@ class _TensorBoard(TensorBoardTracker):  # type: ignore[misc]
 
 
 class _WandB(WandBTracker):  # type: ignore[misc]
-    """A run in `trackers/wandb`, which is sent to the server unless WANDB_MODE is `offline`."""
+    """A run in `trackers/wandb`, sent to the server unless WANDB_MODE is `offline`."""
 
     def __init__(self, folder: Path, project: str, start_step: int) -> None:
         super().__init__(project)
