@@ -210,11 +210,11 @@ def test_the_counts_of_a_training_step_have_the_same_figures() -> None:
     }
     assert usage_figures({"a/counts": one, "b/counts": other, "a/sums": vectors}) == {
         "codebook/usage": 0.5,
-        "codebook/usage/a": 0.5,
-        "codebook/usage/b": 0.5,
+        "codebook/a/usage": 0.5,
+        "codebook/b/usage": 0.5,
         "codebook/perplexity": pytest.approx(1.5),
-        "codebook/perplexity/a": pytest.approx(2),
-        "codebook/perplexity/b": 1.0,
+        "codebook/a/perplexity": pytest.approx(2),
+        "codebook/b/perplexity": 1.0,
     }
     assert usage_figures({"discounts": one}) == {}
 

@@ -67,10 +67,11 @@ class CodeCounts(Metric):
         return _mean([self.measure(counts) for counts in self.counts]) if self.counts else None
 
     def figures(self) -> dict[str, float | None]:
-        """The figure, followed by those of the levels where there are several."""
-        levels = {str(i): self.measure(counts) for i, counts in enumerate(self.counts)}
-        key = self.config.type
-        return {key: self.value(), **_by_level(key, levels)}
+        """The figure, followed by `<key>/0` and so on of the levels, where there are several."""
+        key, figures = self.config.type, super().figures()
+        if len(self.counts) > 1:
+            figures |= {f"{key}/{i}": self.measure(counts) for i, counts in enumerate(self.counts)}
+        return figures
 
 
 class CodebookUsageConfig(MetricConfig):
@@ -135,35 +136,32 @@ def perplexity(counts: Tensor) -> float:
 
 
 def usage_figures(sums: Mapping[str, Tensor]) -> dict[str, float]:
-    """Usage and perplexity of the codes that one training step chose, by their names in logs.
+    """Usage and perplexity of the codes that a training step chose, by their names in logs.
 
     Args:
         sums: What a bottleneck summed over the step (`Statistics.sums`), of which the tensors named
             `counts` or `<level>/counts`, float (codebook_size,), are read.
 
     Returns:
-        `codebook/usage` and `codebook/perplexity`: of several levels the means, followed by
-        `codebook/usage/<level>` and `codebook/perplexity/<level>`. Empty where there are no counts.
+        `codebook/usage` and `codebook/perplexity`; where there are several levels, their means,
+        followed by `codebook/<level>/usage` and `codebook/<level>/perplexity`. Empty where there
+        are no counts.
     """
     levels = {
-        name.removesuffix("counts").rstrip("/"): counts
+        name.removesuffix("counts"): (usage(counts), perplexity(counts))
         for name, counts in sums.items()
         if is_counts(name)
     }
-    figures: dict[str, float] = {}
-    for key, measure in (("codebook/usage", usage), ("codebook/perplexity", perplexity)):
-        values = {level: measure(counts) for level, counts in levels.items()}
-        if values:
-            figures |= {key: _mean(list(values.values())), **_by_level(key, values)}
+    if not levels:
+        return {}
+    usages, perplexities = zip(*levels.values(), strict=True)
+    figures = {"codebook/usage": _mean(usages), "codebook/perplexity": _mean(perplexities)}
+    if len(levels) > 1:
+        for level, (used, value) in levels.items():
+            figures[f"codebook/{level}usage"] = used
+            figures[f"codebook/{level}perplexity"] = value
     return figures
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _by_level(key: str, values: Mapping[str, float]) -> dict[str, float]:
-    """Entries of their own for levels, where there are several."""
-    if len(values) < 2:
-        return {}
-    return {f"{key}/{level}": value for level, value in values.items()}

@@ -26,8 +26,7 @@ from imagetok.data import Feed, ImageRows
 from imagetok.errors import UnreadableFileError
 from imagetok.evaluation import Evaluation, evaluate, reconstruction_grid
 from imagetok.files import naming_os_errors, write_atomic
-from imagetok.metrics import perplexity, usage
-from imagetok.outputs import is_counts
+from imagetok.metrics import usage_figures
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.run_folder import SAMPLES, save_image
@@ -91,12 +90,10 @@ class Reporter:
         figures = {**totals.means, **figures}
         text = f"loss {totals.means['loss']:.4f}, PSNR {totals.means['psnr']:.2f} dB"
         sums = totals.statistics.sums if totals.statistics is not None else {}
-        for name in filter(is_counts, sums):
-            level = name.removesuffix("counts")
-            used = usage(sums[name])
-            figures[f"codebook/{level}usage"] = used
-            figures[f"codebook/{level}perplexity"] = perplexity(sums[name])
-            text += f", codes used {used:.0%}"
+        codes = usage_figures(sums)
+        if codes:
+            text += f", codes used {codes['codebook/usage']:.0%}"
+        figures |= codes
         self._write_metrics(step, figures)
         self._bar.set_postfix_str(
             f"{text}, {figures['time/images_per_second']:.0f} images/s", refresh=False
@@ -131,7 +128,8 @@ class Reporter:
         )
         numbers = {k: v for k, v in figures.items() if isinstance(v, float | int)}
         self._write_metrics(done - 1, {f"{group}/{key}": value for key, value in numbers.items()})
-        share = figures["codebook_usage"]
+        shares = [v for k, v in numbers.items() if k.split("/")[0] == "codebook_usage"]
+        share = min(shares, default=None)  # a single level may collapse
         if share is not None and share < self._settings.usage_warning and self._writes:
             logger.warning(
                 "warning: codebook usage is %.1f %% of %d codes over %d validation images after "
