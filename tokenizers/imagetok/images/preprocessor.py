@@ -108,6 +108,18 @@ class Preprocessor:
         items, _ = _split(images)
         return self._stack([self._convert(index, image) for index, image in items])
 
+    def fit(self, pixels: Tensor) -> Tensor:
+        """Crop and resize an image that is read already.
+
+        Args:
+            pixels: uint8 (C, H, W), as `read_image` gives them.
+
+        Returns:
+            uint8 (C, *image_size).
+        """
+        box = center_box(pixels.shape[1], pixels.shape[2], self.image_size)
+        return resize(pixels, box, self.image_size, self.resize)
+
     def batches(
         self, images: object, factors: tuple[int, int], size: int
     ) -> tuple[Iterator[Tensor], bool]:
@@ -163,8 +175,7 @@ class Preprocessor:
     def _convert(self, index: int | None, image: object) -> Tensor:
         with _naming(index):
             pixels = read_image(image, self.channels, self.background)
-        box = center_box(pixels.shape[1], pixels.shape[2], self.image_size)
-        return resize(pixels, box, self.image_size, self.resize)
+        return self.fit(pixels)
 
     def _join(self, tensors: Iterator[Tensor], size: int) -> Iterator[Tensor]:
         """float32 batches of `size`; a single empty one if there are no tensors."""

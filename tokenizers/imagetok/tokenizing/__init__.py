@@ -1,6 +1,6 @@
 """From images to shards of token ids, each row exactly once.
 
-    dataset --JobInput--> units --Loader--> pixels --BatchEncoder--> ids --UnitWriter--> shards
+    dataset --JobInput--> units --ChunkLoader--> pixels --BatchEncoder--> ids --UnitWriter--> shards
 
 `job_run` is where to begin reading. Names are imported when they are first used, so that a loading
 process imports only what it needs.

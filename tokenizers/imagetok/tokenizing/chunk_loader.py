@@ -1,6 +1,8 @@
-"""Images of a unit, decoded ahead of the encoder and handed over in the order of the rows.
+"""The images of a unit, decoded ahead of the encoder and handed over in the order of the rows.
 
-JobInput.read --chunks--> Preparation, in threads or processes --> chunks with pixels or reasons
+    JobInput.read --chunks--> Preparation, in threads or processes --> chunks with pixels or reasons
+
+Both work ahead of whoever takes the chunks, by a bounded number of them.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from imagetok.tokenizing.job_input import CHUNK, Chunk
 Loaded = tuple[Chunk, list[Outcome]]
 
 
-class Loader:
+class ChunkLoader:
     """Decodes chunks ahead; a context manager that ends what it started.
 
     A loading process that is killed is replaced once for each chunk; a chunk whose images end it
@@ -31,7 +33,7 @@ class Loader:
         poll: Called while waiting; what it raises ends the waiting.
 
     Attributes:
-        waited: Seconds that were spent waiting for data so far.
+        waited: Seconds spent waiting for data so far.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Loader:
         self._poll = poll
 
     def load(self, chunks: Iterable[Chunk]) -> Iterator[Loaded]:
-        """Every chunk with what became of its images.
+        """The chunks in order, each with the outcomes for its images.
 
         Raises:
             ImagetokError: The input cannot be read, or loading cannot go on.
@@ -71,7 +73,7 @@ class Loader:
         self._workers.close()
 
     def _prepared(self, chunks: Iterable[Chunk]) -> Iterator[Loaded]:
-        """The same in the prefetcher's thread."""
+        """What `load` gives, for the thread of the prefetcher."""
         begun: deque[Chunk] = deque()
 
         def images() -> Iterator[Sequence[ImageCell | None]]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imagetok.errors import ImageFileError, ImagetokError, ImageValueError, TokenizingError
-from imagetok.images import Preprocessor, center_box, read_image, resize
+from imagetok.images import Preprocessor, read_image
 
 ImageCell = dict[str, Any]
 """What an image column holds for a row: `{"bytes": ..., "path": ...}`."""
@@ -101,7 +101,11 @@ class Preparation:
             if image["bytes"] is None and "://" in path:
                 image = {"bytes": _fetch(path, f"the file '{key}'"), "path": path}
             pixels = read_image(image, self.preprocessor.channels, self.preprocessor.background)
-            return Prepared(self._fit(pixels).numpy(), (pixels.shape[1], pixels.shape[2]))
+            if self.factors is None:
+                fitted = self.preprocessor.fit(pixels)
+            else:
+                fitted = _trim(pixels, self.factors)
+            return Prepared(fitted.numpy(), (pixels.shape[1], pixels.shape[2]))
         except TokenizingError:
             raise
         except ImagetokError as error:
@@ -110,13 +114,6 @@ class Preparation:
             if isinstance(fault, OSError) and (fault.errno or errno.EINVAL) not in _LASTING:
                 raise TokenizingError(f"{text}; start the job again when it can be read") from None
             return Refused(key, text)
-
-    def _fit(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[1], pixels.shape[2]
-        if self.factors is None:
-            size = self.preprocessor.image_size
-            return resize(pixels, center_box(height, width, size), size, self.preprocessor.resize)
-        return _trim(pixels, self.factors)
 
 
 def relative_name(path: str, root: Path | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Self
 from tqdm.auto import tqdm
 
 from imagetok.shards.job import Job
-from imagetok.tokenizing.chunk_loader import Loader
+from imagetok.tokenizing.chunk_loader import ChunkLoader
 
 
 class JobProgress:
@@ -23,7 +23,7 @@ class JobProgress:
         show: Whether to show a bar.
     """
 
-    def __init__(self, job: Job, units: list[int], loader: Loader, show: bool) -> None:
+    def __init__(self, job: Job, units: list[int], loader: ChunkLoader, show: bool) -> None:
         self.rows = self.refused = self.units = 0
         self._job, self._loader = job, loader
         self._ahead = set(units)

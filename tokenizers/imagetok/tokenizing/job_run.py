@@ -25,7 +25,7 @@ from imagetok.shards.shard_schema import ShardSchema
 from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.batch_encoder import BatchEncoder
-from imagetok.tokenizing.chunk_loader import Loader
+from imagetok.tokenizing.chunk_loader import ChunkLoader
 from imagetok.tokenizing.image_preparation import Preparation
 from imagetok.tokenizing.job_input import JobInput, open_input
 from imagetok.tokenizing.job_progress import JobProgress
@@ -230,7 +230,7 @@ class _Process:
         own = [unit for unit in folder.missing_units(rank, world_size) if unit % world_size == rank]
         threads = min(MAX_THREADS, len(os.sched_getaffinity(0)))
         with (
-            Loader(
+            ChunkLoader(
                 self.preparation, settings.workers, threads, self.encoder.batch_size, poll
             ) as loader,
             JobProgress(folder.job, own, loader, settings.progress and rank == 0) as progress,

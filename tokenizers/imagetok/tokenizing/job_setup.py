@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from imagetok._version import __version__
-from imagetok.errors import InvalidValueError
+from imagetok.errors import InvalidValueError, NotDiscreteError
 from imagetok.launch import RankInfo, find_device
 from imagetok.networks import Encoder
 from imagetok.shards.job import (
@@ -68,8 +68,10 @@ def load_tokenizer(
             f"tokenizer_revision is {config.tokenizer_revision!r}, but the tokenizer is loaded "
             "already; load it at that revision"
         )
-    if tokenizer.codebook_size < 1:  # raises where there is no codebook
-        raise InvalidValueError("the tokenizer has no codes")
+    if not tokenizer.is_discrete:
+        raise NotDiscreteError(
+            "the tokenizer is continuous and has no ids to write; choose a VQ-VAE or a dVAE"
+        )
     return tokenizer
 
 

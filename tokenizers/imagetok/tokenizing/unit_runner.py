@@ -1,7 +1,9 @@
 """One unit of work, from its rows to its shard.
 
-JobInput.read --Loader--> chunks with pixels or reasons --Batcher, BatchEncoder--> ids
---Emitter: back in the order of the rows--> writing thread: tables --> UnitWriter
+    JobInput.read --ChunkLoader--> chunks with pixels or reasons --Batcher, BatchEncoder--> ids
+        --Emitter--> tables in the order of the rows --writing thread--> UnitWriter
+
+Batches mix the rows of several chunks, and images of several shapes come back out of order.
 """
 
 from __future__ import annotations
