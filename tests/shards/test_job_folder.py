@@ -193,6 +193,23 @@ def test_a_unit_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None
     assert not litter(tmp_path)
 
 
+def test_locks_lie_where_processes_of_other_versions_look_for_them(tmp_path: Path) -> None:
+    work = tmp_path / "data" / f"{TEMPORARY_PREFIX}train-00001"
+    with JobFolder.open(tmp_path, tiny_job()) as folder:
+        work.mkdir(parents=True)
+        with (work / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with folder.claim(1) as writer:
+                assert writer is None
+        with (tmp_path / "job.json").open() as job, pytest.raises(BlockingIOError):
+            fcntl.flock(job, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with folder.claim(1) as writer, (work / "lock").open() as lock:
+            assert writer is not None
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fill(writer, folder.job)
+
+
 def test_ranks_do_their_own_units_first_and_then_help(tmp_path: Path) -> None:
     job = tiny_job(input__num_rows=28, units__count=7)
     with JobFolder.open(tmp_path, job) as work:

@@ -41,8 +41,8 @@ class TokenizerSource(Config):
         grid_size: (h, w) of the positions of an image of `image_size`, or (n,) where they form no
             grid.
         image_size: (height, width) in pixels that images are brought to.
-        codebook_sizes: Where a position has several codes, one past the largest id of each; the
-            maximum is codebook_size.
+        codebook_sizes: Where a position has several codes, the codebook size of each: the ids of
+            level i lie in [0, codebook_sizes[i]), and the largest size is codebook_size.
     """
 
     later_keys: ClassVar[frozenset[str]] = frozenset({"codebook_sizes"})

@@ -44,8 +44,9 @@ class ShardSchema:
             image has its own (h, w).
         by_file: Whether a row is identified by its file and its position there.
         kept: Features of the columns that are carried along, in order.
-        codebook_sizes: For each code of a position, one past its largest id; the maximum is
-            codebook_size. Left out, a position has one code.
+        codebook_sizes: Codebook size of each code of a position: the ids of level i lie in
+            [0, codebook_sizes[i]), and the largest size is codebook_size. Left out, a position has
+            one code.
     """
 
     codebook_size: int

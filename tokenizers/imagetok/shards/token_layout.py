@@ -52,9 +52,9 @@ class TokenLayout:
         boi: Id in front of an image.
         eoi: Id behind an image.
         eor: Id behind each row of an image, the last one included.
-        codebook_sizes: For each code of a position, one past its largest id, as
-            `ImageTokenizer.codebook_sizes` gives them; the maximum is codebook_size. Left out, a
-            position has one code.
+        codebook_sizes: Codebook size of each code of a position, as given by
+            `ImageTokenizer.codebook_sizes`: the ids of level i lie in [0, codebook_sizes[i]), and
+            the largest size is codebook_size. Left out, a position has one code.
         levels: `own` gives each level of codes a range of ids of its own, `shared` one to all.
 
     Raises:
