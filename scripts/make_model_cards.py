@@ -4,8 +4,8 @@ imagetok train vqvae-shapes --output-dir runs/vqvae-shapes
 python scripts/make_model_cards.py runs/vqvae-shapes runs/dvae-shapes
 python scripts/make_model_cards.py
 
-The first form copies a run's figures, config and picture and writes the card from them. Without
-runs, every card is written anew from the files beside it, as after a change of the template.
+The first form copies a run's figures, config and reconstructions, and writes the card from them.
+Without runs, every card is written anew from the files beside it, as after a changed template.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 
 
 def copy_run(run: Path, cards: Path) -> Path:
-    """Copy what a card is made from out of a finished run.
+    """Copy the files that a card is made from out of a finished run.
 
     Args:
         run: Output folder of `imagetok train`.
-        cards: Where the card's folder is made, named by the run's recipe.
+        cards: Folder in which the card's own folder is made, named after the run's recipe.
 
     Returns:
         The card's folder.
 
     Raises:
-        ValueError: The figures are of other weights, or of no recipe.
+        ValueError: The figures belong to other weights, or the run to no shipped recipe.
         UnreadableFileError: The run has no weights.
     """
     source = run / "tokenizer"

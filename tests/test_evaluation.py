@@ -114,7 +114,7 @@ def test_what_does_not_apply_is_none(rows: ImageRows) -> None:
     }
 
 
-def test_pictures_smaller_than_its_window_have_no_ssim() -> None:
+def test_images_smaller_than_its_window_have_no_ssim() -> None:
     pytest.importorskip("sklearn")
     values = tiny_run("ae").tokenizer.to_dict() | {"image_size": [8, 8], "channels": 1}
     tokenizer = ImageTokenizer.from_config(TokenizerConfig.from_dict(values))
@@ -213,20 +213,20 @@ def test_a_slice_of_a_split_is_measured_alone(rows: ImageRows) -> None:
 
 
 def broken_rows(rows: ImageRows, *places: int) -> ImageRows:
-    """The first four pictures, of which some are none."""
-    bad = {"bytes": b"no picture", "path": None}
-    pictures = [bad if place in places else rows.image(place) for place in range(4)]
-    dataset = Dataset.from_dict({"image": pictures}, features=Features({"image": Image()}))
+    """The first four images, some of which cannot be read."""
+    bad = {"bytes": b"not an image", "path": None}
+    images = [bad if place in places else rows.image(place) for place in range(4)]
+    dataset = Dataset.from_dict({"image": images}, features=Features({"image": Image()}))
     return ImageRows("mine", "test", dataset.cast_column("image", Image(decode=False)), "image")
 
 
-def test_a_picture_that_cannot_be_read_is_named(rows: ImageRows) -> None:
+def test_an_image_that_cannot_be_read_is_named(rows: ImageRows) -> None:
     with pytest.raises(DataError, match=r"row 1 of 'mine' \(test\) cannot be read"):
         evaluate(build("ae"), broken_rows(rows, 1), progress=False)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_pictures_that_may_be_left_out_are_counted_and_named(
+def test_images_that_may_be_left_out_are_counted_and_named(
     rows: ImageRows, caplog: pytest.LogCaptureFixture, batch_size: int
 ) -> None:
     tokenizer, broken = build("vqvae"), broken_rows(rows, 1)
@@ -242,7 +242,7 @@ def test_pictures_that_may_be_left_out_are_counted_and_named(
 
 
 @pytest.mark.parametrize(("places", "rate"), [((1, 2), 0.25), ((0, 1, 2, 3), 1.0)])
-def test_too_many_pictures_that_cannot_be_read_are_refused(
+def test_too_many_images_that_cannot_be_read_are_refused(
     rows: ImageRows, places: tuple[int, ...], rate: float
 ) -> None:
     with pytest.raises(DataError, match=rf"{len(places)} of 4 images cannot be read.*row 2 of"):
@@ -311,18 +311,18 @@ def test_nothing_is_changed_or_drawn_by_measuring(rows: ImageRows) -> None:
     assert all(torch.equal(t, before[name]) for name, t in tokenizer.state_dict().items())
 
 
-# Pictures, devices, ranks
+# Images, devices, ranks
 
 
 def test_the_grid_shows_originals_above_reconstructions(rows: ImageRows) -> None:
     tokenizer = build("ae")
-    picture = np.asarray(reconstruction_grid(tokenizer, rows, num_images=4))
-    assert picture.shape == (2 * (128 + 2) + 2, 4 * (128 + 2) + 2, 3)
-    shown = picture[2:130:8, 2:130:8]  # every pixel is enlarged to 8x8
+    grid = np.asarray(reconstruction_grid(tokenizer, rows, num_images=4))
+    assert grid.shape == (2 * (128 + 2) + 2, 4 * (128 + 2) + 2, 3)
+    shown = grid[2:130:8, 2:130:8]  # every pixel is enlarged to 8x8
     original = tokenizer.preprocess(rows.image(0))[0].permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(shown, original)
     below = tokenizer.reconstruct(rows.image(0))
-    np.testing.assert_array_equal(picture[132:260:8, 2:130:8], np.asarray(below))
+    np.testing.assert_array_equal(grid[132:260:8, 2:130:8], np.asarray(below))
 
 
 def test_devices_that_are_not_there_are_refused_in_words() -> None:

@@ -70,11 +70,11 @@ def naive_ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_psnr_and_l1_of_a_constant_offset_are_closed_forms() -> None:
-    x = torch.full((2, 3, 4, 4), 0.5, dtype=torch.float64)
-    x_hat = x + torch.tensor([0.1, -0.01], dtype=torch.float64).reshape(2, 1, 1, 1)
-    expected = torch.tensor([20.0, 40.0], dtype=torch.float64)
+    x = torch.zeros(4, 3, 4, 4, dtype=torch.float64)
+    offsets = torch.tensor([1.0, 0.1, 0.01, 1e-9], dtype=torch.float64)
+    x_hat = x + offsets.reshape(4, 1, 1, 1)
+    expected = torch.tensor([0.0, 20.0, 40.0, MAX_PSNR], dtype=torch.float64)
     torch.testing.assert_close(psnr(x_hat, x), expected, rtol=1e-12, atol=0)
-    offsets = torch.tensor([0.1, 0.01], dtype=torch.float64)
     torch.testing.assert_close(l1(x_hat, x), offsets, rtol=1e-12, atol=0)
 
 
@@ -86,23 +86,12 @@ def test_psnr_and_l1_equal_numpy_in_float64() -> None:
     np.testing.assert_allclose(l1(x_hat, x).numpy(), np.abs(difference).mean((1, 2, 3)), rtol=1e-12)
 
 
-def test_black_against_white_is_zero_decibels() -> None:
-    black, white = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
-    assert psnr(black, white).tolist() == [0.0]
-    assert l1(black, white).tolist() == [1.0]
-
-
 @pytest.mark.parametrize("value", [0.0, 0.3, 0.93, 1.0])
 def test_identical_images_have_the_largest_psnr_and_ssim_exactly_one(value: float) -> None:
     x = torch.cat([torch.full((1, 3, 16, 12), value), torch.rand(1, 3, 16, 12)])
     assert psnr(x, x).tolist() == [MAX_PSNR, MAX_PSNR]
     assert ssim(x, x).tolist() == pytest.approx([1.0, 1.0], abs=1e-12)
     assert l1(x, x).tolist() == [0.0, 0.0]
-
-
-def test_psnr_of_almost_identical_images_is_capped() -> None:
-    x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
-    assert psnr(x + 1e-9, x).tolist() == [MAX_PSNR]
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 13), (3, 12, 20), (4, 11, 11)])

@@ -124,7 +124,7 @@ def test_a_plan_tells_sizes_in_words(capsys: pytest.CaptureFixture[str]) -> None
     assert "none: continuous" in capsys.readouterr().out
 
 
-def test_reconstructions_tell_the_psnr_of_each_picture(
+def test_reconstructions_tell_the_psnr_of_each_image(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [tmp_path / f"{name}.png" for name in ("black", "white")]
@@ -134,6 +134,6 @@ def test_reconstructions_tell_the_psnr_of_each_picture(
     out = capsys.readouterr().out
     found = [re.search(rf"{path} +(\d+\.\d\d) dB", out) for path in paths]
     assert all(found)
-    with Image.open(tmp_path / "both.png") as picture:
-        assert picture.convert("RGB").getpixel((60, 60)) == (0, 0, 0)
-        assert picture.convert("RGB").getpixel((190, 60)) == (255, 255, 255)
+    with Image.open(tmp_path / "both.png") as image:
+        assert image.convert("RGB").getpixel((60, 60)) == (0, 0, 0)
+        assert image.convert("RGB").getpixel((190, 60)) == (255, 255, 255)

@@ -64,7 +64,7 @@ def render_model_card(
         metrics=_metrics(entries),
         figures=list(_figure_rows(entries, of_codes=False)),
         code_figures=list(_figure_rows(entries, of_codes=True)),
-        command=training_command(entries.part("training")),
+        command=_training_command(entries.part("training")),
         links=", ".join(f"[{number}](https://arxiv.org/abs/{number})" for number in arxiv),
         evaluated_key=EVALUATED_KEY,
         pictures_file=PICTURES_FILE,
@@ -99,7 +99,7 @@ def write_model_card(
     write_atomic(path, text.encode("utf-8", "surrogateescape"))
 
 
-def training_command(training: Entries) -> str | None:
+def _training_command(training: Entries) -> str | None:
     """The command that makes the same run; None where the recipe is not recorded."""
     recipe = training.text("recipe")
     if not recipe:

@@ -1,12 +1,12 @@
-"""Cards from templates: the text of a card as people read it, with places for values.
+"""Cards from templates: a template is the text of a card as people read it, with places for values.
 
-Values are texts of anybody: names of datasets, splits and recipes, or whatever a file holds. So a
-place names the filter that makes its value harmless where it stands, as in `{{ split | code }}`; a
-value that went through no filter is refused, and so is a name that is not defined.
+Values may be anybody's texts: names of datasets, splits and recipes, or whatever a file holds. So
+each place names the filter that makes its value harmless there, as in `{{ split | code }}`. A value
+that went through no filter is refused, and so is a name that is not defined.
 
-huggingface_hub's `ModelCard.from_template` is not used, because it renders with a plain
-`jinja2.Template`: that has none of these filters, leaves out undefined names without a word, and
-cannot see to it that texts are escaped.
+huggingface_hub's `ModelCard.from_template` is not used: it renders with a plain `jinja2.Template`,
+which has none of these filters, silently leaves out undefined names, and cannot check that values
+were escaped.
 """
 
 from __future__ import annotations
@@ -16,17 +16,23 @@ from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from imagetok.cards.display_names import dataset_words, without_folders
 from imagetok.cards.markdown import code, front_matter, python_text
 from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
 
 UNKNOWN_LICENSE = "unknown"
-"""The Hub's word for it. No file that a card is made from says which licence weights or ids have:
-whoever publishes them writes it in the card, where it stays."""
+"""The Hub's word for it. No file that a card is made from says which licence weights or ids have;
+whoever publishes them writes it into the card, where it stays."""
 
 NOT_RECORDED = "not recorded"
+
+
+class Escaped(str):
+    """A text that may stand in a card as it is: the result of a filter."""
+
+    def __html__(self) -> str:
+        return self
 
 
 def render(template: str, metadata: Mapping[str, Any], **values: Any) -> str:
@@ -34,7 +40,7 @@ def render(template: str, metadata: Mapping[str, Any], **values: Any) -> str:
 
     Args:
         template: Name of a template beside this module, which extends `card.md.jinja`.
-        metadata: What the Hub reads.
+        metadata: What the Hub reads: the YAML at the top.
         values: What the template asks for, by name.
     """
     markers = {"begin": CARD_BEGIN, "end": CARD_END}
@@ -45,8 +51,8 @@ def licence_words(what: str, source: str) -> str:
     """The paragraph of a card that says why it states no licence.
 
     Args:
-        what: What would have it, such as `weights`.
-        source: What it was made from, such as `training data`.
+        what: What would be licensed, such as `weights`.
+        source: What that was made from, such as `training data`.
     """
     return (
         f"None is stated by what this card is made from. Whoever publishes the {what} sets "
@@ -81,20 +87,20 @@ def _environment() -> Environment:
         "recorded": _recorded,
         "sides": lambda sides: " x ".join(map(str, sides)) or NOT_RECORDED,
     }
-    environment.filters |= {name: _marking(function) for name, function in filters.items()}
+    environment.filters |= {name: _escaping(function) for name, function in filters.items()}
     environment.filters["without_folders"] = without_folders
     environment.globals |= {"dataset_words": dataset_words, "licence_words": licence_words}
     return environment
 
 
-def _marking(function: Callable[[Any], str]) -> Callable[[Any], Markup]:
+def _escaping(function: Callable[[Any], str]) -> Callable[[Any], Escaped]:
     """The function as a filter, whose results may stand in a card as they are."""
-    return lambda value: Markup(function(value))  # noqa: S704
+    return lambda value: Escaped(function(value))
 
 
 def _check_escaped(value: object) -> object:
     """A value that may stand in a card: a number, or the result of a filter."""
-    if not isinstance(value, int | Markup):
+    if not (isinstance(value, int) or hasattr(value, "__html__")):
         raise TypeError(f"a template writes {value!r} without a filter")
     return value
 

@@ -159,7 +159,11 @@ def evaluate(
     dtype: DtypeOption = "float32",
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="A further metric to measure, by its key.", show_default=False),
+        typer.Option(
+            metavar="KEY",
+            help="A further metric to measure. The option may be repeated.",
+            show_default=False,
+        ),
     ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="File to write the figures to.")
