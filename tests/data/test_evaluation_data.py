@@ -6,19 +6,16 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
+from small_rows import Open
 
-from imagetok.data import ImageRows, open_evaluation
+from imagetok.data import ImageRows, evaluation_batches, open_evaluation
 from imagetok.data import evaluation_data as module
-from imagetok.errors import DataError, ImageFileError, UnwritableFileError
+from imagetok.errors import DataError, ImageFileError, InvalidValueError, UnwritableFileError
 from imagetok.images import Preprocessor
 from tiny_data import KINDS, data_config, write_split
 
 datasets.disable_progress_bars()
-
-
-@pytest.fixture
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture
@@ -124,7 +121,7 @@ def test_a_changed_split_is_read_anew(folder: Path, cache: Path) -> None:
     assert levels_in(opened(folder, cache)) == list(range(30, 37))
 
 
-def test_kept_pictures_outlive_their_files(tmp_path: Path, cache: Path) -> None:
+def test_kept_images_outlive_their_files(tmp_path: Path, cache: Path) -> None:
     rows = opened(write_both(tmp_path / "set", "zip"), cache)
     for archive in (tmp_path / "set").iterdir():
         archive.unlink()
@@ -132,9 +129,7 @@ def test_kept_pictures_outlive_their_files(tmp_path: Path, cache: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pictures", "zip"])
-def test_an_unreadable_picture_is_met_when_it_is_read(
-    tmp_path: Path, cache: Path, kind: str
-) -> None:
+def test_an_unreadable_image_is_met_when_it_is_read(tmp_path: Path, cache: Path, kind: str) -> None:
     folder = write_split(tmp_path / "set", kind, [range(3)], "test", broken=[1])
     rows = opened(folder, cache)
     assert len(rows) == 3
@@ -159,3 +154,21 @@ def test_a_cache_that_cannot_be_written_is_named(folder: Path, cache: Path) -> N
     (cache / "imagetok").write_bytes(b"in the way")
     with pytest.raises(UnwritableFileError, match="imagetok"):
         opened(folder, cache)
+
+
+# Batches
+
+
+def test_evaluation_batches_hold_the_rows_asked_for(open_rows: Open) -> None:
+    rows = open_rows("builtin:shapes?size=16&count=7")
+    preprocessor = Preprocessor((8, 8))
+    batches = list(evaluation_batches(rows, preprocessor, 2, iter([6, 0, 3, 1, 4])))
+    assert [batch for batch, _ in batches] == [[6, 0], [3, 1], [4]]
+    for batch, pixels in batches:
+        assert torch.equal(pixels, preprocessor([rows.image(row) for row in batch]))
+
+
+def test_an_evaluation_batch_of_none_is_refused(open_rows: Open) -> None:
+    rows = open_rows("builtin:shapes?size=8&count=1")
+    with pytest.raises(InvalidValueError, match="batch_size is at least 1, got 0"):
+        list(evaluation_batches(rows, Preprocessor((8, 8)), 0, [0]))

@@ -23,9 +23,6 @@ from torch import Tensor
 
 from imagetok.config import RunConfig
 from imagetok.data import TrainingData, check_error_share, open_training
-from imagetok.data.prefetcher import StopSignal
-from imagetok.data.training_batch import TrainingBatch
-from imagetok.data.training_data import Feed, Loading
 from imagetok.errors import ConfigError, DataError, InvalidValueError
 from imagetok.images import Preprocessor
 from tiny_data import data_config, levels_of, write_split
@@ -164,7 +161,7 @@ def test_micro_batches_are_the_batch_in_order(folder: Path, streaming: bool) -> 
 
 @pytest.mark.parametrize("streaming", MODES)
 def test_a_sample_is_what_its_row_and_epoch_make_of_it(folder: Path, streaming: bool) -> None:
-    """Epochs have orders and crops of their own; a row keeps its picture."""
+    """Epochs have orders and crops of their own; a row keeps its image."""
     result = run(opened(folder, streaming, crop_scale=None, flip=False), 13)
     for (_, row), level in zip(result.located(), result.levels(), strict=True):
         unit, place = divmod(row, 2**32) if streaming else divmod(row, 5)
@@ -241,8 +238,8 @@ def test_a_stream_that_changed_under_a_position_is_refused(tmp_path: Path) -> No
     place = write_split(tmp_path / "set", "pictures", [range(40)])
     data = opened(place, True)
     position = run(data, 1).positions[-1]
-    for picture in place.rglob("*.png"):
-        picture.write_bytes(b"")
+    for image in place.rglob("*.png"):
+        image.write_bytes(b"")
     with data.feed(1, 1, position=position) as feed, pytest.raises(DataError, match="cannot be"):
         next(feed)
 
@@ -335,9 +332,9 @@ def test_two_steps_are_loaded_ahead_and_no_more(
     seen: list[int] = []
     original = TrainTransform.__call__
 
-    def counted(self: TrainTransform, picture: object, key: int) -> Tensor:
+    def counted(self: TrainTransform, image: object, key: int) -> Tensor:
         seen.append(key)
-        return original(self, picture, key)
+        return original(self, image, key)
 
     monkeypatch.setattr(TrainTransform, "__call__", counted)
     window = 4 if streaming else 0
@@ -382,9 +379,9 @@ def test_closing_ends_loading_at_once(
 
     original = TrainTransform.__call__
 
-    def slow(self: TrainTransform, picture: object, key: int) -> Tensor:
+    def slow(self: TrainTransform, image: object, key: int) -> Tensor:
         time.sleep(0.2)
-        return original(self, picture, key)
+        return original(self, image, key)
 
     monkeypatch.setattr(TrainTransform, "__call__", slow)
     feed = opened(folder, streaming).feed(0, 100)
@@ -466,30 +463,6 @@ def test_a_worker_that_is_killed_is_an_error(folder: Path, streaming: bool) -> N
     assert multiprocessing.active_children() == []
 
 
-class EndsSlowly:
-    """Batches by a process that closes all its files at the fifth, and dies half a second later."""
-
-    def __call__(self, index: int) -> TrainingBatch:
-        if index == 4:
-            time.sleep(0.5)
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-            time.sleep(0.5)
-            os.kill(os.getpid(), signal.SIGKILL)
-        pixels = torch.zeros((1, 3, 8, 8), dtype=torch.uint8)
-        return TrainingBatch(pixels, rows=torch.tensor([index]), epochs=torch.tensor([0]))
-
-
-def test_a_worker_whose_connections_end_before_itself_is_told_as_killed() -> None:
-    before = set(multiprocessing.active_children())
-    with Feed(Loading([EndsSlowly()], range(9), 1, list, StopSignal()), in_processes=True) as feed:
-        next(feed)
-        (worker,) = set(multiprocessing.active_children()) - before
-        # Three steps are read, two of them lie ready: the rest is asked of what is gone.
-        assert multiprocessing.connection.wait([worker.sentinel], 60)
-        with pytest.raises(DataError, match="ended from outside"):
-            list(feed)
-
-
 FEEDER = """
 import json, multiprocessing, sys, time
 from pathlib import Path
@@ -563,7 +536,7 @@ def test_workers_block_signals_from_the_first_on_and_end_with_a_killed_trainer(
 @pytest.mark.parametrize("kind", ["parquet", "webdataset", "pictures"])
 @pytest.mark.parametrize("streaming", MODES)
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path, streaming: bool, kind: str) -> None:
-    """The window of 512 pictures is full after the first of 200 steps of 8 pictures."""
+    """The shuffle buffers hold 512 images after the first of 200 steps of 8 images."""
     memory = []
     for count in (2_000, 20_000):
         parts = [range(first, first + 500) for first in range(0, count, 500)]

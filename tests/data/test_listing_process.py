@@ -98,8 +98,8 @@ def test_streams_and_evaluation_ask_too(tmp_path: Path, all_apart: list[str]) ->
 
 
 def path_of(rows: object) -> str:
-    ((_, picture),) = rows  # type: ignore[misc]
-    return Path(picture["path"]).name
+    ((_, image),) = rows  # type: ignore[misc]
+    return Path(image["path"]).name
 
 
 @pytest.mark.parametrize("kind", ["zip", "parquet"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import zipfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, Features, Image
+from small_rows import packed
 
 from imagetok.data import open_images
 from imagetok.data import remote_file as module
@@ -19,13 +19,6 @@ from imagetok.data.remote_file import file_size, is_remote, read_file
 from imagetok.errors import DataError, ImageValueError
 from imagetok.images import Preprocessor
 from tiny_data import png, write_split
-
-
-def packed(path: Path, contents: Mapping[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in contents.items():
-            archive.writestr(name, content)
-    return path
 
 
 @pytest.mark.parametrize(
@@ -152,17 +145,3 @@ def test_a_row_in_a_damaged_archive_is_named(tmp_path: Path) -> None:
     (folder / "train-00000.zip").write_bytes(b"no archive")
     with pytest.raises(DataError, match=r"^row 1 of '.*' \(train\), file 'zip://001\.png::"):
         rows.image(1)
-
-
-@pytest.mark.parametrize("changed", [0, 1])
-def test_a_changed_picture_in_an_archive_changes_the_fingerprint(
-    tmp_path: Path, changed: int
-) -> None:
-    """Picture 0 is read for it, of picture 1 the size is taken."""
-    prints = set()
-    for number, size in enumerate([(8, 8), (24, 24), (8, 8)]):
-        contents = {f"{n:03d}.png": png(n, size if n == changed else (8, 8)) for n in range(200)}
-        (tmp_path / str(number)).mkdir()
-        packed(tmp_path / str(number) / "train.zip", contents)
-        prints.add(open_images(str(tmp_path / str(number)), "train").fingerprint)
-    assert len(prints) == 2

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import shutil
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +22,15 @@ datasets.disable_progress_bars()
 PARTS = (range(4), range(4, 7), range(7, 12))
 
 
-@pytest.fixture
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def read_all(stream: ImageStream) -> Iterator[tuple[int, int, Any]]:
     for segment in range(len(stream.segments)):
-        for row, picture in stream.read(segment):
-            yield segment, row, stream.fetch(picture, "a row")
+        for row, image in stream.read(segment):
+            yield segment, row, stream.fetch(image, "a row")
 
 
 def levels_in(stream: ImageStream) -> list[int]:
     small = Preprocessor((8, 8))
-    return [int(small(picture)[0, 0, 0, 0]) for _, _, picture in read_all(stream)]
+    return [int(small(image)[0, 0, 0, 0]) for _, _, image in read_all(stream)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -75,7 +67,7 @@ def test_a_file_that_is_none_of_its_kind_is_refused_in_one_line(
         assert "\n" not in str(caught.value)
 
 
-def test_the_picture_column_of_a_tar_may_be_named_after_any_picture_format(
+def test_the_image_column_of_a_tar_may_be_named_after_any_image_format(
     tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "set").mkdir()
@@ -100,7 +92,7 @@ def test_files_are_units_and_their_rows_are_numbered(tmp_path: Path, cache: Path
 
 
 @pytest.mark.parametrize("kind", ["pictures", "metadata", "saved"])
-def test_pictures_without_files_of_rows_are_units_of_their_own(
+def test_images_without_files_of_rows_are_units_of_their_own(
     tmp_path: Path, cache: Path, kind: str
 ) -> None:
     folder = write_split(tmp_path / "set", kind, PARTS)
@@ -110,14 +102,14 @@ def test_pictures_without_files_of_rows_are_units_of_their_own(
 
 
 @pytest.mark.parametrize("count", [MAX_SEGMENTS, MAX_SEGMENTS + 1, 3 * MAX_SEGMENTS - 1])
-def test_many_pictures_are_grouped_into_units_that_cover_all(count: int) -> None:
+def test_many_images_are_grouped_into_units_that_cover_all(count: int) -> None:
     segments = ImageFiles([f"{number}.png" for number in range(count)])
     assert len(segments) == MAX_SEGMENTS
     read = [list(segments.read(segment, 0)) for segment in range(MAX_SEGMENTS)]
-    paths = [picture["path"] for pictures in read for picture in pictures if picture]
+    paths = [image["path"] for images in read for image in images if image]
     assert paths == list(segments.paths)
     least = count // MAX_SEGMENTS
-    assert {len(pictures) for pictures in read} <= {least, least + 1}
+    assert {len(images) for images in read} <= {least, least + 1}
     assert list(segments.read(MAX_SEGMENTS - 1, 1)) == read[-1][1:]
 
 
@@ -134,7 +126,7 @@ def test_many_files_of_rows_are_grouped_too(monkeypatch: pytest.MonkeyPatch) -> 
     assert segments.describe(1, 2) == "row 2 of part 2 of 3"
 
 
-def test_only_the_picture_column_is_read(tmp_path: Path, cache: Path) -> None:
+def test_only_the_image_column_is_read(tmp_path: Path, cache: Path) -> None:
     """A column whose type `datasets` would have to convert is not even looked at."""
     folder = write_split(tmp_path / "set", "parquet", PARTS)
     stream = open_stream(str(folder), "train", cache_dir=cache)
@@ -194,14 +186,14 @@ def test_a_file_that_breaks_off_is_named(tmp_path: Path, cache: Path) -> None:
         list(stream.read(1))
 
 
-def test_pictures_in_an_archive_are_fetched_and_named_where_they_cannot_be(
+def test_images_in_an_archive_are_fetched_and_named_where_they_cannot_be(
     tmp_path: Path, cache: Path
 ) -> None:
     stream = open_stream(str(write_split(tmp_path / "set", "zip", PARTS)), "train", cache_dir=cache)
-    _, picture = next(iter(stream.read(0)))
-    assert picture is not None
-    assert stream.fetch(picture, "row 1") == {"bytes": png(0), "path": picture["path"]}
-    gone = {"bytes": None, "path": picture["path"].replace("000.png", "gone.png")}
+    _, image = next(iter(stream.read(0)))
+    assert image is not None
+    assert stream.fetch(image, "row 1") == {"bytes": png(0), "path": image["path"]}
+    gone = {"bytes": None, "path": image["path"].replace("000.png", "gone.png")}
     with pytest.raises(DataError, match=r"^row 1, file 'zip://gone\.png::.* no such file in it"):
         stream.fetch(gone, "row 1")
 
@@ -213,46 +205,3 @@ def test_a_stream_survives_the_way_to_a_worker(tmp_path: Path, cache: Path, kind
 
 
 # Fingerprints
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_copies_have_one_fingerprint_wherever_they_lie(
-    tmp_path: Path, cache: Path, kind: str
-) -> None:
-    folder = write_split(tmp_path / "here" / "set", kind, PARTS)
-    shutil.copytree(folder, tmp_path / "there")
-    for file in (tmp_path / "there").rglob("*"):
-        os.utime(file, (0, 0))
-    found = {
-        open_stream(str(place), "train", cache_dir=cache).fingerprint
-        for place in (folder, tmp_path / "there")
-    }
-    assert len(found) == 1
-
-
-def test_other_files_have_another_fingerprint(tmp_path: Path, cache: Path) -> None:
-    found = set()
-    for number, parts in enumerate([PARTS, PARTS[:2], (*PARTS[:2], range(7, 13)), PARTS[::-1]]):
-        folder = write_split(tmp_path / str(number), "parquet", parts)
-        found.add(open_stream(str(folder), "train", cache_dir=cache).fingerprint)
-    file = tmp_path / "0" / "train-00001.parquet"
-    changed = bytearray(file.read_bytes())
-    changed[60] ^= 1
-    file.write_bytes(changed)
-    found.add(open_stream(str(tmp_path / "0"), "train", cache_dir=cache).fingerprint)
-    assert len(found) == 5
-
-
-def test_the_fingerprint_of_a_dataset_on_the_hub_is_that_of_its_commit() -> None:
-    from imagetok.data.data_fingerprint import files_fingerprint
-
-    names = [
-        ["hf://datasets/user/name@c0ffee/train-0.parquet"],
-        ["hf://datasets/user/renamed@c0ffee/train-0.parquet"],
-        ["hf://datasets/user/name@decade/train-0.parquet"],
-        ["hf://datasets/user/name@c0ffee/train-1.parquet"],
-    ]
-    found = [files_fingerprint(files, None, "image") for files in names]
-    assert found[0] == found[1]
-    assert len(set(found)) == 3
-    assert all(first != other for first, other in pairwise(found[1:]))
