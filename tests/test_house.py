@@ -106,6 +106,16 @@ def test_importing_imagetok_does_not_import_torch(tmp_path: Path) -> None:
     assert run_python("import sys, imagetok; print('torch' in sys.modules)", tmp_path) == "False"
 
 
+def test_importing_the_tokenizer_does_not_import_what_only_measuring_needs(tmp_path: Path) -> None:
+    code = """
+import sys
+from imagetok import ImageTokenizer
+
+print({"torchmetrics", "scipy"} & set(sys.modules))
+"""
+    assert run_python(code, tmp_path) == "set()"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["tokenize", "--help"]])
 def test_asking_the_command_line_for_help_imports_neither_torch_nor_parts(
     tmp_path: Path, arguments: list[str]

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from imagetok.errors import InvalidValueError
 from imagetok.metrics.distortion import image_pair
@@ -60,6 +59,9 @@ def ssim(x_hat: Tensor, x: Tensor) -> Tensor:
         )
     if not len(x):
         return x.new_empty(0)
+    # Imported here because it takes a second, which only those who measure should wait for.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     values = structural_similarity_index_measure(x_hat, x, data_range=1.0, reduction="none")
     assert isinstance(values, Tensor)
     return values.view(-1)
