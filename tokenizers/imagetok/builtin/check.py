@@ -10,7 +10,7 @@ margin around it, with the pixels of its neighbours left out:
   covers the object (intersection over union at least `MIN_OVERLAP`) and whose centre of mass lies
   within `POSITION_TOLERANCE` of the object's.
 
-A picture without the objects passes neither, a shifted one loses the position, one with other
+An image without the objects passes neither, a shifted one loses the position, one with other
 colours loses the colour.
 """
 
@@ -44,7 +44,7 @@ POSITION_TOLERANCE = 0.025
 """Largest distance between centres of mass, as a share of the side, and at least one pixel."""
 
 MIN_CHECK_SIZE = 48
-"""Least side of a picture, in pixels, at which the smallest objects can be told apart."""
+"""Least side of an image, in pixels, at which the smallest objects can be told apart."""
 
 _MARGIN = 0.08
 _PALETTE = np.asarray(list(COLOURS.values()), dtype=np.float64)
@@ -76,7 +76,7 @@ class CheckRate:
 
 
 def check_rate(checks: Sequence[ObjectCheck]) -> CheckRate:
-    """Sum up the checks of any number of pictures.
+    """Sum up the checks of any number of images.
 
     Raises:
         InvalidValueError: There are no checks.
@@ -91,7 +91,7 @@ def check_rate(checks: Sequence[ObjectCheck]) -> CheckRate:
 
 
 def check_scene(reconstruction: Pixels, scene: Scene) -> list[ObjectCheck]:
-    """Look for every object of a scene in a reconstruction of its picture.
+    """Look for every object of a scene in a reconstruction of its image.
 
     Args:
         reconstruction: uint8 (S, S, 3), RGB, with S >= 48.
@@ -164,7 +164,7 @@ def _position_is_kept(
 
 
 def _widen(cover: Coverage, size: int) -> tuple[slice, slice]:
-    """The object's box with a margin, as an index into a picture."""
+    """The object's box with a margin, as an index into an image."""
     top, left, height, width = cover.box
     margin = max(1, round(_MARGIN * size))
     return (

@@ -1,6 +1,6 @@
 """`builtin:digits`: scikit-learn's 1,797 handwritten digits, 8x8 gray.
 
-The pictures are those of Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI,
+The images are those of Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits" (UCI,
 1998), test part, which scikit-learn ships with its code: no download. Every sixth row, from the
 first, is the test split.
 """
@@ -18,7 +18,7 @@ SPLIT_LENGTHS = {"train": 1497, "test": 300}
 
 
 def digits_dataset(split: str = "train") -> Dataset:
-    """Load a split: 1,497 pictures of `train` or 300 of `test`.
+    """Load a split: 1,497 images of `train` or 300 of `test`.
 
     Args:
         split: `train` or `test`.
@@ -49,7 +49,7 @@ def digits_dataset(split: str = "train") -> Dataset:
         {"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])}
     )
     columns = {
-        "image": [{"bytes": png_bytes(picture), "path": None} for picture in pixels],
+        "image": [{"bytes": png_bytes(image), "path": None} for image in pixels],
         "label": digits.target[rows].tolist(),
     }
     return Dataset.from_dict(columns, features=features, split=NamedSplit(split))

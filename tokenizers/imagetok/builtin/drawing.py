@@ -116,7 +116,7 @@ def _second(drawn: SceneObject, x: Points, y: Points) -> Mask | None:
 
 @dataclass(frozen=True)
 class Coverage:
-    """Where an object lies on the pixels of a picture.
+    """Where an object lies on the pixels of an image.
 
     Attributes:
         box: (top, left, height, width) in pixels; nothing of the object lies outside.
@@ -131,7 +131,7 @@ class Coverage:
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """The box as an index into a picture."""
+        """The box as an index into an image."""
         top, left, height, width = self.box
         return slice(top, top + height), slice(left, left + width)
 
@@ -141,7 +141,7 @@ def coverage(drawn: SceneObject, size: int) -> Coverage:
 
     Args:
         drawn: An object of a scene.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
     """
     left, width = _span(drawn.x, drawn.reach, size)
     top, height = _span(drawn.y, drawn.reach, size)
@@ -189,7 +189,7 @@ def render(scene: Scene, size: int) -> Pixels:
 
     Args:
         scene: What to draw, from `imagetok.builtin.scene`.
-        size: Side of the picture in pixels.
+        size: Side of the image in pixels.
 
     Returns:
         uint8 (size, size, 3), RGB.
@@ -224,7 +224,7 @@ def render_background(background: Background, size: int) -> Pixels:
 
 
 def _paint(pixels: Pixels, drawn: SceneObject, tone: str) -> None:
-    """Lay an object over the picture, in place."""
+    """Lay an object over the image, in place."""
     covered = coverage(drawn, len(pixels))
     colour = COLOURS[drawn.colour]
     inside = covered.inside[..., None].astype(np.uint16)

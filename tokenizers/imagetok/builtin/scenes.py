@@ -1,7 +1,7 @@
-"""Scenes of `builtin:shapes`: what stands in picture number n, before any pixel is drawn.
+"""Scenes of `builtin:shapes`: what stands in image number n, before any pixel is drawn.
 
 A scene is a background and one to four objects that do not overlap. It is a pure function of its
-index. Positions and lengths are fractions of the picture's side, whole multiples of 1/4096, and
+index. Positions and lengths are fractions of the image's side, whole multiples of 1/4096, and
 are drawn with integer arithmetic from the raw words of a Philox generator, so that every machine
 and every version of numpy draws the same scene.
 
@@ -46,7 +46,7 @@ _TRIES = 40
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object of a scene; positions and lengths are fractions of the picture's side.
+    """One object of a scene; positions and lengths are fractions of the image's side.
 
     Attributes:
         shape: One of `SHAPES`.
@@ -129,7 +129,7 @@ class _Draws:
 
 
 def scene(index: int) -> Scene:
-    """The scene of picture number `index`.
+    """The scene of image number `index`.
 
     Args:
         index: Any integer from 0; equal indices give equal scenes for ever, as long as

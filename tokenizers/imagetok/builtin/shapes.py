@@ -1,6 +1,6 @@
 """`builtin:shapes` as a dataset of the `datasets` library.
 
-The splits are ranges of scene indices: `train` from 0, `test` from 10^9, so that no picture is
+The splits are ranges of scene indices: `train` from 0, `test` from 10^9, so that no image is
 ever in both, whatever their sizes. Row i of a split shows `scene(first_index(split) + i)`; the
 column `index` says which scene a row shows after any selection.
 """
@@ -49,11 +49,11 @@ def check_options(size: int, count: int | None) -> None:
     if not MIN_SIZE <= size <= MAX_SIZE:
         raise DataError(f"builtin:shapes has size {MIN_SIZE} to {MAX_SIZE} pixels, got size={size}")
     if count is not None and not 1 <= count <= MAX_COUNT:
-        raise DataError(f"builtin:shapes has 1 to {MAX_COUNT} pictures a split, got count={count}")
+        raise DataError(f"builtin:shapes has 1 to {MAX_COUNT} images a split, got count={count}")
 
 
 def shapes_features() -> Features:
-    """The columns: picture, caption, labels of the first-named object, and the scene's index."""
+    """The columns: image, caption, labels of the first-named object, and the scene's index."""
     return Features(
         {
             "image": Image(),
@@ -77,12 +77,12 @@ def shapes_dataset(
 
     Args:
         split: `train` or `test`.
-        size: Side of the square pictures in pixels, in [8, 4096].
-        count: Number of pictures, in [1, 10^9]; None takes 8,000 for `train`, 1,000 for `test`.
+        size: Side of the square images in pixels, in [8, 4096].
+        count: Number of images, in [1, 10^9]; None takes 8,000 for `train`, 1,000 for `test`.
         cache_dir: Where the dataset is kept; None takes the `datasets` library's own folder.
 
     Returns:
-        Dataset with the columns of `shapes_features`, pictures as PNG.
+        Dataset with the columns of `shapes_features`, images as PNG.
 
     Raises:
         DataError: Unknown split, or a size or count out of range.

@@ -367,7 +367,10 @@ def _block_signals() -> None:
 
 
 def worded_error(error: Exception) -> Exception:
-    """An error of torch's DataLoader about a process that died, in our own words."""
+    """An error of torch's DataLoader about a process that died, in our own words.
+
+    For loaders of one's own over `TrainingImages`; `Workers` words its errors itself.
+    """
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return DataError(_KILLED)
     return error

@@ -25,7 +25,6 @@ from imagetok.data import (
     check_error_share,
     open_evaluation,
     open_training,
-    worded_error,
 )
 from imagetok.errors import Stopped, TrainingError
 from imagetok.evaluation import Evaluation
@@ -173,7 +172,7 @@ def _open_run(
 
 @contextmanager
 def _errors_in_words(folder: RunFolder, writer: CheckpointWriter) -> Iterator[None]:
-    """Say where a run that failed can go on, and what a loading process died of."""
+    """Say where a run that failed can go on."""
     try:
         yield
     except TrainingError as error:
@@ -183,11 +182,6 @@ def _errors_in_words(folder: RunFolder, writer: CheckpointWriter) -> Iterator[No
             return describe_last_checkpoint(folder.checkpoints)
 
         raise TrainingError(f"{error}; {collectives.from_main(describe)}") from error
-    except RuntimeError as error:
-        worded = worded_error(error)
-        if worded is error:
-            raise
-        raise worded from error
 
 
 @dataclass
