@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hub_models import dataset_files
@@ -52,32 +50,10 @@ def listing(*shards: object) -> str:
     return json.dumps({"shards": shards})
 
 
-def test_job_manifest_card_and_shards_come_without_the_errors(
+def test_a_new_commit_fetches_only_what_changed(
     loopback_hub: LoopbackHub, files: dict[str, bytes]
 ) -> None:
-    snapshot = fetch_dataset(REPO)
-    assert contents(snapshot.folder) == wanted(files)
-    head = loopback_hub.head(REPO, repo_type="dataset")
-    assert (snapshot.repo_id, snapshot.revision) == (REPO, head)
-
-
-def test_a_second_time_only_the_revision_is_asked_for_or_nothing_at_all(
-    loopback_hub: LoopbackHub, files: dict[str, bytes]
-) -> None:
-    first = fetch_dataset(REPO)
-    with loopback_hub.recording() as requests:
-        assert fetch_dataset(REPO) == first
-    assert [request.path for request in requests] == ["/api/datasets/user/tokens/revision/main"]
-    with loopback_hub.recording() as requests:
-        assert fetch_dataset(REPO, revision=first.revision) == first
-        assert fetch_dataset(REPO, local_files_only=True) == first
-    assert requests == []
-
-
-def test_a_new_commit_fetches_what_changed_and_the_old_one_stays(
-    loopback_hub: LoopbackHub, files: dict[str, bytes]
-) -> None:
-    old = fetch_dataset(REPO)
+    fetch_dataset(REPO)
     grown = dataset_files(4)
     loopback_hub.commit(REPO, grown, "dataset")
     with loopback_hub.recording() as requests:
@@ -85,43 +61,9 @@ def test_a_new_commit_fetches_what_changed_and_the_old_one_stays(
     assert contents(new.folder) == wanted(grown)
     downloads = [request.path for request in requests if request.origin == CDN]
     assert [path.rpartition("/")[2] for path in downloads] == ["train-00003.parquet"]
-    assert contents(fetch_dataset(REPO, revision=old.revision).folder) == wanted(files)
-
-
-def test_a_branch_that_moves_during_the_download_does_not_mix_commits(
-    loopback_hub: LoopbackHub, files: dict[str, bytes]
-) -> None:
-    other = {name: data.swapcase() for name, data in files.items() if "parquet" in name}
-    loopback_hub.fail(
-        path="manifest.json$", before=lambda: loopback_hub.commit(REPO, other, "dataset")
-    )
-    with loopback_hub.recording() as requests:
-        snapshot = fetch_dataset(REPO)
-    assert contents(snapshot.folder) == wanted(files)
-    assert snapshot.revision != loopback_hub.head(REPO, repo_type="dataset")
-    assert all(snapshot.revision in r.path for r in requests if "/resolve/" in r.path)
 
 
 # Damaged downloads
-
-DAMAGES: dict[str, Callable[[bytes], dict[str, Any]]] = {
-    "a flipped bit": lambda content: {"corrupt": 5},
-    "other bytes": lambda content: {"swap": content[::-1]},
-    "more bytes": lambda content: {"swap": content + b" "},
-    "a short body": lambda content: {"truncate": len(content) - 1, "declared": False},
-}
-
-
-@pytest.mark.parametrize("name", ["manifest.json", "job.json", "README.md", SHARDS[1]])
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_download_is_refused_by_name_and_fetched_again(
-    loopback_hub: LoopbackHub, files: dict[str, bytes], name: str, damage: str
-) -> None:
-    loopback_hub.fail(method="GET", path=f"{name}$", **DAMAGES[damage](files[name]))
-    with pytest.raises(UnreadableFileError, match=f"of {REPO} at commit .* refused") as caught:
-        fetch_dataset(REPO)
-    assert Path(name).name in str(caught.value)
-    assert contents(fetch_dataset(REPO).folder) == wanted(files)
 
 
 def test_a_shard_that_another_size_is_listed_for_is_refused(loopback_hub: LoopbackHub) -> None:

@@ -6,9 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hub_models import below, make_config, model_files
@@ -96,39 +94,6 @@ def test_all_files_come_as_they_were_pushed(
     assert model.folder == model.files.path.parent
 
 
-@pytest.mark.parametrize("evaluated", [True, False])
-def test_a_second_load_asks_for_the_revision_only(
-    loopback_hub: LoopbackHub, evaluated: bool
-) -> None:
-    loopback_hub.create(REPO, files=model_files(evaluated=evaluated))
-    first = load_remote_model(REPO)
-    with loopback_hub.recording() as requests:
-        assert load_remote_model(REPO).folder == first.folder
-    assert [request.path for request in requests] == ["/api/models/user/model/revision/main"]
-
-
-@pytest.mark.parametrize("evaluated", [True, False])
-def test_a_commit_that_is_cached_is_loaded_without_a_request(
-    loopback_hub: LoopbackHub, evaluated: bool
-) -> None:
-    loopback_hub.create(REPO, files=model_files(evaluated=evaluated))
-    commit = load_remote_model(REPO).revision
-    with loopback_hub.recording() as requests:
-        assert load_remote_model(REPO, revision=commit).revision == commit
-        assert load_remote_model(REPO, local_files_only=True).revision == commit
-    assert requests == []
-
-
-def test_a_cache_of_ones_own_is_used_and_no_other(
-    loopback_hub: LoopbackHub, files: dict[str, bytes], tmp_path: Path
-) -> None:
-    model = load_remote_model(REPO, cache_dir=tmp_path)
-    assert tmp_path in model.folder.parents
-    with pytest.raises(HubAccessError, match="not in the cache"):
-        load_remote_model(REPO, local_files_only=True)
-    assert load_remote_model(REPO, cache_dir=tmp_path, local_files_only=True).files.tensors
-
-
 def test_branches_tags_and_pull_requests_give_what_lies_there(
     loopback_hub: LoopbackHub, files: dict[str, bytes]
 ) -> None:
@@ -145,30 +110,6 @@ def test_branches_tags_and_pull_requests_give_what_lies_there(
         for name, seed in wanted.items():
             assert seed_of(load_remote_model(REPO, revision=name, local_files_only=True)) == seed
     assert requests == []
-
-
-def test_a_branch_that_moved_gives_its_new_files_and_the_old_commit_stays(
-    loopback_hub: LoopbackHub, files: dict[str, bytes]
-) -> None:
-    old = load_remote_model(REPO)
-    loopback_hub.commit(REPO, model_files(1))
-    new = load_remote_model(REPO)
-    assert contents(new) == model_files(1)
-    assert new.revision == loopback_hub.head(REPO)
-    with loopback_hub.recording() as requests:
-        assert contents(load_remote_model(REPO, revision=old.revision)) == files
-    assert requests == []
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_branch_that_moves_during_a_load_does_not_mix_commits(
-    loopback_hub: LoopbackHub, files: dict[str, bytes], name: str
-) -> None:
-    before = loopback_hub.head(REPO)
-    loopback_hub.fail(path=f"{name}$", before=lambda: loopback_hub.commit(REPO, model_files(1)))
-    model = load_remote_model(REPO)
-    assert loopback_hub.head(REPO) != before
-    assert (model.revision, contents(model)) == (before, files)
 
 
 def test_a_subfolder_holds_a_tokenizer_of_its_own(loopback_hub: LoopbackHub) -> None:
@@ -211,31 +152,6 @@ def test_two_processes_at_once_load_the_same(
 def other_bytes(content: bytes) -> bytes:
     """Other bytes, of the same number."""
     return bytes(byte ^ 0x55 for byte in content)
-
-
-DAMAGES: dict[str, Callable[[bytes], dict[str, Any]]] = {
-    "a flipped bit": lambda content: {"corrupt": len(content) // 2},
-    "a flipped last bit": lambda content: {"corrupt": -1},
-    "other bytes": lambda content: {"swap": other_bytes(content)},
-    "more bytes": lambda content: {"swap": content + b" "},
-    "a short body": lambda content: {"truncate": len(content) - 1, "declared": False},
-}
-
-
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_download_is_refused_by_name_and_fetched_again(
-    loopback_hub: LoopbackHub, files: dict[str, bytes], name: str, damage: str
-) -> None:
-    commit = loopback_hub.head(REPO)
-    loopback_hub.fail(method="GET", path=f"{name}$", **DAMAGES[damage](files[name]))
-    with pytest.raises(ModelFileError, match=rf"'{name}' of {REPO} at commit {commit}") as caught:
-        load_remote_model(REPO)
-    assert str(CACHE.parent) not in str(caught.value)
-    assert not os.path.lexists(cached(commit, name))
-    held = {path.read_bytes() for path in CACHE.glob("blobs/*")}
-    assert held <= set(files.values())
-    assert contents(load_remote_model(REPO)) == files
 
 
 def test_only_the_damaged_file_is_fetched_again(

@@ -14,8 +14,9 @@ from hub_models import dataset_files, model_files
 from huggingface_hub import constants
 
 from imagetok import hub
-from imagetok.errors import HubAccessError, HubError
+from imagetok.errors import HubAccessError, HubError, ModelFileError, UnreadableFileError
 from imagetok.hub.address import is_repo_id
+from imagetok.hub.dataset_snapshot import CHECKED_FILE
 from imagetok.hub.repo_commit import RepoCommit, remove_cached
 from loopback_hub import CDN, HUB, LoopbackHub
 
@@ -24,26 +25,65 @@ REPO = "user/thing"
 
 @dataclass(frozen=True)
 class Reader:
-    """A function that reads a repository, and what it reads there."""
+    """A function that reads a repository, and what lies there now and later."""
 
     read: Callable[..., Any]
     repo_type: str
     files: dict[str, bytes]
+    later: dict[str, bytes]
 
-    def put(self, server: LoopbackHub, **options: Any) -> None:
+    def put(self, server: LoopbackHub, **options: Any) -> str:
         server.create(REPO, self.repo_type, files=self.files, **options)
+        return server.head(REPO, repo_type=self.repo_type)
+
+    def move(self, server: LoopbackHub) -> str:
+        return server.commit(REPO, self.later, self.repo_type)
 
 
 READERS = {
-    "model": Reader(hub.load_remote_model, "model", model_files()),
-    "info": Reader(hub.read_remote_info, "model", model_files()),
-    "dataset": Reader(hub.fetch_dataset, "dataset", dataset_files()),
+    "model": Reader(hub.load_remote_model, "model", model_files(), model_files(1)),
+    "info": Reader(hub.read_remote_info, "model", model_files(), model_files(1)),
+    "dataset": Reader(hub.fetch_dataset, "dataset", dataset_files(), dataset_files(4)),
 }
+FETCHERS = {
+    "model": READERS["model"],
+    "model without figures": Reader(
+        hub.load_remote_model,
+        "model",
+        model_files(evaluated=False),
+        model_files(1, evaluated=False),
+    ),
+    "dataset": READERS["dataset"],
+}
+MAIN_FILES = {"model": hub.MODEL_FILE, "info": hub.MODEL_FILE, "dataset": "manifest.json"}
+SHARD = next(name for name in dataset_files() if name.endswith("1.parquet"))
+FETCHED = [
+    *(("model", name) for name in model_files()),
+    *(("dataset", name) for name in ("manifest.json", "job.json", "README.md", SHARD)),
+]
+"""Reader and name of the files that are fetched."""
 
 
 @pytest.fixture(params=READERS)
 def reader(request: pytest.FixtureRequest) -> Reader:
     return READERS[request.param]
+
+
+@pytest.fixture(params=FETCHERS)
+def fetcher(request: pytest.FixtureRequest) -> Reader:
+    """A reader that keeps the files in the cache."""
+    return FETCHERS[request.param]
+
+
+def contents(found: Any) -> dict[str, bytes]:
+    paths = (path for path in found.folder.rglob("*") if path.is_file())
+    files = {path.relative_to(found.folder).as_posix(): path.read_bytes() for path in paths}
+    files.pop(CHECKED_FILE, None)
+    return files
+
+
+def wanted(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if not name.startswith("errors/")}
 
 
 @pytest.fixture(autouse=True)
@@ -98,10 +138,105 @@ def test_a_name_that_no_repository_has_is_refused_before_any_request(
     assert loopback_hub.requests == []
 
 
+# One commit, fetched once
+
+
+def test_all_files_come_as_they_were_pushed_and_no_others(
+    loopback_hub: LoopbackHub, fetcher: Reader
+) -> None:
+    head = fetcher.put(loopback_hub)
+    found = fetcher.read(REPO)
+    assert contents(found) == wanted(fetcher.files)
+    assert (found.repo_id, found.revision) == (REPO, head)
+
+
+def test_a_second_time_only_the_revision_is_asked_for_or_nothing_at_all(
+    loopback_hub: LoopbackHub, fetcher: Reader
+) -> None:
+    fetcher.put(loopback_hub)
+    first = fetcher.read(REPO)
+    with loopback_hub.recording() as requests:
+        assert fetcher.read(REPO).folder == first.folder
+    path = f"/api/{fetcher.repo_type}s/{REPO}/revision/main"
+    assert [request.path for request in requests] == [path]
+    with loopback_hub.recording() as requests:
+        assert fetcher.read(REPO, revision=first.revision).folder == first.folder
+        assert fetcher.read(REPO, local_files_only=True).folder == first.folder
+    assert requests == []
+
+
+def test_a_cache_of_ones_own_is_used_and_no_other(
+    loopback_hub: LoopbackHub, fetcher: Reader, tmp_path: Path
+) -> None:
+    fetcher.put(loopback_hub)
+    assert tmp_path in fetcher.read(REPO, cache_dir=tmp_path).folder.parents
+    with pytest.raises(HubAccessError, match="not in the cache"):
+        fetcher.read(REPO, local_files_only=True)
+    assert fetcher.read(REPO, cache_dir=tmp_path, local_files_only=True).revision
+
+
+def test_a_branch_that_moved_gives_its_new_files_and_the_old_commit_stays(
+    loopback_hub: LoopbackHub, fetcher: Reader
+) -> None:
+    old = fetcher.put(loopback_hub)
+    fetcher.read(REPO)
+    new = fetcher.move(loopback_hub)
+    found = fetcher.read(REPO)
+    assert (found.revision, contents(found)) == (new, wanted(fetcher.later))
+    with loopback_hub.recording() as requests:
+        assert contents(fetcher.read(REPO, revision=old)) == wanted(fetcher.files)
+    assert requests == []
+
+
+@pytest.mark.parametrize(("name", "file"), FETCHED)
+def test_a_branch_that_moves_while_it_is_read_does_not_mix_commits(
+    loopback_hub: LoopbackHub, name: str, file: str
+) -> None:
+    reader = READERS[name]
+    before = reader.put(loopback_hub)
+    fault = loopback_hub.fail(path=f"{file}$", before=lambda: reader.move(loopback_hub))
+    with loopback_hub.recording() as requests:
+        found = reader.read(REPO)
+    assert fault.spent
+    assert loopback_hub.head(REPO, repo_type=reader.repo_type) != before
+    assert (found.revision, contents(found)) == (before, wanted(reader.files))
+    assert all(before in r.path for r in requests if "/resolve/" in r.path)
+
+
+# Damaged downloads
+
+DAMAGES: dict[str, Callable[[bytes], dict[str, Any]]] = {
+    "a flipped bit": lambda content: {"corrupt": len(content) // 2},
+    "a flipped last bit": lambda content: {"corrupt": -1},
+    "other bytes": lambda content: {"swap": bytes(byte ^ 0x55 for byte in content)},
+    "more bytes": lambda content: {"swap": content + b" "},
+    "a short body": lambda content: {"truncate": len(content) - 1, "declared": False},
+}
+
+
+@pytest.mark.parametrize(("name", "file"), FETCHED)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_download_is_refused_by_name_and_fetched_again(
+    loopback_hub: LoopbackHub, name: str, file: str, damage: str
+) -> None:
+    reader = READERS[name]
+    commit = reader.put(loopback_hub)
+    cache = Path(constants.HF_HUB_CACHE)
+    repository = cache / f"{reader.repo_type}s--user--thing"
+    loopback_hub.fail(method="GET", path=f"{file}$", **DAMAGES[damage](reader.files[file]))
+    with pytest.raises(UnreadableFileError, match=f" of {REPO} at commit {commit}") as caught:
+        reader.read(REPO)
+    assert Path(file).name in str(caught.value)
+    assert isinstance(caught.value, ModelFileError) == (name == "model")
+    assert str(cache) not in str(caught.value)
+    assert not os.path.lexists(repository / "snapshots" / commit / file)
+    held = {path.read_bytes() for path in repository.glob("blobs/*")}
+    assert held <= set(reader.files.values())
+    assert contents(reader.read(REPO)) == wanted(reader.files)
+
+
 # A bad network
 
-MAIN_FILES = {"model": hub.MODEL_FILE, "info": hub.MODEL_FILE, "dataset": "manifest.json"}
-SHARD = next(name for name in dataset_files() if name.endswith("1.parquet"))
 PLACES: list[tuple[str, dict[str, str]]] = [
     *((name, {"path": "/revision/"}) for name in READERS),
     *((name, {"method": "HEAD", "path": f"{file}$"}) for name, file in MAIN_FILES.items()),
@@ -123,11 +258,9 @@ TROUBLES: dict[str, dict[str, Any]] = {
 def test_what_passes_is_tried_again(
     loopback_hub: LoopbackHub, name: str, place: dict[str, str], trouble: str
 ) -> None:
-    READERS[name].put(loopback_hub)
+    head = READERS[name].put(loopback_hub)
     fault = loopback_hub.fail(**place, **TROUBLES[trouble])
-    assert READERS[name].read(REPO).revision == loopback_hub.head(
-        REPO, repo_type=READERS[name].repo_type
-    )
+    assert READERS[name].read(REPO).revision == head
     assert fault.spent
 
 
@@ -148,15 +281,14 @@ def test_a_hub_that_stalls_is_asked_again(
 def test_a_silent_hub_is_replaced_by_the_cache_with_a_warning(
     loopback_hub: LoopbackHub, reader: Reader
 ) -> None:
-    reader.put(loopback_hub)
-    commit = reader.read(REPO).revision
-    loopback_hub.commit(REPO, {"notes.txt": "new"}, reader.repo_type)
+    commit = reader.put(loopback_hub)
+    reader.read(REPO)
+    new = reader.move(loopback_hub)
     for trouble in ({"drop": True}, {"status": 503}):
         loopback_hub.fail(path="revision", times=2, **trouble)
         with pytest.warns(UserWarning, match=f"taken from the cache, as commit {commit}"):
             assert reader.read(REPO).revision == commit
     loopback_hub.fail(path="revision", drop=True)
-    new = loopback_hub.head(REPO, repo_type=reader.repo_type)
     assert reader.read(REPO).revision == new, "silence for a moment"
 
 
