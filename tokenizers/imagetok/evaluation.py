@@ -85,9 +85,7 @@ def evaluate(
         )
     measured = _start_metrics(tokenizer, metrics)
     indices = fixed_rows(len(rows), len(rows) if limit is None else limit)
-    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-    mine = batches[collectives.rank() :: collectives.world_size()]
-    flat = [row for batch in mine for row in batch]
+    flat, num_batches = _share(indices, batch_size)
     refused: list[str] = []
     silent = not progress or collectives.rank() > 0
     with tqdm(total=len(flat), desc="evaluate", unit="image", disable=silent, leave=False) as bar:
@@ -100,14 +98,21 @@ def evaluate(
                     metric.update(batch)
             bar.update(min(batch_size, len(flat) - bar.n))
             _call(poll)
-    # The first ranks may have had a batch more than this one.
-    if batches and len(mine) < math.ceil(len(batches) / collectives.world_size()):
+    if math.ceil(len(flat) / batch_size) < num_batches:  # the first ranks had one more
         _call(poll)
     refused = [message for part in collectives.gather_objects(refused) for message in part]
     _check_refused(refused, len(indices), max_error_rate)
     for metric in measured:
         metric.merge()
     return _report(tokenizer, rows, (len(indices), len(refused)), measured)
+
+
+def _share(indices: Sequence[int], batch_size: int) -> tuple[list[int], int]:
+    """The rows that this rank takes, and the most batches that any rank has."""
+    batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    ranks = collectives.world_size()
+    mine = batches[collectives.rank() :: ranks]
+    return [row for batch in mine for row in batch], math.ceil(len(batches) / ranks)
 
 
 def _start_metrics(tokenizer: ImageTokenizer, keys: Sequence[str]) -> list[Metric]:
