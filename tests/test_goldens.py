@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
 from inspect import isclass
@@ -33,6 +34,7 @@ JOBS = sorted(path.stem for path in (GOLDENS / "jobs").glob("*.json"))
 KILLED = sorted(path.name.removesuffix("-killed") for path in (GOLDENS / "jobs").glob("*-killed"))
 RUNS = sorted(path.stem for path in (GOLDENS / "runs").glob("*.json"))
 CONFIGS = read_json(GOLDENS / "configs.json")
+ANSWERS = read_json(GOLDENS / "answers.json")
 NAMES = read_json(GOLDENS / "names.json")
 
 MADE_BY_US = {"imagetok.TokenizerOutput"}
@@ -169,6 +171,12 @@ def check_run(folder: Path, recorded: Values, exact: bool) -> None:
         assert not differing
         assert found["losses"] == recorded["losses"]
         assert {key: found["figures"][key] for key in recorded["figures"]} == recorded["figures"]
+        check_card(found["card"], recorded["card"])
+
+
+def check_card(found: Values, recorded: Values) -> None:
+    assert found["metadata"] == recorded["metadata"]
+    assert Counter(recorded["numbers"]) - Counter(found["numbers"]) == Counter()
 
 
 def check_weights(folder: Path, recorded: Path, exact: bool) -> None:
@@ -234,6 +242,7 @@ def check_job(folder: Path, name: str, recorded: Values, exact: bool) -> None:
     if exact and __version__ == version:
         assert found["files"] == recorded["files"]
         assert found["manifest"] == recorded["manifest"]
+        check_card(found["card"], recorded["card"])
         return
     totals = [{**facts["manifest"]["totals"], "bytes": 0} for facts in (found, recorded)]
     assert totals[0] == totals[1]
@@ -277,6 +286,37 @@ def test_a_job_keeps_its_text_and_fingerprint(name: str) -> None:
     assert job == Job.from_json(recorded["text"])
     assert job.to_json() == recorded["text"]
     assert job.fingerprint == recorded["fingerprint"]
+
+
+# Answers and refusals
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_info_tells_what_it_told(name: str) -> None:
+    found = json.loads(replay.output_of("info", f"tokenizers/{name}", "--json"))
+    recorded = ANSWERS["info"][name]
+    assert {key: found[key] for key in recorded} == recorded
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "classes"),
+    ANSWERS["ends"],
+    ids=[" ".join(arguments) for arguments, *_ in ANSWERS["ends"]],
+)
+def test_commands_end_as_they_ended(
+    arguments: list[str], code: int, classes: list[str], tmp_path: Path
+) -> None:
+    found = replay.exit_of(arguments, tmp_path / "out")
+    assert found[0] == code
+    assert set(classes) <= set(found[1])  # a refusal may become a narrower one
+
+
+def test_refusals_are_of_the_classes_that_they_were_of() -> None:
+    found = {name: replay.refusal_of(call) for name, call in replay.refusals().items()}
+    assert found.keys() == ANSWERS["refusals"].keys()
+    for name, classes in ANSWERS["refusals"].items():
+        assert classes, name
+        assert set(classes) <= set(found[name]), name
 
 
 # Names

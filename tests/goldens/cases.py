@@ -380,6 +380,85 @@ def record_configs(folder: Path) -> None:
     replay.write_json(folder / "configs.json", found)
 
 
+# Answers and refusals
+
+_TRAIN = ["train", "vqvae-shapes"]
+_TOKENIZE = ["tokenize", "--tokenizer", "tokenizers/vqvae", "--dataset", "photos"]
+_OUT = ["--output-dir", "OUT"]
+
+REFUSED: list[list[str]] = [
+    *(["--version"], ["--help"], ["train", "--help"], ["nothing"], ["--nothing"], ["info"]),
+    *(["train"], _TRAIN, ["train", "nothing", *_OUT], ["train", "missing.yaml", *_OUT]),
+    [*_TRAIN, "train.stepz=3", *_OUT],
+    [*_TRAIN, "train.steps", *_OUT],
+    [*_TRAIN, "train.steps=many", *_OUT],
+    [*_TRAIN, "tokenizer.bottleneck.type=vqq", *_OUT],
+    [*_TRAIN, "tokenizer.image_size=[63, 64]", *_OUT],
+    [*_TRAIN, "tokenizer.bottleneck.codebook_size=1", *_OUT],
+    [*_TRAIN, "train.batch_size=0", *_OUT],
+    [*_TRAIN, "train.accumulation=3", *_OUT],
+    [*_TRAIN, "train.freeze=[encoder]", *_OUT],
+    [*_TRAIN, "train.init_from=missing", *_OUT],
+    [*_TRAIN, "train.loss_weights={loss/kl: 1.0}", *_OUT],
+    [*_TRAIN, "data.name=missing", *_OUT],
+    [*_TRAIN, "data.name=photos", "data.split=nothing", *_OUT],
+    [*_TRAIN, "data.lanes=5", *_OUT],
+    [*_TRAIN, "--push-every", "3", *_OUT],
+    [*_TRAIN, "--output-dir", "runs/vq-rows"],
+    [*_TRAIN, "--resume", "--output-dir", "runs/vq-rows"],
+    *(["info", "missing"], ["info", "photos"], ["info", "tokenizers/ae"]),
+    ["info", "tokenizers/ae", "--tokenizer-revision", "main"],
+    ["evaluate", "--tokenizer", "tokenizers/ae"],
+    ["evaluate", "--tokenizer", "tokenizers/ae", "--dataset", "missing"],
+    ["evaluate", "--tokenizer", "tokenizers/ae", "--dataset", "photos", "--split", "nothing"],
+    ["evaluate", "--tokenizer", "tokenizers/ae", "--dataset", "photos", "--dtype", "int8"],
+    ["evaluate", "--tokenizer", "tokenizers/ae", "--dataset", "photos", "--device", "nothing"],
+    ["reconstruct", "--tokenizer", "tokenizers/ae", "photos/train/05.png", "--output", "OUT.png"],
+    ["reconstruct", "--tokenizer", "tokenizers/ae", "photos/train/04.png", "--output", "OUT/x.png"],
+    _TOKENIZE,
+    ["tokenize", "--tokenizer", "tokenizers/ae", "--dataset", "photos", *_OUT],
+    [*_TOKENIZE, *_OUT, "--keep", "nothing"],
+    [*_TOKENIZE, *_OUT, "--keep", "image"],
+    [*_TOKENIZE, *_OUT, "--resize", "stretch"],
+    [*_TOKENIZE, *_OUT, "--rank", "1"],
+    [*_TOKENIZE, *_OUT, "--rank", "1", "--world-size", "1"],
+    [*_TOKENIZE, *_OUT, "--rows-per-shard", "0"],
+    [*_TOKENIZE, *_OUT, "--max-error-rate", "2"],
+    [*_TOKENIZE, *_OUT, "--threads", "1"],  # more unreadable rows than allowed
+    [*_TOKENIZE, *_OUT, "--tokenizer-revision", "main"],
+    [*_TOKENIZE, *_OUT, "--streaming", "--split", "train[:3]"],
+    [*_TOKENIZE, "--output-dir", "jobs/rows"],
+    [*_TOKENIZE, "--output-dir", "photos"],
+    ["tokenize", "--finalize", "jobs/rows-killed"],
+    ["tokenize", "--finalize", "photos"],
+    *(["verify", "jobs/rows"], ["verify", "photos"], ["verify", "jobs/rows-killed"]),
+    ["verify", "jobs/rows", "--deep", "--tokenizer", "tokenizers/dvae"],
+    ["decode", "jobs/rows", "--tokenizer", "tokenizers/dvae", "--output", "OUT.png"],
+    ["decode", "jobs/rows", "--tokenizer", "tokenizers/vqvae", "--rows", "5:3"],
+    ["decode", "jobs/rows", "--tokenizer", "tokenizers/vqvae", "--output", "OUT/x.png"],
+    ["decode", "jobs/rows-killed", "--tokenizer", "tokenizers/vqvae"],
+    ["push", "tokenizers/ae", "no name"],
+    ["push", "photos", "user/name"],
+    ["push-dataset", "jobs/rows-killed", "user/name"],
+]
+"""Commands that answer shortly, most of them by a refusal."""
+
+
+def record_answers(folder: Path) -> None:
+    """`answers.json`: what `info` tells, exit codes of commands, and classes of refusals."""
+    info = {}
+    for name in TOKENIZERS:
+        text = replay.output_of("info", f"tokenizers/{name}", "--json")
+        info[name] = json.loads(text)
+    ends = []
+    for arguments in REFUSED:
+        with tempfile.TemporaryDirectory() as place:
+            ends.append([arguments, *replay.exit_of(arguments, Path(place) / "out")])
+    refused = {name: replay.refusal_of(call) for name, call in replay.refusals().items()}
+    values = {"info": info, "ends": ends, "refusals": refused}
+    replay.write_json(folder / "answers.json", values)
+
+
 # Names
 
 
@@ -450,5 +529,6 @@ GROUPS: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "runs": (record_runs, ("runs",)),
     "configs": (record_configs, ()),
     "names": (record_names, ()),
+    "answers": (record_answers, ()),
 }
 """What records each group, and the folders that it makes."""

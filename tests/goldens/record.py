@@ -13,6 +13,7 @@ Each group is made from scratch, in one thread, without the network:
     jobs/NAME/, NAME-killed/  a tokenizing job, and one that SIGKILL ended half-way
     runs/NAME/                a run after its checkpoint at step 10; the digests of step 20
     configs.json, names.json  texts of configs; public names, parameters and options
+    answers.json              what `info` tells, exit codes, classes of refusals
     probe.json                the machine that recorded; bits are compared on its like only
 
 Every golden holds its whole config, so that recipes may change. `tests/test_goldens.py` reads them.

@@ -15,8 +15,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cached_property
 from importlib import import_module
 from inspect import Parameter, isclass, isfunction, isroutine, signature
@@ -29,6 +29,7 @@ import PIL
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
+import yaml
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -38,10 +39,14 @@ from imagetok import (
     ImageTokenizer,
     ImagetokError,
     RunConfig,
+    TokenizerConfig,
     __version__,
     cli,
+    load_recipe,
+    open_images,
     train,
 )
+from imagetok.shards import TokenDataset, TokenLayout
 
 GOLDENS = Path(__file__).resolve().parent
 ROOT = GOLDENS.parent.parent
@@ -301,6 +306,14 @@ def command(*arguments: object) -> int:
     return 0
 
 
+def output_of(*arguments: object) -> str:
+    """What a command prints."""
+    text = io.StringIO()
+    with redirect_stdout(text):
+        assert command(*arguments) == 0
+    return text.getvalue()
+
+
 def launch(script: str, *arguments: object, ranks: int = 1) -> subprocess.Popen[bytes]:
     """Start a script of the repository in processes with one thread each."""
     start = [sys.executable]
@@ -350,6 +363,7 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "figures": {k: v for k, v in figures.items() if not isinstance(v, dict)},
         "figure_keys": sorted(_paths(figures)),
         "data_fingerprint": figures["protocol"]["dataset_fingerprint"],
+        "card": card_facts(files["tokenizer/README.md"].decode()),
     }
 
 
@@ -367,6 +381,7 @@ def job_facts(folder: Path) -> dict[str, Any]:
             if name.startswith(("data/", "errors/"))
         },
         "names": sorted(files),
+        "card": card_facts(files["README.md"].decode()),
         "errors": {
             name: data.decode() for name, data in files.items() if name.startswith("errors/")
         },
@@ -382,6 +397,138 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _paths(value, f"{prefix}{key}.")
+
+
+def card_facts(text: str) -> dict[str, Any]:
+    """What a card says in figures: its metadata, and the numbers in its tables, but for speeds."""
+    _, head, body = text.split("---\n", 2)
+    table = "\n".join(line for line in body.splitlines() if line.startswith("|"))
+    table = re.sub(r"\d+\.\d+\.\d+\S*", "", table)  # versions
+    numbers = re.findall(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)", table)
+    return {"metadata": _without_names(yaml.safe_load(head)), "numbers": sorted(numbers)}
+
+
+def _without_names(value: Any) -> Any:
+    """A value without what only people read."""
+    if isinstance(value, dict):
+        return {key: _without_names(inner) for key, inner in value.items() if key != "name"}
+    return [_without_names(inner) for inner in value] if isinstance(value, list) else value
+
+
+# Refusals
+
+
+def exit_of(arguments: Sequence[str], output: Path) -> tuple[int, list[str]]:
+    """The exit code of a command, and the classes of the refusal, the narrowest first.
+
+    OUT stands for the output.
+    """
+    before = Path.cwd()
+    os.chdir(GOLDENS)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            cli.main([argument.replace("OUT", str(output)) for argument in arguments])
+    except SystemExit as stop:
+        error = stop.__context__
+        return int(stop.code or 0), _classes(error) if isinstance(error, ImagetokError) else []
+    finally:
+        os.chdir(before)
+    return 0, []
+
+
+def refusals() -> dict[str, Callable[[], object]]:
+    """Calls that are refused, by what is wrong."""
+    vq, dvae, vae, ae, digits, wide = (
+        ImageTokenizer.from_pretrained(GOLDENS / "tokenizers" / name)
+        for name in ("vqvae", "dvae", "vae", "ae", "vae-digits", "vq-dalle-wide")
+    )
+    image = str(GOLDENS / "photos" / "test" / "13.png")
+    pixels = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return {
+        "an address": lambda: vq.encode("https://localhost/image.png"),
+        "a missing file": lambda: vq.encode("missing.png"),
+        "a damaged file": lambda: vq.encode(str(GOLDENS / "photos" / "train" / "05.png")),
+        "a text file": lambda: vq.encode(str(GOLDENS / "probe.json")),
+        "no image": lambda: vq.encode(object()),
+        "a number": lambda: vq.encode(3),
+        "an int64 image": lambda: vq.encode(torch.zeros(3, 16, 16, dtype=torch.int64)),
+        "values over 1": lambda: vq.encode(pixels * 255),
+        "values that are not finite": lambda: vq.encode(pixels * float("nan")),
+        "two channels": lambda: vq.encode(pixels[:2]),
+        "sides that do not divide": lambda: vq.encode(pixels[:, :15]),
+        "float images of several sizes": lambda: vq.encode([pixels, pixels[:, :8]]),
+        "another size for a network of one": lambda: digits.encode_latents(pixels[:1]),
+        "ids of a continuous model": lambda: ae.encode(image),
+        "decoding ids by one": lambda: vae.decode([[0]]),
+        "its codebook": lambda: ae.codebook_size,
+        "a walk between codes": lambda: vq.interpolate(image, image),
+        "one step": lambda: ae.interpolate(image, image, 1),
+        "half a step": lambda: ae.interpolate(image, image, 2.5),  # type: ignore[arg-type]
+        "two images to walk from": lambda: ae.interpolate([image, image], image),
+        "a posterior of a VQ-VAE": lambda: vq.encode_distribution(image),
+        "a posterior of an AE": lambda: ae.encode_distribution(image),
+        "draws of ids from a VQ-VAE": lambda: vq.sample_ids(image),
+        "a negative temperature": lambda: dvae.sample_ids(image, -1.0),
+        "a temperature in words": lambda: dvae.sample_ids(image, "1"),  # type: ignore[arg-type]
+        "a foreign generator": lambda: vae.sample(1, 0),  # type: ignore[arg-type]
+        "draws from an AE": lambda: ae.sample(1),
+        "fewer than no images": lambda: vae.sample(-1),
+        "an id too large": lambda: vq.decode([[24] * 4] * 4),
+        "a negative id": lambda: vq.decode([[-1] * 4] * 4),
+        "float ids": lambda: vq.decode([[0.5] * 4] * 4),
+        "ids in four dimensions": lambda: vq.decode(torch.zeros(1, 2, 3, 4, dtype=torch.int64)),
+        "too few ids": lambda: vq.decode([0] * 15),
+        "a grid that is none": lambda: vq.decode([0] * 16, grid=(0, 16)),
+        "an unknown output": lambda: vq.decode([0] * 16, output="jpg"),  # type: ignore[arg-type]
+        "integer latents": lambda: ae.decode_latents(torch.zeros(6, 4, 4, dtype=torch.int64)),
+        "latents of another width": lambda: ae.decode_latents(torch.zeros(5, 4, 4)),
+        "a factor of an oblong": lambda: (
+            ImageTokenizer.from_config(
+                TokenizerConfig.from_dict(
+                    {
+                        "image_size": [8, 16],
+                        "encoder": {"type": "mlp"},
+                        "bottleneck": {"type": "identity", "latent_dim": 2},
+                        "decoder": {"type": "mlp"},
+                        "likelihood": {"type": "mse"},
+                    }
+                )
+            ).downsample_factor
+        ),
+        "an unknown dtype": lambda: ImageTokenizer.from_pretrained("x", dtype="int8"),
+        "an unknown device": lambda: ImageTokenizer.from_pretrained("x", device="nothing"),
+        "no folder": lambda: ImageTokenizer.from_pretrained(GOLDENS / "missing"),
+        "a folder without a tokenizer": lambda: ImageTokenizer.from_pretrained(GOLDENS),
+        "no name of a folder": lambda: ImageTokenizer.from_pretrained(3),  # type: ignore[arg-type]
+        "a revision of a folder": lambda: ImageTokenizer.from_pretrained(GOLDENS, revision="main"),
+        "a place that is a file": lambda: wide.save_pretrained(GOLDENS / "probe.json"),
+        "no dataset": lambda: open_images(str(GOLDENS / "missing"), "train"),
+        "no split": lambda: open_images(str(GOLDENS / "photos"), "nothing"),
+        "no column": lambda: open_images(str(GOLDENS / "photos"), "train", image_column="nothing"),
+        "an unknown recipe": lambda: load_recipe("nothing"),
+        "an unknown override": lambda: load_recipe("ae-shapes", ["train.nothing=1"]),
+        "tokens that are none": lambda: TokenDataset(GOLDENS / "photos", batch_size=2),
+        "tokens of a killed job": lambda: TokenDataset(
+            GOLDENS / "jobs" / "rows-killed", batch_size=2
+        ),
+        "tokens of another tokenizer": lambda: TokenDataset(
+            GOLDENS / "jobs" / "rows", batch_size=2, tokenizer=dvae
+        ),
+        "a layout of no grid": lambda: TokenLayout(1000, 24, grid=(0, 4)),
+    }
+
+
+def refusal_of(call: Callable[[], object]) -> list[str]:
+    """The classes of what a call raises, the narrowest first."""
+    try:
+        call()
+    except ImagetokError as error:
+        return _classes(error)
+    return []
+
+
+def _classes(error: Exception) -> list[str]:
+    return [kind.__name__ for kind in type(error).__mro__ if kind not in (BaseException, object)]
 
 
 # Names
@@ -441,14 +588,11 @@ def help_of(name: str) -> str:
     """The help of a command; of imagetok itself for an empty name."""
     before = dict(os.environ)
     os.environ |= {"COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
-    text = io.StringIO()
     try:
-        with redirect_stdout(text):
-            assert command(*name.split(), "--help") == 0
+        return output_of(*name.split(), "--help")
     finally:
         os.environ.clear()
         os.environ |= before
-    return text.getvalue()
 
 
 def resolve(module: str, name: str) -> Any:
