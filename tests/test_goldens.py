@@ -37,9 +37,6 @@ CONFIGS = read_json(GOLDENS / "configs.json")
 ANSWERS = read_json(GOLDENS / "answers.json")
 NAMES = read_json(GOLDENS / "names.json")
 
-MADE_BY_US = {"imagetok.TokenizerOutput"}
-"""Results that people read by name and never make: their constructors may take more."""
-
 datasets.disable_progress_bars()
 
 
@@ -349,8 +346,6 @@ def test_public_calls_take_what_they_took(place: str) -> None:
         today = {name: [kind, default] for name, kind, default in found.get(method, [])}
         for name, kind, default in parameters:
             assert today.pop(name, None) == [kind, default], f"{place}.{method}: {name}"
-        if place in MADE_BY_US and method == "__init__":
-            continue
         positional = [name for name, kind, _ in parameters if "POSITIONAL" in kind]
         still = [name for name, kind, _ in found.get(method, []) if "POSITIONAL" in kind]
         assert still[: len(positional)] == positional
