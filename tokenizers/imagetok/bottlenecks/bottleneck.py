@@ -50,7 +50,7 @@ class BottleneckConfig(PartConfig):
         is_discrete: Whether it yields ids.
         has_posterior: Whether it defines a distribution over codes or latents.
         has_prior: Whether latents can be drawn from a prior.
-        latent_dim: Channels given to the decoder; a field that every subclass declares.
+        latent_dim: Channels given to the decoder; a field or property that every subclass declares.
     """
 
     kind: ClassVar[str] = "bottleneck"
