@@ -14,7 +14,7 @@ import pytest
 
 from imagetok.config import Config, PartConfig, PartField, known_types, load_plugins, registry
 from imagetok.errors import ConfigError
-from imagetok.metrics import find_metric, known_metrics
+from imagetok.metrics import find_metric
 from imagetok.tokenizer_config import TokenizerConfig
 
 KINDS = ("encoder", "decoder", "bottleneck", "likelihood", "objective")
@@ -180,7 +180,8 @@ def test_no_type_of_a_part_is_named_outside_its_own_file(root: Path) -> None:
         for name in known_types(kind):
             file = Path(inspect.getfile(registry.find_part(kind, name)))
             homes.setdefault(name, set()).update({file, file.parent / "__init__.py"})
-    for name in homes.keys() & set(known_metrics()):  # a figure may share its name with a part
+    # A figure may share its name with a part.
+    for name in homes.keys() & set(known_types("metric")):
         file = Path(inspect.getfile(find_metric(name)))
         homes[name] |= {file, file.parent / "__init__.py"}
     assert {"conv", "dalle", "gumbel", "l1", "logit_laplace", "vq"} <= homes.keys()
