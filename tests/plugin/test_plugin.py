@@ -164,7 +164,8 @@ def test_parts_reached_by_import_go_through_real_processes(
     # Ids: a job, its check, reading and decoding.
     ids = ["--tokenizer", "user/signs"]
     imagetok(folder, "tokenize", *IMPORTS, *ids, *source, "--output-dir", "tokens")
-    imagetok(folder, "verify", *IMPORTS, "tokens", "--deep", "8")
+    deep = ["--deep", "--rows", "8"]
+    imagetok(folder, "verify", *IMPORTS, "tokens", *deep)
     rows = ["--rows", "0:4", "--output", "grid.png"]
     imagetok(folder, "decode", *IMPORTS, "tokens", *ids, *rows)
     assert (folder / "grid.png").stat().st_size
@@ -191,7 +192,8 @@ def test_parts_of_an_installed_package_need_no_import(folder: Path) -> None:
     imagetok(folder, "train", "toy.yaml", "--output-dir", "run", PYTHONPATH=path)
     source = ["--dataset", DATA, "--split", "test", "--output-dir", "tokens"]
     imagetok(folder, "tokenize", "--tokenizer", "run/tokenizer", *source, PYTHONPATH=path)
-    imagetok(folder, "verify", "tokens", "--deep", "4", PYTHONPATH=path)
+    deep = ["--deep", "--rows", "4", "--tokenizer", "run/tokenizer"]
+    imagetok(folder, "verify", "tokens", *deep, PYTHONPATH=path)
 
 
 def test_contributing_is_run_as_printed(folder: Path, root: Path) -> None:

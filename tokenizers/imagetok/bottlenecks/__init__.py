@@ -9,6 +9,7 @@ from imagetok.bottlenecks.bottleneck import (
     BottleneckConfig,
     DiscreteBottleneck,
     ParameterGroup,
+    count_codes,
 )
 from imagetok.bottlenecks.gaussian import GaussianBottleneck, GaussianConfig, GaussianPosterior
 from imagetok.bottlenecks.gumbel import GumbelBottleneck, GumbelConfig
@@ -32,4 +33,5 @@ __all__ = [
     "Statistics",
     "VectorQuantizer",
     "VqConfig",
+    "count_codes",
 ]

@@ -93,6 +93,21 @@ def check_table(codebook_size: int, width: int) -> None:
         )
 
 
+def count_codes(ids: Tensor, codebook_size: int, dtype: torch.dtype) -> Tensor:
+    """How often each code occurs, for `Statistics.sums`; on the meta device as well.
+
+    Args:
+        ids: int64 tensor of any shape, in [0, codebook_size).
+        codebook_size: Number of codes K.
+        dtype: Float type of the result.
+
+    Returns:
+        Float tensor (K,).
+    """
+    ones = torch.ones(ids.numel(), dtype=dtype, device=ids.device)
+    return ones.new_zeros(codebook_size).index_add_(0, ids.flatten(), ones)
+
+
 @dataclass(frozen=True)
 class ParameterGroup:
     """How a parameter is learnt.

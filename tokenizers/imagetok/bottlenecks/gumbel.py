@@ -36,6 +36,7 @@ from imagetok.bottlenecks.bottleneck import (
     LatentDim,
     ParameterGroup,
     check_table,
+    count_codes,
 )
 from imagetok.bottlenecks.gaussian import VAE
 from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
@@ -234,8 +235,7 @@ class GumbelBottleneck(DiscreteBottleneck):
         ids = log_probs.argmax(dim=-1)
         kl = self._kl(log_probs)
         entropy = math.log(self.codebook_size) - kl.detach().mean() / ids[0].numel()
-        ones = torch.ones_like(ids, dtype=log_probs.dtype).flatten()
-        counts = ones.new_zeros(self.codebook_size).index_add_(0, ids.flatten(), ones)
+        counts = count_codes(ids, self.codebook_size, log_probs.dtype)
         samples = {}
         if self.split_below:
             rows = rearrange(z.detach(), "b c h w -> (b h w) c")

@@ -38,6 +38,7 @@ from imagetok.bottlenecks.bottleneck import (
     LatentDim,
     ParameterGroup,
     check_table,
+    count_codes,
 )
 from imagetok.bottlenecks.kmeans import kmeans
 from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
@@ -290,9 +291,8 @@ class VectorQuantizer(DiscreteBottleneck):
     def _statistics(
         self, vectors: Tensor, flat_ids: Tensor, num_samples: int, keys: Tensor | None
     ) -> Statistics:
-        one_of = vectors.new_ones(len(flat_ids))
-        counts = vectors.new_zeros(self.codebook_size).index_add_(0, flat_ids, one_of)
-        sums, samples = {"counts": counts}, {}
+        sums = {"counts": count_codes(flat_ids, self.codebook_size, vectors.dtype)}
+        samples = {}
         if self.averaged:
             zeros = torch.zeros_like(self.codebook, dtype=vectors.dtype)
             sums["vectors"] = zeros.index_add_(0, flat_ids, vectors)
