@@ -147,17 +147,17 @@ def find_part(kind: str, name: str) -> type[PartConfig]:
     try:
         return _PARTS.get(kind, {})[name]
     except KeyError:
-        raise UnknownTypeError(name, _remedy(kind)) from None
+        raise UnknownTypeError(name, known_types(kind), _remedy()) from None
 
 
-def _remedy(kind: str) -> str:
+def _remedy() -> str:
     failed = "".join(
         f"; the plug-in '{name}' could not be imported: {reason}"
         for name, reason in _FAILED.items()
     )
     return (
-        f"choose one of: {', '.join(known_types(kind))}; a type from elsewhere is made known by "
-        f"--import MODULE, by importing its module, or by installing its package{failed}"
+        "a type from elsewhere is made known by --import MODULE, by importing its module, or by "
+        f"installing its package{failed}"
     )
 
 
@@ -227,7 +227,7 @@ def _read_part(kind: str, value: Any) -> PartConfig:
         raise ValueError(f"found {printable(repr(value))}; expected a mapping with a key 'type'")
     name = value.get("type")
     if "type" not in value:
-        raise UnknownTypeError(None, f"choose one of: {', '.join(known_types(kind))}")
+        raise UnknownTypeError(None, known_types(kind))
     part = find_part(kind, name if isinstance(name, str) else repr(name))
     try:
         # pydantic's strict Python mode refuses a list for a tuple; its strict JSON mode does not.

@@ -59,7 +59,7 @@ class Config(BaseModel):
         except ValidationError as error:
             faults = describe_faults(cls, error.errors())
             more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
-            found = "; ".join(faults[:MAX_FAULTS] + more)
+            found = "; ".join(faults[:MAX_FAULTS] + more + _remedies(error.errors()))
             raise ConfigError(f"{cls.__name__}: {found}") from None
         except ConfigError as error:
             raise ConfigError(f"{cls.__name__}: {error}") from None
@@ -122,12 +122,14 @@ class UnknownTypeError(ValueError):
 
     Args:
         tag: The type that was found; None where the key is missing.
-        remedy: What is known, and how to make a type known.
+        choices: The types that are known.
+        remedy: How to make another one known; "" where that would not help.
     """
 
-    def __init__(self, tag: str | None, remedy: str) -> None:
-        super().__init__(remedy)
+    def __init__(self, tag: str | None, choices: Sequence[str], remedy: str = "") -> None:
         self.tag, self.remedy = tag, remedy
+        self.choices = f"choose one of: {', '.join(choices)}"
+        super().__init__("; ".join(filter(None, [self.choices, remedy])))
 
 
 def printable(text: str, most: int = 80) -> str:
@@ -181,6 +183,18 @@ def describe_faults(
     return lines
 
 
+def _remedies(faults: Sequence[ErrorDetails]) -> list[str]:
+    """How to make unknown types known, said once for all of them."""
+    found = []
+    for fault in faults:
+        error = fault.get("ctx", {}).get("error")
+        if isinstance(error, NestedFaultsError):
+            found += _remedies(error.errors)
+        elif isinstance(error, UnknownTypeError) and error.remedy:
+            found.append(error.remedy)
+    return list(dict.fromkeys(found))
+
+
 def _describe(root: type[BaseModel], fault: ErrorDetails, above: tuple[int | str, ...]) -> str:
     where = [str(part) for part in (*above, *fault["loc"])]
     place = ".".join(printable(part) for part in where if not _OF_PYDANTIC.match(part))
@@ -205,8 +219,8 @@ def _describe_refusal(place: str | None, error: ValueError) -> str:
     if not isinstance(error, UnknownTypeError):
         return str(error) if place is None else f"{place}: {error}"
     if error.tag is None:
-        return f"{place} has no key 'type'; {error.remedy}"
-    return f"unknown {place} '{printable(error.tag)}'; {error.remedy}"
+        return f"{place} has no key 'type'; {error.choices}"
+    return f"unknown {place} '{printable(error.tag)}'; {error.choices}"
 
 
 def _is_number_text(value: Any) -> bool:

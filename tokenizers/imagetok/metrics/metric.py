@@ -168,7 +168,7 @@ def find_metric(key: str) -> type[MetricConfig]:
     try:
         part = find_part("metric", key)
     except UnknownTypeError as error:
-        raise InvalidValueError(f"unknown metric '{printable(key)}'; {error.remedy}") from None
+        raise InvalidValueError(f"unknown metric '{printable(key)}'; {error}") from None
     assert issubclass(part, MetricConfig)
     return part
 
