@@ -21,8 +21,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from imagetok.config import OptimizerConfig, ScheduleConfig
-from imagetok.config.optimization import CountOrNone, Scheduled, is_always_zero
+from imagetok.config.optimization import (
+    CountOrNone,
+    OptimizerConfig,
+    ScheduleConfig,
+    Scheduled,
+    is_always_zero,
+)
 from imagetok.config.registry import PartConfig
 from imagetok.config.strict_config import Config
 from imagetok.outputs import TokenizerOutput
