@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from tiny_steps import batch, changed, state_of
 from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 
 from imagetok import ImageTokenizer
-from imagetok.data import TrainingBatch
 from imagetok.errors import TrainingError
 from imagetok.training.accelerator import build_accelerator
 from imagetok.training.step import MAX_SKIPPED_STEPS, Stepper
@@ -42,21 +42,6 @@ def _restored() -> Iterator[None]:
     with torch.random.fork_rng():
         yield
     AcceleratorState._reset_state()
-
-
-def batch() -> TrainingBatch:
-    pixels = torch.randint(0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    return TrainingBatch(
-        pixels=pixels.to(torch.uint8),
-        rows=torch.arange(8),
-        epochs=torch.zeros(8, dtype=torch.int64),
-    )
-
-
-def state_of(stepper: Stepper) -> dict[str, Tensor]:
-    assert stepper.average is not None
-    tensors = {**stepper.tokenizer.state_dict(), **stepper.average.state_dict()}
-    return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def overflow(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
@@ -105,13 +90,14 @@ def test_a_step_that_overflows_changes_nothing_and_is_counted(
     for count in (1, 2):
         means = stepper.step(count, [batch()]).means
         assert means["optim/skipped_steps"] == stepper.learner.skipped_in_a_row == count
-    after = state_of(stepper)
-    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert changed(before, state_of(stepper)) == set()
     assert stepper.learner.scale == SCALE / 4
     mend()
     assert stepper.step(3, [batch()]).means["optim/skipped_steps"] == 2
     assert stepper.learner.skipped_in_a_row == 0
-    assert not torch.equal(stepper.tokenizer.bottleneck.codebook, before["bottleneck.codebook"])
+    assert not torch.equal(
+        stepper.tokenizer.bottleneck.codebook, before["model/bottleneck.codebook"]
+    )
 
 
 def test_too_many_of_them_in_a_row_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +108,7 @@ def test_too_many_of_them_in_a_row_stop_the_run(monkeypatch: pytest.MonkeyPatch)
     before = state_of(stepper)
     with pytest.raises(TrainingError, match=r"at step 19 on every rank \(20 in a row\)"):
         stepper.step(MAX_SKIPPED_STEPS - 1, [batch()])
-    after = state_of(stepper)
-    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    assert changed(before, state_of(stepper)) == set()
 
 
 TWO_RANKS = """

@@ -11,12 +11,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from tiny_steps import batch, changed, state_of
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from imagetok import ImageTokenizer
 from imagetok.config import RunConfig, load_recipe
-from imagetok.data import TrainingBatch
 from imagetok.errors import ConfigError, TrainingError
 from imagetok.objectives import Objective
 from imagetok.training import train
@@ -29,13 +29,6 @@ from tiny_runs import contents, read_lines, run_two_ranks, tiny_run, tiny_values
 from toy_objective import ToyDiscriminator, ToyDiscriminatorConfig
 
 TIMED = {"metrics.jsonl", "tokenizer/evaluation.json"}
-BATCH = TrainingBatch(
-    pixels=torch.randint(
-        0, 256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
-    ),
-    rows=torch.arange(8),
-    epochs=torch.zeros(8, dtype=torch.int64),
-)
 
 
 def toy(**changes: Any) -> dict[str, Any]:
@@ -55,26 +48,6 @@ def build(config: RunConfig) -> Stepper:
     return Stepper(config.train, accelerator, model, build_objectives(config, accelerator.device))
 
 
-def state_of(stepper: Stepper) -> dict[str, Tensor]:
-    """Copies of the tensors that a step may change."""
-    parts = stepper.parts
-    state = {
-        f"{group}/{name}": tensor
-        for group, module in parts.modules.items()
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-    }
-    for group, (module, optimizer) in parts.optimizers.items():
-        for name, parameter in module.named_parameters():
-            for key, value in optimizer.state.get(parameter, {}).items():
-                state[f"{group}/{name}/{key}"] = value
-    return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    names = before.keys() | after.keys()
-    return {n for n in names if n not in before or not torch.equal(before[n], after[n])}
-
-
 def groups(names: set[str]) -> set[str]:
     return {name.split("/")[0] for name in names}
 
@@ -91,9 +64,9 @@ def float64() -> Iterator[None]:
 
 def test_a_step_moves_all_learners_and_logs_all_terms() -> None:
     stepper = build(run_of())
-    stepper.step(0, [BATCH])
+    stepper.step(0, [batch()])
     before = state_of(stepper)
-    totals = stepper.step(1, [BATCH])
+    totals = stepper.step(1, [batch()])
     moved = groups(changed(before, state_of(stepper)))
     assert moved == {"model", "average", "optimizer", "toy", "toy-optimizer"}
     assert totals.losses().keys() >= {"loss/adversarial", "loss/discriminator", "loss"}
@@ -104,7 +77,7 @@ def test_a_step_moves_all_learners_and_logs_all_terms() -> None:
 
 def test_the_tokenizers_loss_has_no_gradient_for_the_discriminator() -> None:
     stepper = build(run_of(objective=toy(balance=None, learner={"start_step": 9})))
-    stepper.step(0, [BATCH])
+    stepper.step(0, [batch()])
     discriminator = stepper.learners[1].module
     assert all(parameter.grad is None for parameter in discriminator.parameters())
     assert all(parameter.requires_grad for parameter in discriminator.parameters())
@@ -116,12 +89,12 @@ def test_before_its_first_step_a_learner_is_untouched_and_its_schedules_begin_th
     stepper = build(run_of(objective=toy(learner=learner), steps=6))
     before = state_of(stepper)
     for step in (0, 1):
-        totals = stepper.step(step, [BATCH])
+        totals = stepper.step(step, [batch()])
         assert "loss/discriminator" not in totals.means
         assert "loss/adversarial" in totals.means
     assert groups(changed(before, state_of(stepper))) == {"model", "average", "optimizer"}
     assert [stepper.learners[1].learning_rate(step) for step in (2, 4, 6)] == [1.0, 0.5, 0.0]
-    assert "loss/discriminator" in stepper.step(2, [BATCH]).means
+    assert "loss/discriminator" in stepper.step(2, [batch()]).means
     assert {"toy", "toy-optimizer"} <= groups(changed(before, state_of(stepper)))
 
 
@@ -131,7 +104,7 @@ def test_a_term_has_a_gradient_at_pixels_beyond_one() -> None:
     with torch.no_grad():
         bias = tokenizer.decoder.last_layer.get_parameter("bias")  # type: ignore[union-attr]
         bias.fill_(5.0)
-    x = BATCH.pixels.float() / 255
+    x = batch().pixels.float() / 255
     output = tokenizer(x)
     over = output.mean > 1
     assert over.all()
@@ -159,8 +132,8 @@ def test_a_term_that_always_weighs_nothing_is_logged_and_changes_nothing() -> No
         )
     )
     for step in range(2):
-        assert "loss/adversarial" in with_term.step(step, [BATCH]).means
-        without.step(step, [BATCH])
+        assert "loss/adversarial" in with_term.step(step, [batch()]).means
+        without.step(step, [batch()])
     others = state_of(with_term)
     assert all(torch.equal(others[name], tensor) for name, tensor in state_of(without).items())
 
@@ -173,16 +146,16 @@ def test_a_balanced_term_pulls_as_hard_as_the_others_one_step_later() -> None:
     stepper = build(run_of("ae", objective=toy(weights={"loss/adversarial": 0.5})))
     tokenizer, objective = stepper.tokenizer, stepper.learners[1].module
     assert isinstance(objective, Objective)
-    x = BATCH.pixels.double() / 255
+    x = batch().pixels.double() / 255
     output = tokenizer(x)
     weight = tokenizer.decoder.last_layer.weight  # type: ignore[union-attr]
     terms = output.losses["loss/reconstruction"], *objective.terms(output, x, 0).values()
     norms = [
         torch.autograd.grad(term, weight, retain_graph=True)[0].norm().item() for term in terms
     ]
-    first = stepper.step(0, [BATCH]).means
+    first = stepper.step(0, [batch()]).means
     assert first["loss"] == pytest.approx(first["loss/reconstruction"])  # no factor is known yet
-    second = stepper.step(1, [BATCH]).means
+    second = stepper.step(1, [batch()]).means
     factor = norms[0] / norms[1]
     assert second["balance/loss/adversarial"] == pytest.approx(factor, rel=1e-9)
     expected = second["loss/reconstruction"] + 0.5 * factor * second["loss/adversarial"]
@@ -309,15 +282,15 @@ def test_what_one_learner_meets_leaves_all_as_they_were(
     monkeypatch: pytest.MonkeyPatch, fault: str
 ) -> None:
     stepper = build(run_of())
-    stepper.step(0, [BATCH])
+    stepper.step(0, [batch()])
     before, balance = state_of(stepper), stepper.state()["balance"]
     mend = break_discriminator(stepper, monkeypatch, fault)
     with pytest.raises(TrainingError, match=r"(loss is|toy are) not finite at step 1 on"):
-        stepper.step(1, [BATCH])
+        stepper.step(1, [batch()])
     assert changed(before, state_of(stepper)) == set()
     assert stepper.state()["balance"] == balance
     mend()
-    assert stepper.step(2, [BATCH]).is_finite()
+    assert stepper.step(2, [batch()]).is_finite()
 
 
 def break_discriminator(
@@ -351,15 +324,15 @@ def test_an_overflow_of_one_learner_skips_all_and_costs_its_own_scale_only(
         build_model(config, "cpu"),
         build_objectives(config, "cpu"),
     )
-    stepper.step(0, [BATCH])
+    stepper.step(0, [batch()])
     before = state_of(stepper)
     mend = break_discriminator(stepper, monkeypatch, "gradient")
-    means = stepper.step(1, [BATCH]).means
+    means = stepper.step(1, [batch()]).means
     assert changed(before, state_of(stepper)) == set()
     assert [learner.scale for learner in stepper.learners] == [2.0**10, 2.0**9]
     assert (means["optim/skipped_steps"], means["optim/toy/skipped_steps"]) == (0, 1)
     mend()
-    stepper.step(2, [BATCH])
+    stepper.step(2, [batch()])
     assert [learner.skipped_in_a_row for learner in stepper.learners] == [0, 0]
     assert "toy" in groups(changed(before, state_of(stepper)))
     AcceleratorState._reset_state()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from tiny_steps import batch, changed, state_of
 from torch import Tensor
 
 from imagetok import ImageTokenizer
 from imagetok.config import RunConfig
-from imagetok.data import TrainingBatch, open_training
+from imagetok.data import open_training
 from imagetok.errors import ConfigError, TrainingError
 from imagetok.launch import collectives
 from imagetok.training import train
@@ -50,37 +51,6 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[RunConfig], Ste
         return Stepper(config.train, build_accelerator(config.train), tokenizer)
 
     return make
-
-
-def batch(count: int = 8) -> TrainingBatch:
-    pixels = torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0))
-    return TrainingBatch(
-        pixels=pixels.to(torch.uint8),
-        rows=torch.arange(count),
-        epochs=torch.zeros(count, dtype=torch.int64),
-    )
-
-
-def state_of(stepper: Stepper) -> dict[str, Tensor]:
-    """Copies of all that a step may change."""
-    modules = {"model": stepper.tokenizer, "average": stepper.average}
-    named = {
-        f"{place}/{name}": tensor
-        for place, module in modules.items()
-        if module is not None
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]
-    }
-    moments = {
-        f"{name}/{key}": value
-        for name, parameter in stepper.tokenizer.named_parameters()
-        for key, value in stepper.learner.optimizer.state.get(parameter, {}).items()
-    }
-    return {name: tensor.detach().clone() for name, tensor in {**named, **moments}.items()}
-
-
-def changed(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
-    names = before.keys() | after.keys()
-    return {n for n in names if n not in before or not torch.equal(before[n], after[n])}
 
 
 # Micro-batches
