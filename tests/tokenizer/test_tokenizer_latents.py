@@ -142,6 +142,21 @@ def test_a_posterior_is_refused_where_there_is_none(
                 ask()
 
 
+def test_a_missing_posterior_is_said_before_arguments_are_looked_at(
+    tokenizer: ImageTokenizer,
+) -> None:
+    if isinstance(tokenizer.bottleneck, GaussianBottleneck | GumbelBottleneck):
+        return
+    asked: tuple[Callable[[], object], ...] = (
+        lambda: tokenizer.encode_distribution("missing.png"),
+        lambda: tokenizer.sample_ids("missing.png", temperature=-1.0),
+        lambda: tokenizer.sample(-1),
+    )
+    for ask in asked:
+        with pytest.raises(NoPosteriorError, match=type(tokenizer.bottleneck).__name__):
+            ask()
+
+
 def test_a_discrete_model_has_nothing_to_walk_through(
     discrete: ImageTokenizer, floats: MakePictures
 ) -> None:

@@ -481,6 +481,7 @@ class ImageTokenizer(nn.Module):
         Raises:
             NoPosteriorError: The model is an AE or a VQ-VAE, which define no distribution.
         """
+        self.bottleneck.check_defines("distribution")
         distribution = self._map_latents(images, self.bottleneck.distribution)
         return cast(Tensor | GaussianPosterior, distribution)
 
@@ -500,6 +501,7 @@ class ImageTokenizer(nn.Module):
                 torch's.
             InvalidValueError: The temperature is negative or not finite.
         """
+        self.bottleneck.check_defines("sample_ids")
         scale = check_temperature(temperature)
         check_generator(generator)
         draw = self.bottleneck.sample_ids
@@ -520,6 +522,7 @@ class ImageTokenizer(nn.Module):
                 generator is not one of torch's.
         """
         bottleneck = self.bottleneck
+        bottleneck.check_defines("sample_prior")
         shape = (read_count("num_images", num_images, 0), bottleneck.latent_dim, *self.grid_size)
         check_generator(generator)
         latents = bottleneck.sample_prior(shape, generator, self.device)

@@ -122,6 +122,15 @@ class ParameterGroup:
     lr_factor: float = 1.0
 
 
+_UNDEFINED = {
+    "distribution": "defines no posterior; only a dVAE and a VAE do",
+    "sample_ids": "has no distribution over ids; only a dVAE has",
+    "sample_prior": "has no prior to sample; only a VAE has. For a VQ-VAE or dVAE train a "
+    "transformer on its ids",
+}
+"""What is said of a model whose bottleneck does not define a method, by the method's name."""
+
+
 class Bottleneck(FullPrecisionModule, ABC):
     """Base class. Subclasses implement `_forward` and `latents`.
 
@@ -193,9 +202,7 @@ class Bottleneck(FullPrecisionModule, ABC):
         Raises:
             NoPosteriorError: The bottleneck defines none.
         """
-        raise NoPosteriorError(
-            f"a model with {type(self).__name__} defines no posterior; only a dVAE and a VAE do"
-        )
+        raise self._undefined("distribution")
 
     def sample_ids(
         self,
@@ -209,9 +216,7 @@ class Bottleneck(FullPrecisionModule, ABC):
         Raises:
             NoPosteriorError: The bottleneck defines no distribution over ids.
         """
-        raise NoPosteriorError(
-            f"a model with {type(self).__name__} has no distribution over ids; only a dVAE has"
-        )
+        raise self._undefined("sample_ids")
 
     def sample_prior(
         self, shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device
@@ -221,10 +226,22 @@ class Bottleneck(FullPrecisionModule, ABC):
         Raises:
             NoPosteriorError: The bottleneck has no prior.
         """
-        raise NoPosteriorError(
-            f"a model with {type(self).__name__} has no prior to sample; only a VAE has. For a "
-            "VQ-VAE or dVAE train a transformer on its ids"
-        )
+        raise self._undefined("sample_prior")
+
+    def check_defines(self, method: str) -> None:
+        """Refuse early what this bottleneck does not define: before images are read and encoded.
+
+        Args:
+            method: "distribution", "sample_ids" or "sample_prior".
+
+        Raises:
+            NoPosteriorError: The class has not replaced the method of this base class.
+        """
+        if getattr(type(self), method) is getattr(Bottleneck, method):
+            raise self._undefined(method)
+
+    def _undefined(self, method: str) -> NoPosteriorError:
+        return NoPosteriorError(f"a model with {type(self).__name__} {_UNDEFINED[method]}")
 
     def initialize(self, vectors: Tensor) -> None:
         """Start from encoder outputs.
