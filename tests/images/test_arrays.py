@@ -23,15 +23,15 @@ SQUARE = Preprocessor((8, 8))
         (np.zeros((8, 8), np.int64), "dtype int64; pass uint8 in 0..255"),
         (np.zeros((8, 8), np.uint16), "dtype uint16; pass uint8"),
         (np.zeros((8, 8), bool), "dtype bool; pass uint8"),
-        (np.array([None, None]), "dtype object; .* several pictures as a list"),
+        (np.array([None, None]), "dtype object; .* several images as a list"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "dtype torch.int64; pass uint8 in 0..255, or"),
         (torch.zeros(3, 8, 8, dtype=torch.bool), "dtype torch.bool; pass uint8"),
         (torch.zeros(3, 8, 8, dtype=torch.complex64), "dtype torch.complex64; pass uint8"),
         (torch.zeros(3, 8, 8), "float tensors are taken as prepared already"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8, device="meta"), "meta device"),
         (torch.zeros(3, 8, 8, dtype=torch.uint8).to_sparse(), "sparse or nested; pass a dense"),
-        (iter([]), r"type list_iterator is not taken for pictures; .* list\(\.\.\.\)"),
-        (Image, "type module is not taken for pictures"),
+        (iter([]), r"type list_iterator is not taken for images; .* list\(\.\.\.\)"),
+        (Image, "type module is not taken for images"),
     ],
 )
 def test_other_kinds_and_dtypes_are_refused_with_the_remedy(images: object, reason: str) -> None:

@@ -118,7 +118,7 @@ def test_the_resize_does_not_depend_on_the_layout_in_memory(colors: np.ndarray) 
 
 @pytest.mark.parametrize("box", [(-1, 0, 4, 4), (0, 0, 13, 4), (0, 17, 4, 4), (0, 0, 0, 4)])
 def test_a_box_outside_the_image_is_refused(box: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ImageValueError, match="does not lie inside a picture of height 12"):
+    with pytest.raises(ImageValueError, match="does not lie inside an image of height 12"):
         resize(torch.zeros(3, 12, 20, dtype=torch.uint8), box, (2, 2))
 
 

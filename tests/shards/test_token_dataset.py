@@ -438,5 +438,5 @@ def test_ranks_are_those_that_a_launcher_sets(
     monkeypatch.setenv("WORLD_SIZE", "3")
     assert rows_of(dataset(tokens)) == rows_of(dataset(tokens, rank=1, world_size=3))
     monkeypatch.setenv("RANK", "one")
-    with pytest.raises(InvalidValueError, match="RANK is no number: 'one'"):
+    with pytest.raises(InvalidValueError, match="RANK is not a number: 'one'"):
         dataset(tokens)

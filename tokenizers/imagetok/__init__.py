@@ -4,7 +4,7 @@
 
     tok = ImageTokenizer.from_pretrained("folder")
     ids = tok.encode("photo.jpg")           # int64 (h, w) in [0, tok.codebook_size)
-    picture = tok.decode(ids)               # PIL image
+    image = tok.decode(ids)                 # PIL image
 
 Names are imported when they are first used: `import imagetok` alone imports no torch.
 """

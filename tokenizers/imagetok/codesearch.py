@@ -22,7 +22,7 @@ times as fast as 64 MiB do.
 DEVICE_SCORES = 2**24
 """Scores held at once on other devices, which want few large steps."""
 MIN_ROWS = 32
-"""Rows searched at once at least: with fewer, reading a large table takes longer than the products.
+"""Fewest rows searched at once: with fewer, reading a large table takes longer than the products.
 """
 
 
@@ -40,7 +40,7 @@ def _search_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
 def _best(
     rows: Tensor, table: Tensor, offsets: Tensor, alpha: float, choose: Callable[..., Tensor]
 ) -> Tensor:
-    """What `choose` (argmin or argmax) takes of `offsets + alpha * rows @ table.T`, (N,)."""
+    """What `choose` (argmin or argmax) picks from `offsets + alpha * rows @ table.T`, (N,)."""
     most = CPU_SCORES if rows.device.type == "cpu" else DEVICE_SCORES
     block = max(1, min(len(rows), max(MIN_ROWS, most // len(table))))
     # One buffer for all blocks: a new one for each would leave the heap in pieces.

@@ -2,7 +2,7 @@
 
 Every refusal is an `ImagetokError` and also the builtin exception that a caller expects: a
 `ValueError` for a bad value, a `TypeError` for a wrong kind of argument, an `OSError` for a file
-that cannot be read. Messages name the value found, what was expected and the way out.
+that cannot be read. Messages name the value found, what was expected and the remedy.
 """
 
 from __future__ import annotations
@@ -140,4 +140,4 @@ class JobStopped(ImagetokError):  # noqa: N818 - being stopped is not a failure
 
 
 class LoadingStopped(Exception):  # noqa: N818 - being stopped is not a failure
-    """Nobody wants what a loading thread is at work on; it never reaches a caller."""
+    """Nobody wants what a loading thread is working on; it never reaches a caller."""

@@ -68,7 +68,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         UnwritableFileError: The disk is full, the folder missing, the name taken by a folder, or
-            the like.
+            similar.
     """
     target = Path(path)
     with naming_os_errors("write", target), _private_folder(target.parent) as (folder, mode):

@@ -30,7 +30,7 @@ def read_ids(
 
     Raises:
         IdsTypeError: ids are not integers, or of a dtype that cannot hold every id.
-        IdsError: ids are out of range, do not fit the grid, or are in no rectangle.
+        IdsError: ids are out of range, do not fit the grid, or are not rectangular.
     """
     tensor = _to_tensor(ids, max(codebook_sizes))
     length = math.prod(token_shape)

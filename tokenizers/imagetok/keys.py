@@ -59,7 +59,7 @@ def _draw(
 
 
 def normal(keys: Tensor | None, purpose: str, shape: Sequence[int], device: torch.device) -> Tensor:
-    """Standard normal noise, float32, one key a sample.
+    """Standard normal noise, float32, from one key per sample.
 
     Args:
         keys: int64 (B,), or None for torch's own global generator.
@@ -95,7 +95,7 @@ def choose(keys: Tensor | None, purpose: str, shape: tuple[int, int], high: int)
     Args:
         keys: int64 (B,), or None for torch's own global generator.
         purpose: As in `normal`.
-        shape: (B, number of indices a sample, at most `high`).
+        shape: (B, number of indices per sample, at most `high`).
         high: Exclusive upper bound.
 
     Returns:

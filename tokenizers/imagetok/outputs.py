@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one step tells `Bottleneck.update`, besides gradients.
+    """What one step hands to `Bottleneck.update`, besides gradients.
 
     A bottleneck that holds others nests their names: `<level>/counts`.
 
     Attributes:
         sums: Tensors that are added up over micro-batches and ranks. `counts`, float (K,), is how
-            often each code was chosen; codebook usage is read from it, and of a frozen bottleneck
-            it is all that is merged.
+            often each code was chosen; codebook usage is read from it, and for a frozen bottleneck
+            nothing else is merged.
         samples: Tensors with a fixed number of rows for each sample, concatenated over
             micro-batches and ranks in sample order.
     """
@@ -41,7 +41,7 @@ class BottleneckOutput:
             continuous bottleneck.
         losses: Unweighted scalars keyed `loss/...`; `loss/kl` in nats per image.
         metrics: Detached scalars keyed `group/name`, means over the batch.
-        statistics: For `update`; None where there is nothing to learn but by gradients.
+        statistics: What `update` takes; None where everything is learnt by gradients.
     """
 
     z_q: Tensor
@@ -56,13 +56,13 @@ class TokenizerOutput:
     """Result of a tokenizer's training pass.
 
     Attributes:
-        x_hat: float (B, C, H, W) in [0, 1], the reconstruction that figures are taken of: `mean`
-            detached and clamped.
+        x_hat: float (B, C, H, W) in [0, 1], the reconstruction that figures are measured on:
+            `mean`, detached and clamped.
         ids: int64 (B, h, w) or (B, h, w, depth), or None for a continuous model.
         losses: Unweighted scalars keyed `loss/...`; `loss/reconstruction` and `loss/kl` in nats
             per pixel and channel, so that weight 1 on both is the ELBO for every shape.
         metrics: Detached scalars keyed `group/name`.
-        statistics: For `bottleneck.update`.
+        statistics: What `bottleneck.update` takes.
         mean: float (B, C, H, W), the reconstruction with its gradient. It is not clamped, because
             a clamp kills gradients wherever the decoder overshoots.
     """

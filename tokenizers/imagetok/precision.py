@@ -1,7 +1,8 @@
 """Full precision: arithmetic in float32 or better, whatever autocast or a module's dtype says.
 
-Codes differ by little and exponentials overflow half types, so the bottleneck and the likelihood
-compute in `promote_types(dtype, float32)` and are never narrowed; only the two networks are.
+Codes differ by little, and exponentials overflow half-precision types, so the bottleneck and the
+likelihood compute in `promote_types(dtype, float32)` and are never narrowed; only the two networks
+are.
 """
 
 from __future__ import annotations

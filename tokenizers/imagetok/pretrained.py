@@ -60,14 +60,14 @@ def open_pretrained(
         expect: Gives the tensors that a config's model wants, so that files which disagree are
             refused before anything is built.
         revision: Branch, tag or commit on the Hub; None is its main branch.
-        subfolder: Folder inside of it that holds the tokenizer.
+        subfolder: Folder in the repository that holds the tokenizer.
         remote: What `load_remote_model` takes besides: `token`, `cache_dir`, `local_files_only`.
 
     Raises:
         ModelFileError: The folder or a file is missing, damaged, or disagrees with itself.
         HubAccessError: The repository, revision or file is not there, or not allowed.
         HubError: The Hub cannot be reached.
-        InvalidValueError: A revision of a local folder.
+        InvalidValueError: A revision is given for a local folder.
         InvalidTypeError: name is not a path.
     """
     if isinstance(name, str) and is_repo_id(name):
@@ -93,7 +93,7 @@ def save_pretrained(
 ) -> None:
     """Write `model.safetensors`, `config.json` and a card; interrupted, the old files stay.
 
-    Figures and image that lie beside the loaded file go along while they are of the same weights.
+    Figures and image that lie beside the loaded file are copied if they belong to the same weights.
 
     Args:
         folder: Where to write.
@@ -103,7 +103,7 @@ def save_pretrained(
         repo_id: Where the card says it lies; None is the folder itself.
 
     Raises:
-        InvalidValueError: There is no config, or a weight is not finite.
+        InvalidValueError: The config is None, or a weight is not finite.
         UnwritableFileError: The folder cannot be made or written.
     """
     if config is None:

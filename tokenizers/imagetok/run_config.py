@@ -32,28 +32,29 @@ RESERVED_NAMES = frozenset({"model", "average", "optimizer", "data", "tokenizer"
 
 
 class DataConfig(Config):
-    """The pictures of a run.
+    """The images of a run.
 
     Attributes:
         name: `builtin:shapes`, `builtin:digits` (both with options, as in
-            `builtin:shapes?size=128&count=5000`), a dataset on the Hub, a folder of pictures, of
+            `builtin:shapes?size=128&count=5000`), a dataset on the Hub, a folder of images, of
             parquet files or of `save_to_disk`.
         subset: Configuration name of a dataset that has several.
         revision: Commit, branch or tag of a dataset on the Hub.
         split: Split to train on.
         evaluation_split: Split to validate and evaluate on.
-        image_column: Column of the pictures; None finds the one with an Image feature.
+        image_column: Column of the images; None finds the one with an Image feature.
         crop_scale: Training crops are square pieces whose side is drawn from this range of shares
             of the largest one that fits; None takes the evaluation transform's centre crop.
-        flip: Mirror half of the training pictures.
-        num_workers: Processes a rank that load pictures; 0 loads in a thread of the training
+        flip: Mirror half of the training images.
+        num_workers: Processes per rank that load images; 0 loads in a thread of the training
             process.
         streaming: Read the files in sequence instead of row by row: nothing is downloaded or
             converted beforehand.
-        lanes: Sequences that a streamed dataset is read in side by side; a multiple of the number
-            of ranks that divides the batch. None takes the greatest divisor of the batch that
-            divides 8.
-        window: Pictures that a streamed dataset is shuffled among, over all lanes.
+        lanes: Number of shuffle streams, which read a streamed dataset side by side; a multiple of
+            the number of ranks that divides the batch. None takes the greatest divisor of the batch
+            that divides 8.
+        window: Size of the shuffle buffer of a streamed dataset in images, over all shuffle
+            streams.
         max_error_rate: Largest share of rows that cannot be read; each is replaced by another.
     """
 
@@ -100,19 +101,19 @@ class TrainConfig(Config):
 
     Attributes:
         steps: Optimizer steps.
-        batch_size: Images a step, over all ranks and micro-batches.
-        accumulation: Micro-batches a step.
+        batch_size: Images per step, over all ranks and micro-batches.
+        accumulation: Micro-batches per step.
         seed: Decides initial weights, order, augmentation and noise.
-        precision: Of the networks; bottleneck and losses stay in float32.
+        precision: Precision of the networks; bottleneck and losses stay in float32.
         optimizer: AdamW and its learning rate.
         loss_weights: Weight of each `loss/...` term, a number or a schedule; a term that the
             model yields and that is not named has weight 1.
-        temperature: Of the Gumbel-softmax.
+        temperature: Temperature of the Gumbel-softmax, a number or a schedule.
         ema_decay: Decay of the averaged weights that are evaluated and exported; None exports the
             trained ones.
         evaluate_every: Steps between validations; 0 validates at the end only.
         checkpoint_every: Steps between checkpoints; 0 writes the last one only.
-        samples_every: Steps between picture grids; 0 draws the last one only.
+        samples_every: Steps between sample grids; 0 draws the last one only.
         keep_last: Checkpoints kept.
         evaluation_images: Most images of the validation split that are read while training.
         usage_warning: Codebook usage over the validation images under which a warning is given.
@@ -121,7 +122,7 @@ class TrainConfig(Config):
         freeze: Parts that keep their weights.
         gradient_checkpointing: Compute activations again in the backward pass instead of keeping
             them: less memory, about a third more time.
-        trackers: Where figures and pictures are logged besides the run's folder.
+        trackers: Where figures and images are logged besides the run's folder.
         project: What trackers call the project.
         objectives: What is minimised besides the tokenizer's own terms, one of each type.
     """
@@ -189,7 +190,7 @@ class TrainConfig(Config):
 
 
 class RunConfig(Config):
-    """A recipe: everything that decides a run but the machine it runs on."""
+    """A recipe: everything that decides a run except the machine it runs on."""
 
     tokenizer: TokenizerConfig
     data: DataConfig
@@ -197,7 +198,7 @@ class RunConfig(Config):
 
     @property
     def num_lanes(self) -> int:
-        """Sequences that a streamed dataset is read in; `data.lanes`, or what follows from it."""
+        """Number of shuffle streams: `data.lanes`, or a default that follows from the batch."""
         return self.data.lanes or math.gcd(self.train.batch_size, DEFAULT_LANES)
 
     @model_validator(mode="after")

@@ -7,8 +7,8 @@
 ```
 
 One class for AE, VAE, VQ-VAE and dVAE: they differ in the bottleneck and the likelihood only.
-`forward` is the training pass; all other methods are inference: no noise but where a draw is asked
-for, no gradient, nothing toggled. Each network gets its input in its own dtype; at inference
+`forward` is the training pass; all other methods are inference: no noise except where a draw is
+asked for, no gradient, nothing toggled. Each network gets its input in its own dtype; at inference
 autocast is off, and an output that is not finite is refused.
 """
 
@@ -145,7 +145,7 @@ class ImageTokenizer(nn.Module):
         return out
 
     def parameter_groups(self) -> dict[str, ParameterGroup]:
-        """How parameters are learnt, by name, where it is not by the defaults."""
+        """How parameters are learnt, by name, where the defaults do not apply."""
         groups = self.bottleneck.parameter_groups()
         return {f"bottleneck.{name}": group for name, group in groups.items()}
 
@@ -189,7 +189,7 @@ class ImageTokenizer(nn.Module):
                 Where there is such a folder, it is taken.
             revision: Branch, tag or commit on the Hub; None is its main branch. It is resolved once
                 to the commit that every file comes from; `revision` of the result names it.
-            subfolder: Folder inside of it that holds the tokenizer.
+            subfolder: Folder in the repository that holds the tokenizer.
             token: Key to private repositories; None takes the one that `hf auth login` saved, False
                 sends none.
             cache_dir: Folder that keeps the Hub's files; None is huggingface_hub's own.
@@ -203,7 +203,7 @@ class ImageTokenizer(nn.Module):
             HubAccessError: The repository, revision or file is not there, or not allowed.
             HubError: The Hub cannot be reached.
             InvalidValueError: Unknown dtype, a device that this machine does not have, or a
-                revision of a local folder.
+                revision given for a local folder.
             InvalidTypeError: name is not a path.
         """
         network_dtype, network_device = read_dtype(dtype), read_device(device)
@@ -237,10 +237,11 @@ class ImageTokenizer(nn.Module):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write `model.safetensors`, `config.json` and a card; interrupted, the old files stay.
 
-        The figures and the image that lie beside the loaded file go along while they are of the
+        The figures and the image that lie beside the loaded file are copied if they belong to the
         same weights.
 
-        Weights are saved in float32: those of a tokenizer in a half type as that type rounded them.
+        Weights are saved in float32; those of a tokenizer in a half-precision type as that type has
+        rounded them.
 
         Raises:
             InvalidValueError: The tokenizer was put together by hand and has no config, or a
@@ -301,8 +302,8 @@ class ImageTokenizer(nn.Module):
 
         The tensors of encoder and bottleneck, and `TokenizerConfig.identity`. A decoder that is
         trained further keeps it; so does a change of device, and of dtype until the weights that it
-        rounded are taken for float32 ones again. Remembered while torch counts no change of these
-        tensors; see `take_fingerprint`.
+        rounded are taken for float32 ones again. It is remembered until torch counts a change of
+        these tensors; see `take_fingerprint`.
         """
         self._check_weights()
         return self._fingerprint.read(self._deciding_tensors(), self._identity())
@@ -331,7 +332,7 @@ class ImageTokenizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of ids: they lie in [0, codebook_size). That of the largest level of several."""
+        """Number of ids, which lie in [0, codebook_size); of several levels that of the largest."""
         return self._discrete().codebook_size
 
     @property
@@ -394,8 +395,8 @@ class ImageTokenizer(nn.Module):
                 float tensors CHW/BCHW in [0, 1], taken as prepared.
 
         Returns:
-            int64 tensor in [0, codebook_size): `token_shape` for one image, mostly (h, w), and
-            (B, *token_shape) for several. `sequence(ids)` flattens them, row by row.
+            int64 tensor in [0, codebook_size): of `token_shape`, mostly (h, w), for one image, and
+            (B, *token_shape) for several. `sequence(ids)` flattens it, row by row.
 
         Raises:
             NotDiscreteError: The model is continuous.
@@ -436,7 +437,7 @@ class ImageTokenizer(nn.Module):
         return read_sequence(ids, self.token_shape)
 
     def unsequence(self, sequence: Tensor) -> Tensor:
-        """Sequences (..., num_tokens) as ids (..., *token_shape): the way back of `sequence`.
+        """Sequences (..., num_tokens) as ids (..., *token_shape): the inverse of `sequence`.
 
         Raises:
             IdsError: The last size is not `num_tokens`.

@@ -75,8 +75,8 @@ class TokenizerConfig(Config):
         """What decides ids or latents of given weights, as JSON-like values.
 
         Left out are the decoder, the likelihood, and the `training_only` keys of the parts: a
-        tokenizer trained otherwise, or by a version that knows more training options, is the same
-        one if its weights are.
+        tokenizer that was trained otherwise, or by a version that knows more training options, is
+        the same one if its weights are the same.
         """
         values = self.to_dict()
         identity = {key: values[key] for key in ("image_size", "channels", "preprocessing")}

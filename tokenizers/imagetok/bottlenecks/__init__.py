@@ -1,7 +1,7 @@
 """What lies between encoder and decoder: the one part in which AE, VAE, VQ-VAE and dVAE differ.
 
 `bottleneck.py` says what a bottleneck is; a method's file holds its config, its module, and what
-cards say of it.
+cards say about it.
 """
 
 from imagetok.bottlenecks.bottleneck import (

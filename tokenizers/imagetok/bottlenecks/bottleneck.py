@@ -2,7 +2,7 @@
 
 `forward` is the training pass and changes no state. What a step learns besides gradients (codebook
 averages, running usage, restarts) leaves it as `Statistics`, which the training loop adds up over
-micro-batches and ranks and hands to `update` once every optimizer step. Nothing reads
+micro-batches and ranks and hands to `update` once per optimizer step. Nothing reads
 `self.training`: inference has its own methods.
 """
 
@@ -35,7 +35,7 @@ IDS_WEAKNESS = (
     "Ids belong to these weights: those of another tokenizer mean something else, and only ids of "
     "the fingerprint that is named above decode to what they were made from."
 )
-"""What no discrete tokenizer does, for model cards."""
+"""The weakness of every discrete tokenizer, for model cards."""
 
 
 class BottleneckConfig(PartConfig):
@@ -113,8 +113,8 @@ class ParameterGroup:
     """How a parameter is learnt.
 
     Attributes:
-        decay: Whether weight decay applies; None decides by shape: to matrices and kernels, not to
-            vectors.
+        decay: Whether weight decay applies; None decides by shape: it applies to matrices and
+            kernels, not to vectors.
         lr_factor: Factor of the learning rate.
     """
 
@@ -184,7 +184,7 @@ class Bottleneck(FullPrecisionModule, ABC):
 
         Args:
             z: Encoder output (B, in_channels, h, w).
-            keys: int64 (B,), one key a sample for a draw from the posterior; None draws torch's
+            keys: int64 (B,), one key per sample for a draw from the posterior; None draws torch's
                 ordinary noise.
 
         Returns:
@@ -251,7 +251,7 @@ class Bottleneck(FullPrecisionModule, ABC):
         """
 
     def constrain(self) -> None:
-        """Bring learnt values back to where they must lie, after a step or an average moved them.
+        """Bring learnt values back to where they must lie after a step or an average moved them.
 
         What lies there already stays as it is, bit for bit.
         """

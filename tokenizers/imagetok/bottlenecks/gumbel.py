@@ -66,10 +66,10 @@ GUMBEL_SOFTMAX = Paper(
 )
 
 COUNT_DECAY = 0.95
-"""Decay of the running counts that tell dead codes."""
+"""Decay of the running counts that show which codes are dead."""
 
 SPLIT_MARGIN = 2.0
-"""Nats by which a code that splits another is the likelier one on its side."""
+"""Nats by which a code that splits another one is more likely on its own side."""
 
 MIN_SPLIT_SPREAD = 1e-4
 """Least squared distance of a feature from its code's mean, over its squared length, to split."""
@@ -157,7 +157,7 @@ class GumbelBottleneck(DiscreteBottleneck):
         self.logits = nn.Linear(in_channels, codebook_size)
         self.embedding = nn.Parameter(torch.randn(codebook_size, latent_dim))
         self.hard, self.split_below = hard, split_below
-        # Running counts belong to training: they are no part of a saved tokenizer.
+        # Running counts belong to training and are not part of a saved tokenizer.
         self.register_buffer("running_counts", torch.ones(codebook_size), persistent=False)
 
     def log_probs(self, z: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class GumbelBottleneck(DiscreteBottleneck):
             z: Encoder output (B, in_channels, h, w).
             temperature: 1 draws from the posterior, 0 gives the ids of `encode_ids`.
             generator: Source of the noise, on z's device; used where `keys` is None.
-            keys: int64 (B,), one key a sample.
+            keys: int64 (B,), one key per sample.
 
         Raises:
             InvalidValueError: The temperature is negative or not finite.
@@ -263,8 +263,8 @@ class GumbelBottleneck(DiscreteBottleneck):
         """Give dead codes a share of other codes' features.
 
         A candidate f, most probably of code j, and the mean m of the candidates of j span a split:
-        the dead code k takes over j's embedding and logits, plus what makes k the likelier one by
-        SPLIT_MARGIN nats at f, the less likely one by as much at m, and both equal half-way.
+        the dead code k takes over j's embedding and logits, plus what makes k more likely by
+        SPLIT_MARGIN nats at f, less likely by as much at m, and both equally likely half-way.
         """
         weight, bias = self.logits.weight, self.logits.bias
         slots = min(len(candidates), self.codebook_size)

@@ -3,7 +3,7 @@
 The start is that of Arthur & Vassilvitskii, k-means++: The Advantages of Careful Seeding, 2007,
 each centre drawn in proportion to its squared distance from those drawn before, but several at
 once. A start from random vectors leaves a third of well separated clusters without a centre, and no
-number of iterations mends that.
+number of iterations repairs that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from imagetok.errors import InvalidValueError
 from imagetok.keys import gumbel, make_key
 
 SEEDING_ROUNDS = 256
-"""Rounds in which a start is drawn; up to this many centres, one a round."""
+"""Rounds in which a start is drawn; up to this many centres, one per round."""
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
-"""What codebooks share against collapse: which codes are dead, and where they start anew.
+"""What codebooks share to prevent collapse: which codes are dead, and where they start anew.
 
 A code is dead when its running count falls under a share of the mean one (Dhariwal et al., Jukebox,
 2020, arXiv 2005.00341). It restarts at one of the step's candidates: encoder outputs, a fixed
-number a sample, chosen by the sample's key. The draw among them is a function of the step.
+number per sample, chosen by the sample's key. The draw among them is a function of the step.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ class VqConfig(BottleneckConfig):
         code_dim: Width of a code; where it differs from latent_dim, 1x1 projections lead in and
             out. None means latent_dim.
         normalize: l2-normalise codes and encoder outputs (cosine similarity).
-        codebook: Learnt by exponential moving averages or by the codebook loss.
+        codebook: How codes are learnt: by exponential moving averages (`ema`) or by the codebook
+            loss (`loss`).
         decay: EMA decay of the codebook, and of the running usage.
         epsilon: Floor of the EMA counts.
         gradient: `straight_through`, or `rotation` (Fifty et al. 2024, arXiv 2410.06424).
@@ -160,7 +161,7 @@ class VectorQuantizer(DiscreteBottleneck):
         normalize: l2-normalise vectors and codes. Codes are stored normalised: search, lookup and
             averages use the same table.
         codebook: Learnt by averages (`ema`) or by gradients of its loss (`loss`).
-        decay: Of the averages.
+        decay: Decay of the averages.
         epsilon: Floor of the running counts.
         gradient: `straight_through` copies the decoder's gradient, `rotation` turns and scales it
             with the map from the vector to its code.
@@ -198,7 +199,7 @@ class VectorQuantizer(DiscreteBottleneck):
             self.register_buffer("codebook", table)
         else:
             self.codebook = nn.Parameter(table)
-        # Running counts belong to training: they are no part of a saved tokenizer.
+        # Running counts belong to training and are not part of a saved tokenizer.
         self.register_buffer("running_counts", torch.ones(codebook_size), persistent=False)
 
     def encode_ids(self, z: Tensor) -> Tensor:
@@ -213,7 +214,7 @@ class VectorQuantizer(DiscreteBottleneck):
         return rearrange(codes, "b h w d -> b d h w")
 
     def rate(self, z: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The chosen codes, at ln K nats a position."""
+        """The chosen codes, at ln K nats per position."""
         z_q = self.latents(z)
         return z_q, z_q.new_full((len(z),), self.code_nats((z.shape[2], z.shape[3])))
 

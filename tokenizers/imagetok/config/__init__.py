@@ -1,8 +1,8 @@
 """Typed, strict configuration: the base of all configs, the registry of parts, recipes.
 
-What a tokenizer and a run are stands further up, in `imagetok.tokenizer_config` and
-`imagetok.run_config`, because parts say it together; their names are found here too, imported when
-they are first used.
+The configs of a tokenizer and of a run stand on higher floors, in `imagetok.tokenizer_config` and
+`imagetok.run_config`, because they are assembled from parts; their names can be imported from here
+too, and are looked up when they are first used.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ Scheduled = Annotated[
 
 
 def least_value(value: float | ScheduleConfig) -> float:
-    """The least value that a schedule takes: schedules are monotone, so it is at an end."""
+    """The least value that a schedule takes: it is at an end, as schedules are monotone."""
     return min(value.start, value.end) if isinstance(value, ScheduleConfig) else value
 
 
@@ -80,10 +80,11 @@ class OptimizerConfig(Config):
 
     Attributes:
         lr: Learning rate, a number or a schedule.
-        warmup_steps: Steps of a linear rise in front of it.
+        warmup_steps: Steps of a linear warm-up that comes before it.
         betas: Decay of the first and second moment.
         epsilon: Added to the denominator.
-        weight_decay: Decoupled decay of matrices and kernels; vectors and codebooks have none.
+        weight_decay: Decoupled weight decay of matrices and kernels; vectors and codebooks have
+            none.
         clip_norm: Largest gradient norm; None does not clip.
     """
 

@@ -29,7 +29,7 @@ def read_recipe(
     model: type[AnyConfig],
     read_saved: Callable[[str], Config] | None = None,
 ) -> AnyConfig:
-    """Read a recipe, apply overrides, and validate what comes of it as a model.
+    """Read a recipe, apply overrides, and validate the result as a model.
 
     Args:
         recipe: Name of a recipe of the package, or path of a YAML file.

@@ -134,8 +134,8 @@ def find_part(kind: str, name: str) -> type[PartConfig]:
     """The config class of a part.
 
     Args:
-        kind: Such as `bottleneck`.
-        name: Its `type`.
+        kind: Kind of the part, such as `bottleneck`.
+        name: The part's `type`.
 
     Raises:
         UnknownTypeError: Nothing has registered it, installed packages included; the message lists

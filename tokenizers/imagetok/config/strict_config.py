@@ -27,13 +27,13 @@ from pydantic_core import ErrorDetails
 from imagetok.errors import ConfigError
 
 MAX_FAULTS = 8
-"""Faults that a message names; of more it says how many."""
+"""Most faults that a message names; of further ones it gives the number."""
 
 _OF_PYDANTIC = re.compile(r"(constrained-|function-|literal\[)")  # no keys of the file
 
 
 class Config(BaseModel):
-    """A configuration model that refuses unknown keys and mistyped values in words.
+    """A configuration model that refuses unknown keys and mistyped values with a clear message.
 
     Attributes:
         later_keys: Keys that were added after a format was published. While such a key has its

@@ -15,14 +15,14 @@ from imagetok.config.strict_config import printable
 from imagetok.errors import ConfigError
 
 MAX_VALUES = 10_000
-"""Most values of a text, aliases written out."""
+"""Most values that a text may have with its aliases written out."""
 
 
 def parse_yaml(text: str, where: str) -> Any:
     """The value of a YAML text; `where` is what messages call it.
 
     Raises:
-        ConfigError: The text is no safe YAML, gives a key twice, or unfolds beyond the limit.
+        ConfigError: The text is not safe YAML, gives a key twice, or unfolds beyond the limit.
     """
     try:
         return _copy(_Loader(text).get_single_data(), iter(range(MAX_VALUES)))

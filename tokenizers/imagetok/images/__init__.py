@@ -17,7 +17,7 @@ from imagetok.images.pixels import MAX_PIXELS, to_unit
 from imagetok.images.preprocessor import FILTERS, Box, Preprocessor, center_box, resize
 from imagetok.images.rendering import grid_image, to_pil
 
-# Names that code written for the first version uses.
+# Names of the first version, for code that uses them.
 picture_size = measure_image
 read_picture = read_image
 

@@ -31,7 +31,7 @@ def check_array(array: npt.NDArray[np.generic], name: str) -> None:
         if array.dtype.kind == "f":
             remedy += ", or a float torch tensor (C, H, W) in [0, 1], which is taken as prepared"
         elif array.dtype.kind == "O":
-            remedy += ", or several pictures as a list"
+            remedy += ", or several images as a list"
         raise ImageTypeError(f"{name} has dtype {array.dtype}; {remedy}")
     shape = array.shape
     if array.ndim not in (2, 3, 4):
@@ -39,7 +39,7 @@ def check_array(array: npt.NDArray[np.generic], name: str) -> None:
             f"{name} has {array.ndim} axes; an array is (H, W), (H, W, C) or (B, H, W, C)"
         )
     if array.ndim > 2 and shape[-1] not in CHANNELS:
-        remedy = "for gray pictures in a batch add the axis with array[..., None]"
+        remedy = "for gray images in a batch add the axis with array[..., None]"
         if shape[-3] in CHANNELS:
             remedy = "this looks like (C, H, W): pass np.moveaxis(array, -3, -1)"
         elif shape[-1] == 2:
@@ -64,7 +64,7 @@ def check_tensor(x: Tensor, name: str) -> None:
     if x.dtype != torch.uint8:
         remedy = "pass uint8 in 0..255, or floats in [0, 1], which are taken as prepared"
         if x.dtype.is_floating_point:
-            remedy = "float tensors are taken as prepared already; a picture is uint8 in 0..255"
+            remedy = "float tensors are taken as prepared; an 8-bit image is uint8 in 0..255"
         raise ImageTypeError(f"{name} has dtype {x.dtype}; {remedy}")
     check_layout(x, CHANNELS, name)
     check_size(x.shape[-2], x.shape[-1], name)
@@ -93,7 +93,7 @@ def check_layout(x: Tensor, channels: tuple[int, ...], name: str) -> None:
         order = "2, 0, 1" if x.ndim == 3 else "0, 3, 1, 2"
         remedy = f"; this looks like channels last: pass x.permute({order})"
     elif x.shape[-3] in CHANNELS:
-        remedy = "; pictures (paths, PIL images, uint8) are converted, float tensors are not"
+        remedy = "; images (paths, PIL images, uint8) are converted, float tensors are not"
     raise ImageValueError(
         f"{name} has {x.shape[-3]} channels; expected {expected} in (C, H, W) or (B, C, H, W)"
         + remedy
@@ -140,7 +140,7 @@ def check_prepared(
         raise ImageValueError(
             f"{name} is {height} high and {width} wide; prepared tensors are not resized, and "
             f"their sides must be divisible by {factors[0]} and {factors[1]}: crop or pad it, or "
-            "pass it as a uint8 picture, which is resized"
+            "pass it as a uint8 image, which is resized"
         )
     x = x.detach().to(torch.float32)
     _check_range(x, name)
@@ -163,7 +163,7 @@ def check_alike(x: Tensor, first: Tensor, index: int) -> None:
         prepared, other = (index, 0) if x.is_floating_point() else (0, index)
         raise ImageTypeError(
             f"images[{prepared}] is a float tensor and images[{other}] is not; float tensors are "
-            "taken as prepared and pictures are not: give them in separate calls"
+            "taken as prepared and other images are not: give them in separate calls"
         )
     if x.ndim != 3:
         raise ImageValueError(
@@ -174,7 +174,7 @@ def check_alike(x: Tensor, first: Tensor, index: int) -> None:
         raise ImageValueError(
             f"images[{index}] has shape {tuple(x.shape)} on {x.device}, images[0] has shape "
             f"{tuple(first.shape)} on {first.device}; a batch needs equal ones: give them one "
-            "by one, or as uint8 pictures, which are resized"
+            "by one, or as uint8 images, which are resized"
         )
 
 

@@ -123,7 +123,7 @@ class Preprocessor:
     def batches(
         self, images: object, factors: tuple[int, int], size: int
     ) -> tuple[Iterator[Tensor], bool]:
-        """Make a network's inputs from 8-bit images or float tensors, a batch at a time.
+        """Make a network's inputs from 8-bit images or float tensors, one batch at a time.
 
         Images are read, and refused, when their batch is asked for: however many there are, only
         one batch is in memory.
@@ -219,7 +219,7 @@ def resize(pixels: Tensor, box: Box, size: tuple[int, int], filter_name: str = "
         top + height > pixels.shape[1] or left + width > pixels.shape[2]
     ):
         raise ImageValueError(
-            f"the box (top, left, height, width) = {box} does not lie inside a picture of height "
+            f"the box (top, left, height, width) = {box} does not lie inside an image of height "
             f"{pixels.shape[1]} and width {pixels.shape[2]}"
         )
     if min(size) < MIN_SIDE:
@@ -268,7 +268,7 @@ def _split(images: object) -> tuple[Iterable[tuple[int | None, object]], bool]:
     if isinstance(images, Sequence):
         return _enumerate(images), False
     raise ImageTypeError(
-        f"{describe(images)} is not taken for pictures; pass {KINDS}, several as a list (of an "
+        f"{describe(images)} is not taken for images; pass {KINDS}, several as a list (of an "
         "iterator: list(...)), or a data set's column"
     )
 

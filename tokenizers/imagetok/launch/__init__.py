@@ -1,4 +1,4 @@
-"""The processes of a launcher: which one this is, where it computes, how they talk and stop.
+"""The processes of a launcher: which one this is, where it computes, and how they work together.
 
 `torchrun`, `accelerate launch` and `srun` start the same command several times. `processes` says
 which of them a process is and picks its device, `collectives` are sums, gathers and broadcasts

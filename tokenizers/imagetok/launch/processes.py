@@ -1,8 +1,8 @@
 """Which of a launcher's processes this is, and where it computes.
 
 `torchrun`, on which `accelerate launch` builds, and `srun` say it in environment variables. A job
-of independent processes needs no more than that, neither a process group nor any talk: it works
-under these launchers, and with `--rank` and `--world-size` under everything else.
+of independent processes needs nothing else, neither a process group nor communication: it works
+under these launchers and, with `--rank` and `--world-size`, under any other.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RankInfo:
 
 
 def find_rank_info(rank: int | None, world_size: int | None) -> RankInfo:
-    """The place that is asked for, or that a launcher assigns; the only one without either.
+    """The place that is asked for, or else the one that a launcher assigns, or else the only one.
 
     Args:
         rank: In [0, world_size), or None.
@@ -189,5 +189,5 @@ def _integer(name: str, text: str) -> int:
 
 def _count(name: str, text: str) -> int:
     if not text.isdecimal():
-        raise InvalidValueError(f"the environment variable {name} is no number: {text!r}")
+        raise InvalidValueError(f"the environment variable {name} is not a number: {text!r}")
     return int(text)

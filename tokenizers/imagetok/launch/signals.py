@@ -11,8 +11,8 @@ them stop after the same step with everything saved:
                 ...                                # save
                 raise Stopped(signum, step + 1)
 
-A process of `torchrun` or `accelerate launch` whose launcher is gone would hold its GPU forever: it
-is asked to stop as if SIGTERM had come, and is ended if it does not.
+A process of `torchrun` or `accelerate launch` whose launcher is gone would hold its GPU forever. It
+is asked to stop as if SIGTERM had come, and is killed if it does not.
 """
 
 from __future__ import annotations

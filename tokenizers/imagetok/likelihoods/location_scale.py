@@ -41,11 +41,11 @@ class LocationScale(FullPrecisionModule):
 
     Args:
         scale: Scale of the density in pixel units, or `learnt`.
-        start: Where a learnt scale starts.
+        start: Value at which a learnt scale starts.
     """
 
     channel_multiple = 1
-    _GAIN = 10.0  # Adam moves a parameter by about lr a step; the scale has e-folds to go
+    _GAIN = 10.0  # Adam moves a parameter by about lr per step; the scale has e-folds to go
 
     def __init__(self, scale: float | Literal["learnt"], start: float) -> None:
         super().__init__()

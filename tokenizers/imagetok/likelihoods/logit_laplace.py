@@ -42,8 +42,8 @@ class LogitLaplaceLikelihood(FullPrecisionModule):
     """Laplace on the logit of squeezed pixels, location and scale of each pixel.
 
     The decoder emits (mu, raw ln b); ln b = MIN_LOG_SCALE + softplus(raw - MIN_LOG_SCALE), which is
-    the raw value but for a smooth floor. exp(-ln b) overflows in float16, so nothing here runs in
-    it.
+    the raw value with a smooth floor. exp(-ln b) overflows in float16, so nothing here runs in that
+    type.
     """
 
     channel_multiple = 2

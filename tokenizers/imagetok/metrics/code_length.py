@@ -1,13 +1,13 @@
 """What an image costs, in bits: bounds on the likelihood of its pixels, and the size of its ids.
 
-Bits per dimension is a code length for 8-bit pixels, of a reconstruction and a rate in nats an
+Bits per dimension is a code length for 8-bit pixels, of a reconstruction and a rate in nats per
 image:
 
     bits_per_dim = (reconstruction + rate) / (H W C ln 2) + 8
 
 The rate is the KL of a model with a posterior, whose reconstruction is then scored on one keyed
-draw from it (the evidence lower bound), and log codebook_size a position of one whose codes have no
-distribution. Bits per pixel is what the ids alone take, stored without a model of them:
+draw from it (the evidence lower bound), and log codebook_size per position for one whose codes have
+no distribution. Bits per pixel is what the ids alone take, stored without a model of them:
 
     bits_per_pixel = positions * sum over levels of log2(codebook_size) / (H W)
 """

@@ -144,8 +144,8 @@ def usage_figures(sums: Mapping[str, Tensor]) -> dict[str, float]:
 
     Returns:
         `codebook/usage` and `codebook/perplexity`; where there are several levels, their means,
-        followed by `codebook/<level>/usage` and `codebook/<level>/perplexity`. Empty where there
-        are no counts.
+        followed by `codebook/<level>/usage` and `codebook/<level>/perplexity`. Empty where nothing
+        was counted.
     """
     levels = {
         name.removesuffix("counts"): (usage(counts), perplexity(counts))

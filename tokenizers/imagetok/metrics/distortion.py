@@ -14,7 +14,7 @@ from imagetok.errors import InvalidValueError
 from imagetok.metrics.metric import ImageMean, MeasuredBatch, MeasuredModel, MetricConfig, as_double
 
 MAX_PSNR = 100.0
-"""PSNR in dB given to identical images, whose own is infinite, and upper bound of all others."""
+"""PSNR in dB of identical images, for which it is infinite, and upper bound for all others."""
 
 
 class PsnrConfig(MetricConfig):

@@ -68,7 +68,7 @@ class MetricConfig(PartConfig):
     Attributes:
         type: The figure's key: its name in evaluation.json and of `--metric`.
         title: Name in cards and tables.
-        unit: Written behind a value; empty for a pure number.
+        unit: Unit that follows a value; empty for a pure number.
         protocol: How the figure is measured, where the other settings of an evaluation do not say
             it; recorded in evaluation.json under the key.
         is_of_codes: Whether the figure is of the codes rather than of the images; cards show it
@@ -87,7 +87,7 @@ class MetricConfig(PartConfig):
 
 
 class Metric(ABC):
-    """What takes one figure.
+    """What measures one figure.
 
     Every rank updates its own instance; `merge` is a collective, called once on every rank after
     the last update, and makes the values of all ranks equal.
@@ -118,7 +118,7 @@ class Metric(ABC):
 
 
 class ImageMean(Metric):
-    """The mean over images of one value each, in float64.
+    """The mean over images of one value per image, in float64.
 
     So the figure depends neither on the batch size nor on the number of ranks, beyond rounding.
     """
@@ -129,20 +129,20 @@ class ImageMean(Metric):
 
     @abstractmethod
     def measure(self, batch: MeasuredBatch) -> Tensor | None:
-        """One value an image, float (B,); None where the figure does not apply."""
+        """One value per image, float (B,); None where the figure does not apply."""
 
     def update(self, batch: MeasuredBatch) -> None:
         """Add the values of a batch.
 
         Raises:
-            InvalidValueError: `measure` gave something other than one value an image.
+            InvalidValueError: `measure` gave something other than one value per image.
         """
         values = self.measure(batch)
         if values is None:
             return
         if values.shape != (len(batch.x),):
             raise InvalidValueError(
-                f"{self.config.type}: expected one value an image, shape ({len(batch.x)},), found "
+                f"{self.config.type}: expected one value per image, shape ({len(batch.x)},), found "
                 f"{tuple(values.shape)}"
             )
         self._sum += as_double(values).sum().item()
@@ -163,7 +163,7 @@ def find_metric(key: str) -> type[MetricConfig]:
     """The config class of a metric, whatever package it comes from.
 
     Raises:
-        InvalidValueError: There is none of this key.
+        InvalidValueError: No metric has this key.
     """
     try:
         part = find_part("metric", key)
@@ -184,6 +184,6 @@ def known_metric(key: str) -> type[MetricConfig] | None:
 
 
 def as_double(values: Tensor) -> Tensor:
-    """As float64, without gradient; on the CPU where the device has no float64."""
+    """The values in float64 without gradient, on the CPU where the device has no float64."""
     device = "cpu" if values.device.type == "mps" else values.device
     return values.detach().to(device, torch.float64)

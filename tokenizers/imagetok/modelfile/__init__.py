@@ -1,6 +1,6 @@
 """A tokenizer in a local folder: config and tensors to files, and back.
 
-Knows configs and tensors, but no model class, and nothing of the Hub.
+It knows configs and tensors, but neither a model class nor the Hub.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def _prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The header that `save_tensors` was given, and the `sha256` beside it; reads no tensor.
+    """The header that `save_tensors` was given, and the `sha256` beside it; tensors are not read.
 
     Raises:
         ModelFileError: The file is missing, damaged or not written by `save_tensors`.

@@ -26,7 +26,7 @@ class CheckpointedBlock(nn.Module, ABC):
         """Map (B, in_channels, h, w) to (B, out_channels, h, w)."""
         if not self.recomputes:
             return self._forward(x)
-        # Nothing in a network is random, so that there is no generator to bring back.
+        # Nothing in a network is random, so no generator's state has to be restored.
         out: Tensor = checkpoint(self._forward, x, use_reentrant=False, preserve_rng_state=False)
         return out
 

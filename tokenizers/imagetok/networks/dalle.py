@@ -30,7 +30,7 @@ class _DalleSizes(PartConfig):
         hidden_channels: Width n of the group at the image's resolution; a group at 1 / 2^g of it
             has width 2^g n.
         num_groups: Groups of residual blocks; the factor is 2^(num_groups - 1).
-        blocks_per_group: Bottleneck residual blocks a group.
+        blocks_per_group: Bottleneck residual blocks per group.
     """
 
     type: Literal["dalle"] = "dalle"
@@ -115,7 +115,7 @@ class DalleEncoder(nn.Module):
         in_channels: C of the image.
         hidden: Width n of the first group.
         num_groups: Groups G.
-        blocks_per_group: Residual blocks a group.
+        blocks_per_group: Residual blocks per group.
         out_channels: Width of the result; None leaves the last convolution out.
     """
 
@@ -164,7 +164,7 @@ class DalleDecoder(nn.Module):
         in_channels: Width of the latents.
         hidden: Width n of the last group.
         num_groups: Groups G.
-        blocks_per_group: Residual blocks a group.
+        blocks_per_group: Residual blocks per group.
         out_channels: Channels of the likelihood's parameters.
     """
 

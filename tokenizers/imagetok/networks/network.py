@@ -61,7 +61,7 @@ class Decoder(Protocol):
 
 
 class NetworkConfig(PartConfig, ABC):
-    """What the config of an encoder or decoder tells.
+    """What the config of an encoder or decoder says.
 
     Attributes:
         fixed_size: Whether the network takes images of one size only.

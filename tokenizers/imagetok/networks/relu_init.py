@@ -2,7 +2,7 @@
 
 He et al., Delving Deep into Rectifiers, 2015, arXiv 1502.01852: a standard deviation of
 sqrt(2 / fan_in) keeps the scale of activations through a ReLU network. torch's default shrinks them
-by more than half a layer, and after the six levels that lead to one latent vector a posterior's
+by more than half per layer, and after the six levels that lead to one latent vector a posterior's
 noise drowns what is left.
 """
 
@@ -19,7 +19,7 @@ def initialize_relu_network(network: nn.Module, last_gain: float) -> None:
     """Draw all weights of linear and convolutional layers anew, from torch's generator.
 
     Args:
-        network: Its layers are each followed by a ReLU, or the last one.
+        network: A network whose layers are each followed by a ReLU, the last one perhaps excepted.
         last_gain: Factor of the last layer's weights: small in a decoder, so that it starts at
             mid-gray, and not at noise that has to be unlearnt.
     """

@@ -40,7 +40,7 @@ class LearnerConfig(Config):
 
     Attributes:
         optimizer: AdamW and its learning rate; its schedules count from `start_step`.
-        start_step: Step before which they are untouched.
+        start_step: First step that changes them.
     """
 
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -119,7 +119,7 @@ class Objective(nn.Module, ABC):
         return {name for name, weight in self.weights.items() if is_always_zero(weight)}
 
     def forward(self, output: TokenizerOutput, x: Tensor, step: int) -> dict[str, Tensor]:
-        """Terms of the objective's own loss, which its learner minimises the sum of.
+        """Terms of the objective's own loss, whose sum its learner minimises.
 
         Args:
             output: The tokenizer's training pass, detached.
