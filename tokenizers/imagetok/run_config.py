@@ -43,8 +43,9 @@ class DataConfig(Config):
         split: Split to train on.
         evaluation_split: Split to validate and evaluate on.
         image_column: Column of the images; None finds the one with an Image feature.
-        crop_scale: Training crops are square pieces whose side is drawn from this range of shares
-            of the largest one that fits; None takes the evaluation transform's centre crop.
+        crop_scale: Training crops have the shape of `image_size`; their side is drawn from this
+            range of shares of the largest one that fits. None takes the evaluation transform's
+            centre crop.
         flip: Mirror half of the training images.
         num_workers: Processes per rank that load images; 0 loads in a thread of the training
             process.
