@@ -64,7 +64,7 @@ def check_tensor(x: Tensor, name: str) -> None:
     if x.dtype != torch.uint8:
         remedy = "pass uint8 in 0..255, or floats in [0, 1], which are taken as prepared"
         if x.dtype.is_floating_point:
-            remedy = "float tensors are taken as prepared; an 8-bit image is uint8 in 0..255"
+            remedy = "float tensors are taken as prepared already; an image is uint8 in 0..255"
         raise ImageTypeError(f"{name} has dtype {x.dtype}; {remedy}")
     check_layout(x, CHANNELS, name)
     check_size(x.shape[-2], x.shape[-1], name)
