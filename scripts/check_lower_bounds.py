@@ -3,8 +3,8 @@
     python scripts/check_lower_bounds.py [pytest arguments]
 
 Every `name>=version` of the dependencies and of all extras becomes `name==version`; what those
-packages need in turn is left to pip. Wheels only: an old version without one for this Python is no
-usable lower bound. The virtual environment is temporary.
+packages need in turn is left to pip. Wheels only: an old version without one for this Python is not
+a usable lower bound. The virtual environment is temporary.
 """
 
 from __future__ import annotations

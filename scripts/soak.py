@@ -227,7 +227,7 @@ def _started_by(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def _kill(process: subprocess.Popen[bytes], started: Sequence[psutil.Process]) -> None:
-    """End a launcher and what it started at once; what has ended is no error."""
+    """End a launcher and what it started at once; what has ended already is skipped."""
     process.kill()
     for each in started:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -65,7 +65,7 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path: Path, line: str) 
     path = tmp_path / "losses.jsonl"
     text = f'{{"step": 0}}\n{line}\n{{"step": 1}}\n'
     path.write_text(text)
-    with pytest.raises(UnreadableFileError, match=r"line 2 of .* is no record of a step"):
+    with pytest.raises(UnreadableFileError, match=r"line 2 of .* is not a record of a step"):
         Records(path, 2)
     assert path.read_text() == text
 

@@ -65,7 +65,7 @@ def evaluate(
         rows: The same on every rank.
         metrics: Keys of metrics to measure besides the standard ones.
         batch_size: Images encoded at once, at least 1.
-        limit: Most images, at least 1, spread evenly over the rows; None takes all.
+        limit: Most images to measure, at least 1, spread evenly over the rows; None takes all.
         progress: Show a bar on rank 0.
         poll: Called after every batch, equally often on every rank, so that it may ask the others
             whether to go on; what it raises ends the measuring.
@@ -150,7 +150,7 @@ def _run_model(tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int]) 
 
 
 def _check_refused(refused: Sequence[str], count: int, max_error_rate: float) -> None:
-    """Warn of images that were left out; refuse to report when they are too many."""
+    """Warn about images that were left out; refuse to report when there are too many of them."""
     if not refused:
         return
     named = name_some(refused)
@@ -205,7 +205,7 @@ def join_processes(device: str = "auto") -> torch.device:
             takes the process's own, a name such as `cuda:1` that one.
 
     Raises:
-        InvalidValueError: There is no such device.
+        InvalidValueError: The device does not exist.
     """
     leave_group_at_exit()
     own: torch.device = PartialState(cpu=device == "cpu" or has_only_cpu()).device

@@ -88,14 +88,14 @@ def _number(key: str, value: float) -> str:
 def describe_tokenizer(name: str | Path, revision: str | None = None) -> dict[str, Any]:
     """What a saved tokenizer is, as JSON-like values.
 
-    The weights of one on the Hub are not fetched: what its files say of themselves is believed.
+    The weights of one on the Hub are not fetched: what its files say about themselves is believed.
 
     Args:
         name: Folder, or repository `user/name` on the Hub.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        ModelFileError: There is no whole tokenizer.
+        ModelFileError: The folder or repository does not hold a complete tokenizer.
         HubAccessError, HubError: As for `imagetok.hub.read_remote_info`.
     """
     if isinstance(name, str) and is_repo_id(name):

@@ -1,8 +1,8 @@
 """`TokenizeConfig`: what a tokenizing job does, as `RunConfig` says what a training run does.
 
 All processes of a job have the same configuration; which of them a process is, and where the output
-lies, is told apart from it. What fixes the bytes of the output stands at the top level and goes
-into `job.json`, in the form of a `shards.Job`; what does not stands under `process`.
+lies, is said separately. What fixes the bytes of the output stands at the top level and goes into
+`job.json`, in the form of a `shards.Job`; what does not stands under `process`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class TokenizeConfig(Config):
         tokenizer_revision: Commit, branch or tag of a tokenizer on the Hub. The job records the
             commit.
         keep: Columns to carry along as they are, in this order.
-        limit: Most rows to take, from the first on; None takes all.
+        limit: Most rows to take, counted from the first; None takes all.
         resize: `crop` brings images to the tokenizer's size; `native` keeps each one's own, with
             the sides rounded down to the factor by a centre crop.
         rows_per_shard: Rows of the input that a shard stands for.

@@ -29,8 +29,9 @@ class IdentityConfig(BottleneckConfig):
     about: ClassVar[str] = "It turns an image into a grid of latents, and back."
     card_words: ClassVar[str] = "none but the width of the latents"
     weakness: ClassVar[str] = (
-        "Nothing orders the latents: one that no image gave decodes to nothing in particular, so "
-        "there is no sampling, and a walk between two images may lead through what is none."
+        "Latents have no order: one that no image was encoded to decodes to nothing in particular, "
+        "so there is no sampling, and a walk between two images may pass through what is not an "
+        "image."
     )
     is_discrete: ClassVar[bool] = False
 

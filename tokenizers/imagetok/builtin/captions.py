@@ -1,6 +1,6 @@
 """English captions of scenes: what stands in the image, and where the first object stands.
 
-Every relation is one of the first-named object to another one, read along the axis on which the
+Every relation is that of the first-named object to another one, read along the axis on which the
 two centres lie further apart: "a large red circle above a small blue striped square, left of a
 small green star and below a large pink dotted ring".
 """

@@ -4,7 +4,7 @@ For every object of the scene, the reconstruction is looked at inside the object
 margin around it, with the pixels of its neighbours left out:
 
 - Colour: the mean over pixels that show the object's main colour (away from edges, where there
-  are such) lies nearer to that colour than to any other one of the palette, and within
+  are any) lies nearer to that colour than to any other one of the palette, and within
   `COLOUR_TOLERANCE` of it.
 - Position: pixels nearer to the object's colours than to the background make up a region that
   covers the object (intersection over union at least `MIN_OVERLAP`) and whose centre of mass lies
@@ -79,7 +79,7 @@ def check_rate(checks: Sequence[ObjectCheck]) -> CheckRate:
     """Sum up the checks of any number of images.
 
     Raises:
-        InvalidValueError: There are no checks.
+        InvalidValueError: `checks` is empty.
     """
     if not checks:
         raise InvalidValueError("a check rate needs at least one checked object, got none")
@@ -98,11 +98,11 @@ def check_scene(reconstruction: Pixels, scene: Scene) -> list[ObjectCheck]:
         scene: What had been drawn.
 
     Returns:
-        One check an object, in the scene's order.
+        One check per object, in the scene's order.
 
     Raises:
-        ImageTypeError: `reconstruction` is no uint8 array.
-        ImageValueError: It is not square, has no three channels, or is too small.
+        ImageTypeError: `reconstruction` is not a uint8 array.
+        ImageValueError: It is not square, does not have three channels, or is too small.
     """
     if not isinstance(reconstruction, np.ndarray) or reconstruction.dtype != np.uint8:
         found = getattr(reconstruction, "dtype", type(reconstruction).__name__)

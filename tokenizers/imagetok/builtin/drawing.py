@@ -120,7 +120,7 @@ class Coverage:
 
     Attributes:
         box: (top, left, height, width) in pixels; nothing of the object lies outside.
-        inside: uint8 (height, width), of `POINTS` points how many lie in the object.
+        inside: uint8 (height, width), how many of `POINTS` points lie in the object.
         second: uint8 (height, width), how many of these have the second colour; None where there
             is no texture.
     """

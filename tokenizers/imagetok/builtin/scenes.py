@@ -132,8 +132,8 @@ def scene(index: int) -> Scene:
     """The scene of image number `index`.
 
     Args:
-        index: Any integer from 0; equal indices give equal scenes for ever, as long as
-            `imagetok.builtin.shapes.DRAWING_VERSION` stands.
+        index: Any integer from 0; equal indices give equal scenes as long as
+            `imagetok.builtin.shapes.DRAWING_VERSION` stays the same.
 
     Raises:
         InvalidValueError: `index` is negative or over 2^63.

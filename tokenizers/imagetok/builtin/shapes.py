@@ -20,7 +20,7 @@ from imagetok.builtin.scenes import COLOURS, MAX_OBJECTS, SHAPES, TEXTURES, scen
 from imagetok.errors import DataError
 
 DRAWING_VERSION = 1
-"""Raised with every change of pixels, captions or labels: a cached dataset is known by it."""
+"""Raised with every change of pixels, captions or labels; cached datasets are told apart by it."""
 
 DEFAULT_SIZE = 64
 DEFAULT_COUNTS = {"train": 8000, "test": 1000}

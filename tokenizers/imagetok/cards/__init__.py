@@ -1,4 +1,4 @@
-"""Cards: what a README.md on the Hub says of a tokenizer, and what cards have in common."""
+"""Cards: what a README.md on the Hub says about a tokenizer, and what cards have in common."""
 
 from imagetok.cards.display_names import DatasetSource, dataset_source, display_name
 from imagetok.cards.model_card import render_model_card, write_model_card

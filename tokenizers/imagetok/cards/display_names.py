@@ -1,4 +1,4 @@
-"""What datasets and tokenizers are called where others read it: without the folders they are in."""
+"""How datasets and tokenizers are named where others read it: without the folders they are in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def display_name(name: str) -> str:
 
 
 def without_folders(name: str) -> str:
-    """The name itself, or its last part if it can only be a path; looks at no file."""
+    """The name itself, or its last part if it can only be a path; no look at the file system."""
     if _BUILTIN.fullmatch(name) or is_hub_name(name):
         return name
     return PureWindowsPath(PurePosixPath(name).name).name

@@ -1,6 +1,6 @@
 """Reading a JSON-like object of unknown origin, such as an evaluation of another version.
 
-What is missing and what is of another kind than it should be are the same to a card: not known.
+To a card, an entry that is missing and one of an unexpected kind are the same: not known.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Texts of users in cards: none can end the place that it is put into.
+"""Texts of users in cards, made so that none can break out of the place it is put into.
 
 Names of datasets, splits, columns and recipes may be any text. A card shows them as code in a line
-or in the cell of a table, as a Python literal, as a word of a command, or as a YAML value; for each
-of these there is a function here that makes a text harmless.
+or in the cell of a table, as a Python literal, as a word of a command, or as a YAML value; a
+function for each of these makes a text harmless.
 """
 
 from __future__ import annotations

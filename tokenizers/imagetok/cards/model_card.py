@@ -1,8 +1,8 @@
 """The card of a tokenizer: a README.md with metadata for the Hub and text for people.
 
 Everything in it comes from the tokenizer's config and its evaluation.json. The text stands in
-`model_card.md.jinja`; what it says of a part stands in that part's config class, and what figures
-are called in the metrics'. The Hub's page on metadata:
+`model_card.md.jinja`; what it says about a part stands in that part's config class, and what
+figures are called stands in the metrics' config classes. The Hub's page on metadata:
 https://github.com/huggingface/hub-docs/blob/main/modelcard.md
 """
 

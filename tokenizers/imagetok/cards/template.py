@@ -1,4 +1,4 @@
-"""Cards from templates: a template is the text of a card as people read it, with places for values.
+"""Cards from templates: a template is the text of a card as people read it, with gaps for values.
 
 Values may be anybody's texts: names of datasets, splits and recipes, or whatever a file holds. So
 each place names the filter that makes its value harmless there, as in `{{ split | code }}`. A value

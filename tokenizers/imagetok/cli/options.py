@@ -90,7 +90,7 @@ def check_parent(path: Path | None, option: str) -> None:
 
 
 def load_alone(tokenizer: str, revision: str | None, device: str, dtype: str) -> ImageTokenizer:
-    """Load a tokenizer for a process that works alone."""
+    """Load a tokenizer for a process that works on its own."""
     from imagetok.launch import RankInfo, find_device
     from imagetok.tokenizer import ImageTokenizer
 

@@ -161,7 +161,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             metavar="KEY",
-            help="A further metric to measure. The option may be repeated.",
+            help="Key of a further metric to measure. The option may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -170,7 +170,7 @@ def evaluate(
     ] = None,
     plugins: ImportOption = None,
 ) -> None:
-    """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity, and more by name.
+    """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity, or more by name.
 
     On several GPUs: `accelerate launch scripts/evaluate.py --tokenizer DIR --dataset NAME`.
     """
@@ -229,7 +229,7 @@ def info(
 ) -> None:
     """Show what a tokenizer is: bottleneck, token grid, sizes, fingerprint, measured figures.
 
-    Of a tokenizer on the Hub only the head of its file is fetched, not the weights.
+    For a tokenizer on the Hub only the header of its file is fetched, not the weights.
     """
     from imagetok.reports import show_info
 

@@ -7,8 +7,8 @@ read all of a large dataset. `content_fingerprint` hashes, in the order of the r
 - for every row the size in bytes of its image file, and all numbers and strings;
 - for 64 evenly spaced rows everything, images included, byte by byte.
 
-So it sees every change of rows, order, labels and captions, and every change of images except one
-that keeps the size of each file and touches none of the 64. The paths of images do not count.
+So it detects every change of rows, order, labels and captions, and every change of images except
+one that keeps the size of each file and touches none of the 64. The paths of images do not count.
 
 A streamed dataset is not read beforehand; `files_fingerprint` hashes its files instead.
 """
@@ -73,10 +73,10 @@ def content_fingerprint(dataset: Dataset, image_column: str) -> str:
 def files_fingerprint(files: Sequence[str], root: Path | None, image_column: str) -> str:
     """Hash what a streamed dataset is made of, in the order of its files.
 
-    For files on this machine that is the path below `root`, the size, and for 64 evenly spaced ones
-    the first and last 4,096 bytes; for files on the Hub, the commit and the path in the repository.
-    So the same files give the same fingerprint on every machine, and a change that keeps all names
-    and sizes is seen where it touches the bytes that are read.
+    For files on this machine these are the path below `root`, the size, and for 64 evenly spaced
+    ones the first and last 4,096 bytes; for files on the Hub, the commit and the path in the
+    repository. So the same files give the same fingerprint on every machine, and a change that
+    keeps all names and sizes is seen where it touches the bytes that are read.
 
     Args:
         files: Paths, or addresses such as `hf://datasets/user/name@commit/train.parquet`.

@@ -34,7 +34,7 @@ from imagetok.images import Preprocessor
 from imagetok.run_config import RunConfig
 
 _LENGTHS = (2**50, 2**51)
-"""Two lengths that no dataset has: a slice that is the same for both does not depend on it."""
+"""Two lengths that no dataset has: a slice that is the same for both depends on neither."""
 
 
 def open_evaluation(config: RunConfig, cache_dir: str | Path | None = None) -> ImageRows:

@@ -40,7 +40,7 @@ def fetch_image(image: StoredImage | None, name: str) -> StoredImage:
         name: What messages call the row.
 
     Raises:
-        DataError: There is no image, or its file cannot be read.
+        DataError: The row has no image, or its file cannot be read.
     """
     if image is None:
         raise DataError(f"{name} has no image: its value is null")

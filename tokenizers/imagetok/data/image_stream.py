@@ -35,7 +35,7 @@ SEGMENT_SIZE = 2**32
 """Rows that a segment has room for in the numbering of identities."""
 
 MAX_SEGMENTS = 1024
-"""Most segments: to take one shard out of n costs `datasets` time and memory that grow with n."""
+"""Most segments: taking one shard out of n costs `datasets` time and memory that grow with n."""
 
 _BATCH = 16
 
@@ -100,7 +100,7 @@ class ImageStream:
             name: What messages call its row.
 
         Raises:
-            DataError: There is no image, or it cannot be fetched.
+            DataError: The row has no image, or it cannot be fetched.
         """
         return fetch_image(image, name)
 

@@ -2,7 +2,7 @@
 
 `datasets` takes some 2.6 KB for each file of a folder that it lists, and most of that stays with
 the process as fragments. The listing process leaves the rows as Arrow files in the cache of
-`datasets`, which are mapped into memory here and not copied.
+`datasets`, which are mapped into memory here rather than copied.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from datasets import (
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 FEW_FILES = 2000
-"""Files of a folder that are listed here: 5 MiB, where another process takes seconds to start."""
+"""Most files of a folder listed in this process: 5 MiB; another process takes seconds to start."""
 _ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
 
 _PROGRAM = f"import sys; from {__name__} import main; main(sys.argv[1])"

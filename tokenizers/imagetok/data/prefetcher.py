@@ -1,4 +1,4 @@
-"""Results that are computed ahead of the one who takes them, and come in order.
+"""Results that are computed ahead of their consumer and come in order.
 
     items --> the prefetcher's thread --item n--> worker n mod N: a thread, or a process behind it
                   |         ^                                        |
@@ -41,7 +41,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PER_WORKER = 2
-"""Items that each worker has in work or waiting, so that it need not wait for the next one."""
+"""Items that each worker has in progress or waiting, so that it need not wait for the next one."""
 
 _KILLED = (
     "a process that loads images was ended from outside, as happens when memory runs out; lower "
@@ -52,7 +52,7 @@ _POLL = 0.2
 """Seconds between calls of `poll` while there is no result."""
 
 _PATIENCE = 5.0
-"""Seconds that the thread has to end. It may hang in a network, and is left behind then."""
+"""Seconds that the thread has to end. It may hang in a network call, and is then left behind."""
 
 
 class StopSignal:
@@ -87,7 +87,7 @@ class Workers(Generic[Item, Result]):
 
     Args:
         functions: A function for each of the N workers. Item n of a `map` goes to function n mod N,
-            and a function gets its items in order, so that it may keep state between them.
+            which gets its items in order and may keep state between them.
         in_processes: Whether each function runs in a process of its own; it, its items and its
             results go there and back through pipes. Tensors had better be arrays there.
         attempts: How often an item is tried, each time in a new process, before a killed process is
@@ -132,7 +132,7 @@ class Workers(Generic[Item, Result]):
                 future.cancel()
 
     def close(self) -> None:
-        """Drop what is not begun and end the processes at once; closing twice is no error."""
+        """Drop what has not begun and end the processes at once; closing it twice is harmless."""
         for worker in self._workers:
             worker.stop()
         for worker in self._workers:
@@ -195,7 +195,7 @@ class Prefetcher(Iterator[Result]):
         raise result.error or StopIteration
 
     def close(self) -> None:
-        """End the thread; closing twice is no error."""
+        """End the thread; closing it twice is harmless."""
         self._closed = True
         self._stop.set()
         deadline = time.monotonic() + _PATIENCE
@@ -218,7 +218,7 @@ class Prefetcher(Iterator[Result]):
                 return self._ready.get(timeout=_POLL)
 
     def _run(self, results: Iterable[Result]) -> None:
-        """The thread: hand over results, and last of all why there are no more."""
+        """The thread: hand over results, and finally the reason why no more follow."""
         end = _End()
         try:
             for result in results:
@@ -259,12 +259,12 @@ class _WorkerThread(Generic[Item, Result]):
         return self._thread.submit(self._apply, item)
 
     def stop(self) -> None:
-        """Drop the items that are not begun."""
+        """Drop the items that have not begun."""
         self._stopped = True
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def join(self) -> None:
-        """Wait for the item in work."""
+        """Wait for the item in progress."""
         self._thread.shutdown()
 
     def _apply(self, item: Item) -> Result:
@@ -277,7 +277,7 @@ class _ProcessThread(_WorkerThread[Item, Result]):
     _process: _LoadingProcess | None = None
 
     def stop(self) -> None:
-        """Drop the items that are not begun, and kill the process."""
+        """Drop the items that have not begun, and kill the process."""
         super().stop()
         if (process := self._process) is not None:
             process.kill()

@@ -20,8 +20,8 @@ _HUB = "hf://"
 _OPEN_ARCHIVES = 8
 
 MAX_UNPACKED = 2**30
-"""Most bytes of a file in an archive. An image has fewer, and a few packed bytes can unpack to any
-number.
+"""Most bytes of a file in an archive. An image has fewer, while a few packed bytes can unpack to
+any number.
 """
 
 
@@ -34,7 +34,7 @@ def is_remote(path: str) -> bool:
 
 
 def read_file(path: str) -> bytes:
-    """The content of a file here, in an archive or on the Hub; tried again where a server fails.
+    """The content of a file here, in an archive or on the Hub; retried where a server fails.
 
     Raises:
         BadZipFile: The local zip archive does not have the file, or not whole.

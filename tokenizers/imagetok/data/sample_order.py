@@ -28,7 +28,7 @@ class EpochOrder:
         seed: The run's seed.
 
     Raises:
-        InvalidValueError: There are no rows.
+        InvalidValueError: `num_rows` is under 1.
     """
 
     def __init__(self, num_rows: int, seed: int) -> None:
@@ -57,7 +57,7 @@ class EpochOrder:
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._permutations:
-            # Batches reach over the end of an epoch, so that two of them are in use at a time.
+            # Batches reach over the end of an epoch, so two epochs are in use at a time.
             while len(self._permutations) >= _KEPT:
                 del self._permutations[next(iter(self._permutations))]
             random = generator(make_key(self.seed, epoch, 0, "shuffle"))

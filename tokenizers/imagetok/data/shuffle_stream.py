@@ -93,7 +93,7 @@ class ShuffleStream:
 
     Args:
         settings: What it shares with the others.
-        number: Which stream it is, in [0, L).
+        number: Number of the stream, in [0, L).
         position: Where it goes on, int64 (4 + buffer_size,); None begins.
         stop: Ends reading early when set.
 

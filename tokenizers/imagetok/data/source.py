@@ -86,8 +86,8 @@ def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
             its default folder.
 
     Raises:
-        DataError: There is no such dataset, it cannot be read, or a subset, a revision or an option
-            does not fit it.
+        DataError: The dataset does not exist or cannot be read, or a subset, a revision or an
+            option does not fit it.
     """
     if ref.is_builtin:
         return _builtin_source(ref, cache_dir)
@@ -107,7 +107,7 @@ def take_split(source: Source, ref: DatasetRef) -> tuple[Dataset, str | None]:
         The rows in order, and their identity, where the source has one.
 
     Raises:
-        DataError: The notation is not valid, there is no such split, or it has no rows.
+        DataError: The notation is not valid, or the split does not exist or has no rows.
     """
     parts, ranges = [], []
     for part, first, end in split_ranges(ref, source.lengths):
@@ -135,7 +135,7 @@ def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str,
         (split, first row, end) of each part.
 
     Raises:
-        DataError: The notation is not valid or there is no such split.
+        DataError: The notation is not valid, or the split does not exist.
     """
     try:
         parts = ReadInstruction.from_spec(ref.split).to_absolute(dict(lengths))
@@ -153,7 +153,7 @@ class DatasetLocation:
     """Where a dataset that is not built in is found.
 
     Attributes:
-        failure: What to say when it cannot be read.
+        failure: Message for when it cannot be read.
         root: The file or folder on this machine; None for a dataset on the Hub.
         is_saved: Whether the folder was written by `save_to_disk`.
         arguments: Otherwise the arguments for `load_dataset`.
@@ -250,8 +250,8 @@ def find_location(ref: DatasetRef) -> DatasetLocation:
     """Where the dataset of a path or of a name on the Hub is found; nothing is read.
 
     Raises:
-        DataError: There is nothing of that name here and it cannot be a name on the Hub, or a
-            subset or revision is given for what has none.
+        DataError: Nothing here has that name and it cannot be a name on the Hub, or a subset or
+            revision is given for something that has none.
     """
     name, revision = ref.name, ref.revision
     path = os.path.expanduser(name)

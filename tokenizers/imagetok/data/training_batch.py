@@ -43,7 +43,7 @@ class TrainingBatch:
         return _from_arrays, (*arrays, self.refused, position)
 
     def pin_memory(self) -> TrainingBatch:
-        """The same batch with pixels in page-locked memory, from which a GPU copies on the side."""
+        """The same batch with its pixels in page-locked memory, for a GPU's background copies."""
         return replace(self, pixels=self.pixels.pin_memory())
 
 

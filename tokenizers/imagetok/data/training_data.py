@@ -31,7 +31,7 @@ from imagetok.images import Preprocessor
 from imagetok.run_config import RunConfig
 
 STEPS_AHEAD = 2
-"""Steps that lie ready besides the one in work."""
+"""Steps that lie ready besides the one in progress."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Feed(Prefetcher[list[TrainingBatch]]):
         super().__init__(steps, STEPS_AHEAD, stop=loading.stop)
 
     def close(self) -> None:
-        """End the thread and the processes; closing twice is no error."""
+        """End the thread and the processes; closing it twice is harmless."""
         self._stop.set()
         if self._workers is not None:
             self._workers.close()

@@ -88,7 +88,7 @@ class TrainingSample(TypedDict):
     """One sample.
 
     Entries: pixels, uint8 (C, H, W); the row and the epoch that they come from; and refused,
-    messages about the rows that could not be read in its place.
+    messages about the rows that could not be read before this one took their place.
     """
 
     pixels: Tensor

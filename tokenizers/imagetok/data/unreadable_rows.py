@@ -10,8 +10,8 @@ from torch import Tensor
 from imagetok.errors import DataError, ImagetokError
 
 LEAST_SEEN = 1000
-"""The share of unreadable rows is taken of at least so many samples, so that one bad row among the
-first ones stops no run.
+"""Fewest samples that the share of unreadable rows is taken of, so that one bad row among the first
+ones does not stop a run.
 """
 
 _NAMED = 3

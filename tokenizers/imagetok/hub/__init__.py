@@ -1,7 +1,7 @@
 """The Hugging Face Hub: fetching and pushing tokenizers and tokenized datasets, merging cards.
 
-The one place that speaks with the Hub. It does so only when asked to, and imports huggingface_hub
-only then. The names of `imagetok.modelfile` can be imported from here as well.
+The one place that talks to the Hub. It does so only when asked to, and imports huggingface_hub only
+then. The names of `imagetok.modelfile` can be imported from here as well.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Addresses on the Hub: a repository, a revision of it, a folder in it.
 
-Whatever cannot be one is refused before any request is made.
+Whatever cannot be an address is refused before any request is made.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def check_revision(repo_id: str, revision: str | None) -> str:
     """The revision that is meant; None is the main branch.
 
     Raises:
-        HubAccessError: There cannot be a repository or a revision of this name.
+        HubAccessError: A repository or a revision cannot have this name.
     """
     check_repo_id(repo_id)
     wanted = constants.DEFAULT_REVISION if revision is None else revision

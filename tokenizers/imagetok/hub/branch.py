@@ -33,7 +33,7 @@ from imagetok.hub.address import check_revision
 from imagetok.hub.client import calling, hub_api
 
 UPLOAD_GROUP = 32
-"""Files that are uploaded together, between two steps of the progress bar."""
+"""Number of files that are uploaded together, between two steps of the progress bar."""
 
 _PRECONDITION_FAILED = 412
 _T = TypeVar("_T")
@@ -76,7 +76,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Head:
-    """The commit that a branch is at.
+    """The commit that a branch points to.
 
     Attributes:
         sha: Hash of the commit.
@@ -111,7 +111,7 @@ class Branch:
         pull_request: Address of the pull request, once there is one.
 
     Raises:
-        HubAccessError: There cannot be a branch of this name.
+        HubAccessError: A branch cannot have this name.
     """
 
     def __init__(
@@ -151,9 +151,9 @@ class Branch:
         calling(f"making the branch {self._revision} of {self._repo_id}", self._make_branch)
 
     def check_writable(self) -> None:
-        """Ask whether the branch may be written to, which `prepare` does not if it exists.
+        """Ask whether the branch may be written to, which `prepare` does not do if it exists.
 
-        Nothing is sent but the question how a small file would have to be uploaded.
+        Nothing is sent except the question how a small file would have to be uploaded.
 
         Raises:
             HubAccessError: The token has no right to write.

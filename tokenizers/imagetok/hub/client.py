@@ -1,11 +1,12 @@
-"""Calls to the Hub that outlast a bad network, and whose failures are told in words.
+"""Calls to the Hub that outlast a bad network, and whose failures are put into words.
 
     info = calling("reading user/name", lambda: hub_api(token).model_info("user/name"))
 
-What passes is tried again after growing waits, and each wait is logged: a busy Hub (429, 5xx), a
-dropped connection, an answer that breaks off. What does not pass (a wrong name, a missing right, a
-refused token, offline mode) is reported once, with the way out. No message holds a token.
-huggingface_hub tries only some of its requests again, and its messages span lines and name URLs.
+A fault that may pass is retried after growing waits, and each wait is logged: a busy Hub (429,
+5xx), a dropped connection, an answer that breaks off. One that will not pass (a wrong name, a
+missing right, a refused token, offline mode) is reported at once, with the remedy. No message holds
+a token. huggingface_hub retries only some of its requests, and its messages span lines and name
+URLs.
 
 The errors of its HTTP client leak from its calls; they are caught by the base of `HfHubHTTPError`,
 so that the client, which has changed before, is not imported by name.
@@ -61,7 +62,8 @@ def hub_api(token: str | bool | None = None) -> HfApi:
             demands it; False sends none.
 
     Raises:
-        HubAccessError: A token is demanded and there is none, or it holds what no token can.
+        HubAccessError: A token is demanded and there is none, or it holds characters that no token
+            has.
     """
     sent = token if isinstance(token, str) else None if token is False else get_token()
     if token is True and sent is None:
@@ -76,12 +78,12 @@ def hub_api(token: str | bool | None = None) -> HfApi:
 
 
 def calling(what: str, function: Callable[[], _T]) -> _T:
-    """Run one operation on the Hub, again where that can help.
+    """Run one operation on the Hub, and retry it where that can help.
 
     Args:
         what: The operation, for messages: `"reading user/name"`.
-        function: Carries it out with huggingface_hub. It is called anew for every try, even if the
-            one before may have succeeded and only its answer was lost.
+        function: Carries it out with huggingface_hub. It is called anew for every try, even where
+            the one before may have succeeded and only its answer was lost.
 
     Raises:
         HubAccessError: What is asked for does not exist or is not accessible.

@@ -1,4 +1,4 @@
-"""Pushing to the Hub: a tokenizer in one commit, a folder of many files in as few as it takes.
+"""Pushing to the Hub: a tokenizer in one commit, a folder of many files in as few as possible.
 
     read the branch and its card --> what differs --> upload --> one commit on top of what was read
              ^                                                          |
@@ -37,14 +37,14 @@ from imagetok.modelfile.model_folder import parse_evaluation
 logger = logging.getLogger(__name__)
 
 COMMIT_FILES = 1000
-"""Bulk files that one commit takes."""
+"""Most bulk files in one commit."""
 MOST_RESTARTS = 20
-"""How often a push starts over because somebody else has pushed to the branch."""
+"""How often a push starts over when somebody else has pushed to the branch."""
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """Where a push has ended.
+    """Result of a push.
 
     Attributes:
         url: Page of the repository, or of its branch.
@@ -130,8 +130,8 @@ def push_files(
 
     Args:
         folder: The folder that holds the files.
-        bulk: Paths in it of the many: shards and error reports.
-        closing: Paths in it of what shows that all is there: job, manifest, card.
+        bulk: Paths in it of the many files: shards and error reports.
+        closing: Paths in it of the files that show that all is there: job, manifest, card.
         repo_id: `user/name`; created if it is missing.
         owned: Prefixes of paths (`"data/"`); other files on the Hub with such a prefix are deleted
             in the last commit.
@@ -141,7 +141,7 @@ def push_files(
         revision: Branch.
         commit_message: Title.
         create_pr: Open a pull request, with several commits if it takes them.
-        token: For the Hub.
+        token: None takes the one that `hf auth login` saved or HF_TOKEN.
         progress: Show a bar.
 
     Raises:

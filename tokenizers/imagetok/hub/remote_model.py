@@ -49,7 +49,7 @@ from imagetok.modelfile.tensorfile import read_shapes
 from imagetok.tokenizer_config import TokenizerConfig
 
 FIRST_BYTES = 64 * 1024
-"""Fetched at once: more than the header of any model that imagetok makes."""
+"""Bytes fetched at once: more than the header of any model that imagetok makes."""
 
 _NO_TOKENIZER = "no tokenizer of imagetok lies there"
 
@@ -81,7 +81,7 @@ class RemoteInfo:
         config: The configuration in the header of its model.safetensors.
         tensors: By name: dtype, such as `float32`, and shape.
         num_bytes: Size of model.safetensors.
-        sha256: Hash of model.safetensors by the Hub; None if it is stored as a plain git file.
+        sha256: The Hub's hash of model.safetensors; None if it is stored as a plain git file.
         revision: The commit that all of this comes from.
         evaluation: Content of evaluation.json; None if there is none.
     """

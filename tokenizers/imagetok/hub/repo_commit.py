@@ -36,7 +36,7 @@ from imagetok.hub.address import check_revision, is_commit
 from imagetok.hub.client import calling, hub_api
 
 TRIES_BEFORE_CACHE = 2
-"""How often a silent Hub is asked before a commit that is in the cache is taken instead."""
+"""How often a Hub that does not answer is asked before a commit in the cache is taken instead."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_LINKS = 8
@@ -49,7 +49,7 @@ class RemoteFile:
     Attributes:
         name: Path in the repository.
         path: Path on this machine.
-        etag: The hash of its content by the Hub; None if it is no longer known.
+        etag: The Hub's hash of its content; None if it is not known any more.
     """
 
     name: str
@@ -142,7 +142,7 @@ class RepoCommit:
 
     @property
     def place(self) -> str:
-        """Its name in messages."""
+        """Its name for messages."""
         return f"{self.repo_id} at commit {self.revision}"
 
     def fetch(self, name: str) -> RemoteFile | None:
@@ -195,7 +195,7 @@ class RepoCommit:
         )
 
     def describe(self, name: str) -> HfFileMetadata | None:
-        """Size and hash of a file by the Hub; None if there is no such file."""
+        """The Hub's size and hash of a file; None if there is no such file."""
         api = hub_api(self.token)
         url = hf_hub_url(
             self.repo_id,
@@ -360,7 +360,7 @@ def _nor_here(repo_id: str) -> str:
 def _ask(
     repo_id: str, repo_type: str, revision: str, token: str | bool | None, known: str | None
 ) -> str:
-    """Ask the Hub; after some silence take the commit that is `known`, if there is one."""
+    """Ask the Hub; if it does not answer, take the commit that is `known`, if there is one."""
     tries = 0
 
     def ask() -> str | None:

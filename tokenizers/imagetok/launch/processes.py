@@ -107,7 +107,7 @@ def find_device(device: str, ranks: RankInfo) -> torch.device:
         ranks: The process's place.
 
     Raises:
-        InvalidValueError: There is no such device.
+        InvalidValueError: The device does not exist.
     """
     if device == "auto":
         accelerator = None if has_only_cpu() else torch.accelerator.current_accelerator()
@@ -122,7 +122,7 @@ def read_device(device: str | torch.device | None) -> torch.device:
     """A device that this machine has; None is the CPU.
 
     Raises:
-        InvalidValueError: There is no such device, or it holds no values.
+        InvalidValueError: The device does not exist, or it holds no values.
     """
     try:
         found = torch.empty(0, device="cpu" if device is None else device).device

@@ -1,8 +1,8 @@
 """A tokenizing job: everything that fixes the bytes of a tokenized dataset.
 
-It is written to `job.json` and holds no time, host, rank or path. Its fingerprint stands in the
-footer of every shard. Numeric settings are kept apart from the fingerprint: they change at most ids
-whose two best codes lie within rounding of each other, and a job may be told to go on under others.
+It is written to `job.json` and holds no time, host, rank or path. Its fingerprint is in the footer
+of every shard. Numeric settings are kept apart from the fingerprint: they change at most ids whose
+two best codes lie within rounding of each other, and a job may be told to go on under others.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Units(Config):
 
 
 class Output(Config):
-    """What is written of each row.
+    """What is written about each row.
 
     Attributes:
         resize: `crop` brings images to the tokenizer's size; `native` keeps each image's own.

@@ -105,7 +105,8 @@ class JobFolder:
         """
         mine = range(rank, self.job.num_units, world_size)
         others = [unit for unit in range(self.job.num_units) if unit % world_size != rank]
-        # Help begins with the next rank's last units, which that rank is least likely to be at.
+        # Help begins with the next rank's last units, which that rank is least likely to be working
+        # on.
         others.sort(key=lambda unit: ((unit - rank) % world_size, -unit))
         for unit in [*mine, *others]:
             if not self.is_complete(unit):
@@ -120,7 +121,7 @@ class JobFolder:
 
         Raises:
             DataError: At the end, some row was not written or refused exactly once.
-            UnwritableFileError: The disk is full, or the like.
+            UnwritableFileError: The disk is full or the folder cannot be written.
         """
         if self.is_complete(unit):
             yield None

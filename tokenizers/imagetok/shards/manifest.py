@@ -41,13 +41,13 @@ Number = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 SUMMED = ("rows", "refused", "tokens", "bytes")
-"""Figures of a shard of which the totals are sums."""
+"""Figures of a shard whose sums are the totals."""
 
 _REMEDY = "run the same tokenize command again"
 
 
 class ShardRecord(Config):
-    """What a manifest says of one shard.
+    """What a manifest says about one shard.
 
     Attributes:
         path: Path below the dataset's folder, with slashes.
@@ -152,8 +152,8 @@ def finalize(
 ) -> Manifest:
     """Write the manifest and the dataset card, once all units are there.
 
-    Several processes may call it at once, and again later. A manifest that lists the very files
-    that lie there stays, and so does what people made of its card.
+    Several processes may call it at once, and again later. A manifest that lists exactly the files
+    that are there stays, and so does what people wrote into its card.
 
     Args:
         folder: Folder of the tokenized dataset.
@@ -162,8 +162,8 @@ def finalize(
     Raises:
         DataError: Units are missing, shards belong to another job, or files lie there that do not
             belong to this one.
-        UnreadableFileError: There is no job, or a shard is damaged.
-        UnwritableFileError: The disk is full, or the like.
+        UnreadableFileError: The folder holds no job, or a shard is damaged.
+        UnwritableFileError: The disk is full or the folder cannot be written.
     """
     folder = Path(folder)
     job = read_job(folder)
@@ -194,7 +194,7 @@ def _refuse_missing_units(folder: Path, job: Job) -> None:
 
 
 def _current_manifest(folder: Path, job: Job) -> Manifest | None:
-    """The manifest that lies there, if it lists the shards that lie there."""
+    """The manifest in the folder, if it lists exactly the shards in the folder."""
     try:
         manifest = read_manifest(folder)
     except UnreadableFileError:

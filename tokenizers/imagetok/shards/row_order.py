@@ -6,8 +6,8 @@
       --> within every shuffle buffer of a part, rows in a new order
 
 So every row comes exactly once per epoch over all ranks, whose parts differ by at most one row; a
-rank works on few shards at a time; and neighbours in the input end up far apart, as a shuffle
-buffer holds runs of up to 16 shards.
+rank reads few shards at a time; and neighbours in the input end up far apart, as a shuffle buffer
+holds runs of up to 16 shards.
 """
 
 from __future__ import annotations

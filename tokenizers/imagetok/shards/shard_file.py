@@ -31,7 +31,7 @@ MOST_BYTES = 2**25
 """Bytes of text, binary values and ids; a row group ends with the row that reaches them."""
 
 ID_BYTES = 64
-"""What an id counts for: writing a row group takes more than half of that for each of its ids."""
+"""Bytes that an id counts for: writing a row group takes over half of that for each of its ids."""
 
 _PAGE_BYTES = 2**22
 

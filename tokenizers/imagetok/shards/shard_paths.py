@@ -4,7 +4,7 @@ Relative to its folder, for the split `train`:
 
 data/train-00000.parquet         a unit of rows
 data/train-00000-00000.parquet   one part of a unit that is an input file: unit, part
-data/00003/train-03141.parquet   with over 5,000 units: 1,000 a folder
+data/00003/train-03141.parquet   with over 5,000 units: 1,000 per folder
 errors/...jsonl                  under the same names, the rows that could not be read
 """
 

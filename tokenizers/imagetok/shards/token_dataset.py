@@ -162,7 +162,7 @@ class TokenDataset(IterableDataset[Item]):
             self._go_to(epoch, 0)
 
     def state_dict(self, taken: int) -> State:
-        """State of a consumer; `TokenLoader.state_dict` counts the items by itself.
+        """State of a consumer; `TokenLoader.state_dict` counts the items itself.
 
         Args:
             taken: Number of items of this pass, batches or rows, that the consumer has taken.

@@ -77,7 +77,7 @@ class TokenFolder:
         """Refuse shards that are missing or differ in size from the manifest.
 
         Raises:
-            UnreadableFileError: There is such a shard.
+            UnreadableFileError: A shard is missing or differs.
         """
         for shard in self.manifest.shards:
             with naming_os_errors("read", self.path / shard.path):
@@ -93,7 +93,7 @@ class TokenFolder:
 
         Raises:
             InvalidTypeError: This is not a list of names.
-            DataError: There is no such column.
+            DataError: The dataset does not have such a column.
         """
         kept = list(self.job.schema.kept)
         if names is None:
@@ -127,7 +127,7 @@ def open_folder(
     Raises:
         InvalidTypeError: `folder` is not a path.
         InvalidValueError: A revision is given for a path.
-        UnreadableFileError: There is no manifest, or a file is damaged.
+        UnreadableFileError: The manifest is missing, or a file is damaged.
         DataError: The manifest belongs to another job than job.json.
         HubAccessError: The repository or revision is missing, or access is not allowed.
         HubError: The Hub cannot be reached.
@@ -165,7 +165,7 @@ def push_dataset(
     """Push a complete tokenized dataset to the Hub, without sending again what is there already.
 
     Shards come first and the manifest last, so that `TokenDataset` never takes a part for the
-    whole. Pushing again after an interruption goes on. Shards of another dataset that lie in the
+    whole. Pushing again after an interruption continues. Shards of another dataset that lie in the
     repository are removed. A card that was edited there is kept: only its generated block is
     renewed.
 

@@ -12,7 +12,7 @@ A sequence of t text ids and a grid of 2 x 3, row after row from the top left:
     `-- t ids --'  `---------------- image_length ---------------'
 
 Where a position has several codes, they take its place one after another. Each level of codes has
-a range of K_level ids of its own, or all levels share the range of the largest one:
+its own range of K_level ids, or all levels share the range of the largest one:
 
     levels="own"       T ... T+K_0-1 | T+K_0 ... T+K_0+K_1-1 | ...
     levels="shared"    T ... T+max(K_0, K_1, ...)-1
@@ -41,21 +41,22 @@ _SPECIAL = {"boi": "begin-of-image", "eoi": "end-of-image", "eor": "end-of-row"}
 class TokenLayout:
     """How text ids, image ids and special ids share a vocabulary and a sequence.
 
-    A special id is given as True, for the next free id behind the image ids; as a number, either
-    one of the text vocabulary that the text itself never uses or one behind the image ids; or as
-    None, where it is not used.
+    A special id is given as True, for the next free id after the image ids; as a number, either one
+    of the text vocabulary that the text itself never uses or one after the image ids; or as None,
+    where it is not used.
 
     Attributes:
         text_vocab_size: Text ids lie in [0, text_vocab_size); 0 for images without text.
         codebook_size: Image ids lie in [0, codebook_size).
         grid: (h, w) of the positions of an image; (1, n) where they form no grid.
         boi: Id in front of an image.
-        eoi: Id behind an image.
-        eor: Id behind each row of an image, the last one included.
+        eoi: Id after an image.
+        eor: Id after each row of an image, the last one included.
         codebook_sizes: Codebook size of each code of a position, as given by
             `ImageTokenizer.codebook_sizes`: the ids of level i lie in [0, codebook_sizes[i]), and
             the largest size is codebook_size. Left out, a position has one code.
-        levels: `own` gives each level of codes a range of ids of its own, `shared` one to all.
+        levels: `own` gives each level of codes its own range of ids, `shared` one range to all
+            levels.
 
     Raises:
         InvalidTypeError: A size or id is not an integer.

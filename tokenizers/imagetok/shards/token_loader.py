@@ -43,7 +43,7 @@ class TokenLoader(DataLoader[Item | ImagetokError]):
         self._complete = True
 
     def state_dict(self) -> State:
-        """State behind the last item that the consumer has taken."""
+        """State after the last item that the consumer has taken."""
         return self._tokens.state_dict(self._taken if self._moves == self._tokens.moves else 0)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ class UnitWriter:
 
         Raises:
             InvalidValueError: The table has other columns, or its rows do not ascend.
-            UnwritableFileError: The disk is full, or the like.
+            UnwritableFileError: The disk is full or the folder cannot be written.
         """
         if not table.schema.equals(self._schema.arrow):
             raise InvalidValueError(
@@ -110,7 +110,7 @@ class UnitWriter:
 
         Raises:
             DataError: A row was neither written nor refused, or came twice.
-            UnwritableFileError: The disk is full, or the like.
+            UnwritableFileError: The disk is full or the folder cannot be written.
         """
         last = self._account()
         self._open(int(self._parts_of(np.array([last]))[0]))

@@ -68,7 +68,7 @@ class Report:
 
     @property
     def is_sound(self) -> bool:
-        """Whether there is no fault."""
+        """Whether no fault was found."""
         return not self.faults
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ def _list_shards(opened: TokenFolder) -> tuple[list[ShardCheck], list[Fault]]:
 
 
 def _wrong_totals(opened: TokenFolder) -> Iterator[Fault]:
-    """Totals that are not the sums of what the manifest says of its shards."""
+    """Totals that are not the sums of what the manifest says about its shards."""
     found, sums = opened.manifest.totals.to_dict(), Totals.of(opened.manifest.shards).to_dict()
     for name, total in sums.items():
         if found[name] != total:
@@ -154,7 +154,7 @@ class ShardCheck:
     Attributes:
         folder: Folder of the dataset.
         job: The job that filled it.
-        record: What the manifest says of the shard.
+        record: What the manifest says about the shard.
         unit: Unit that the shard belongs to.
         part: Number of the shard in its unit.
         is_last: Whether the shard is the last part of its unit.

@@ -109,8 +109,8 @@ class Batcher:
     """Collects images into batches by shape.
 
     A full batch is released at once. Images of many shapes could pile up in batches that never
-    fill, so the batch that has waited longest is also released when too many bytes or too old an
-    image wait. This depends on the images alone.
+    fill, so the batch that has waited longest is also released when too many bytes wait or an image
+    has waited too long. This depends on the images alone.
 
     Args:
         encoder: Says how many images make a batch.

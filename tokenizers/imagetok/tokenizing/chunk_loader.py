@@ -20,7 +20,7 @@ Loaded = tuple[Chunk, list[Outcome]]
 
 
 class ChunkLoader:
-    """Decodes chunks ahead; a context manager that ends what it started.
+    """Decodes chunks ahead of their use; a context manager that ends what it started.
 
     A loading process that is killed is replaced once for each chunk; a chunk whose images end it
     twice ends the job.
@@ -28,7 +28,7 @@ class ChunkLoader:
     Args:
         preparation: What is done with images.
         workers: Loading processes; 0 takes threads of this process.
-        threads: Threads where there are no processes.
+        threads: Number of threads where `workers` is 0.
         batch_size: Images of a batch; two batches lie ready.
         poll: Called while waiting; what it raises ends the waiting.
 

@@ -3,7 +3,7 @@
     ImageCell --read_image--> pixels --crop and resize, or trim--> Prepared | Refused
 
 This runs in loading threads or processes and depends on the image alone. The reason for a refusal
-names no path of the machine and no address, and is the same in every run. A fault that may pass,
+holds neither a path of the machine nor an address, and is the same in every run. A temporary fault,
 such as a server that does not answer, ends the job instead of leaving the row out.
 """
 
@@ -34,7 +34,7 @@ _LASTING = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL),
 }
-"""Faults of a file that do not pass: reading it again fails again."""
+"""Permanent faults of a file: reading it again fails again."""
 
 MAX_GRID_SIDE = 2**16 - 1
 """Most positions along a side, because shards store the sides of a grid as uint16."""

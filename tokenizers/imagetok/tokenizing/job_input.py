@@ -329,7 +329,7 @@ def _kept_features(
         keep: Names of columns.
 
     Raises:
-        DataError: There is no such column, it is named twice, or it is the image column.
+        DataError: A column does not exist, is named twice, or is the image column.
     """
     listing = ", ".join(column for column in features if column != image_column) or "(none)"
     for number, column in enumerate(keep):

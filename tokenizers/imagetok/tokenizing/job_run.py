@@ -3,8 +3,8 @@
     JobInput --units--> JobFolder.claim --> tokenize_rows --> UnitWriter   (each rank on its own)
                                      all units there --> finalize --> Manifest
 
-Ranks take units by number and never talk. One that has none left helps the others, or waits for
-them. However a process ends, it leaves whole shards or none, and the same command goes on.
+Ranks take units by number and do not communicate. One that has none left helps the others, or waits
+for them. However a process ends, it leaves whole shards or none, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def tokenize_dataset(
         dataset: A name or folder that `imagetok.data.open_images` takes.
         output_dir: Folder to fill; new, empty, or of the same job.
         tokenizer_revision: Commit, branch or tag of a tokenizer on the Hub. The job records the
-            commit, and goes on with no other.
+            commit and does not go on with another one.
         subset: Configuration name, where a dataset has several.
         revision: Commit, branch or tag of a dataset on the Hub.
         split: A split, a slice or a sum of these; if streamed, the name of a split.
@@ -93,7 +93,7 @@ def tokenize_dataset(
         device: Where a tokenizer that is given by name computes; `auto` takes the process's own
             GPU, where there is one.
         dtype: Type that its networks compute in: float32, bfloat16 or float16.
-        limit: Most rows to take, from the first on.
+        limit: Most rows to take, counted from the first.
         resize: `crop` brings images to the tokenizer's size; `native` keeps each one's own, with
             the sides rounded down to the factor by a centre crop.
         streaming: Read files in sequence instead of row by row.
@@ -299,7 +299,7 @@ def check_totals(manifest: Manifest, folder: Path, name: str, max_error_rate: fl
         max_error_rate: Largest share of rows, in [0, 1], that may be refused.
 
     Raises:
-        TokenizingError: There is no row, none could be read, or too many were refused.
+        TokenizingError: The input has no rows, none could be read, or too many were refused.
     """
     totals = manifest.totals
     if not totals.rows_in:

@@ -52,7 +52,7 @@ def load_tokenizer(
 
     Raises:
         NotDiscreteError: The tokenizer is continuous.
-        InvalidValueError: There is none, or a revision is given for one that is loaded already.
+        InvalidValueError: No tokenizer is given, or a revision for one that is loaded already.
     """
     if tokenizer is None:
         if config.tokenizer is None:
@@ -133,7 +133,7 @@ def describe_job(config: TokenizeConfig, tokenizer: ImageTokenizer, rows: JobInp
 def _tokenizer_source(tokenizer: ImageTokenizer) -> TokenizerSource:
     name, revision = "unsaved", tokenizer.revision
     if tokenizer.origin is not None:
-        # The path of a folder tells something about the machine, its name does not.
+        # The path of a folder says something about the machine, its name does not.
         name = tokenizer.origin.name if revision else tokenizer.origin.folder.resolve().name
     return TokenizerSource(
         name=name,

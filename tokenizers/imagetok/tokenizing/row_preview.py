@@ -62,7 +62,7 @@ def decode_rows(
         The images and their captions.
 
     Raises:
-        DataError: The ids were made by another tokenizer, or there are no such rows.
+        DataError: The ids were made by another tokenizer, or the rows do not exist.
         UnreadableFileError: A shard is missing or damaged.
     """
     folder.check_tokenizer(tokenizer)

@@ -42,7 +42,7 @@ class RowWriter(Protocol):
 
 
 class Progress(Protocol):
-    """What is told how the work goes on."""
+    """What is told about the progress of the work."""
 
     def advance(self, rows: int, refused: int) -> None:
         """Add to the numbers of rows that were tokenized and refused."""
@@ -203,7 +203,7 @@ class Emitter:
 def _copy_apart(ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """A copy in Arrow's memory, for what stays while batches come and go.
 
-    Left among the encoder's buffers, ids would fragment the heap into pieces too small for these.
+    Left among the encoder's buffers, ids would cut the heap into pieces too small for these.
     """
     copy = np.frombuffer(pa.allocate_buffer(ids.nbytes), dtype=np.int64).reshape(ids.shape)
     copy[...] = ids

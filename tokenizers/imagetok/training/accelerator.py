@@ -12,7 +12,7 @@ from imagetok.launch import collectives, has_only_cpu, leave_group_at_exit
 from imagetok.run_config import TrainConfig
 
 PATIENCE = timedelta(hours=6)
-"""How long a rank waits for another, as the first one may be preparing a large dataset."""
+"""How long a rank waits for another one, such as the first while it prepares a large dataset."""
 
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 

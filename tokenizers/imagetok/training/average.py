@@ -24,7 +24,7 @@ class WeightAverage(AveragedModel):
 
     Args:
         model: The model as it is at the first step.
-        decay: Decay a step, in [0, 1).
+        decay: Decay per step, in [0, 1).
     """
 
     def __init__(self, model: ImageTokenizer, decay: float) -> None:

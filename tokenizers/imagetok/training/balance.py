@@ -58,7 +58,7 @@ class GradientBalance:
 
         Args:
             reference: Weighted terms that are not balanced.
-            balanced: Unweighted terms that are, by name.
+            balanced: Unweighted terms that are balanced, by name.
             scale: What losses are multiplied by, so that half precision does not underflow.
         """
         losses = {REFERENCE: torch.stack(list(reference)).sum(), **balanced}

@@ -4,6 +4,8 @@
         model.safetensors      weights and all buffers of the tokenizer
         average.safetensors    averaged weights, where there are any
         optimizer.safetensors  moments and step counts by parameter name
+        NAME.safetensors       parameters and buffers of the objective NAME, where it learns;
+                               its optimizer stands in NAME-optimizer.safetensors
         data.safetensors       where a streamed dataset is read next, where one is read
         state.json             next step, gradient scaler, counts, config, data fingerprint
         meta.json              size and sha256 of each file; written last
@@ -71,7 +73,7 @@ class TrainedParts:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of all that a run needs to go on, on the CPU and out of training's way.
+    """A copy of all that a run needs to go on, on the CPU, where training does not change it.
 
     Attributes:
         tensors: By file and name: parameters and buffers of modules, moments and step counts of
@@ -357,7 +359,7 @@ class CheckpointWriter:
     Args:
         folder: Parent of the checkpoints.
         keep_last: Number of checkpoints kept.
-        before: Called in the thread before each checkpoint is written: it brings to disk what must
+        before: Called in the thread before each checkpoint is written, to bring to disk what must
             not be older than the checkpoint.
     """
 
@@ -375,7 +377,7 @@ class CheckpointWriter:
         """Wait until all is written.
 
         Raises:
-            UnwritableFileError: The last snapshot could not be written; older checkpoints stand.
+            UnwritableFileError: The last snapshot could not be written; older checkpoints remain.
         """
         pending, self._pending = self._pending, None
         if pending is not None:

@@ -1,4 +1,4 @@
-"""The model that a run begins with: its weights, what of it learns, and where its codebook starts.
+"""The model that a run begins with: its weights, which parts learn, and where its codebook starts.
 
 The weights are random or those of a saved tokenizer, while the run's config says how they are
 trained further. Both must then describe one architecture; only the bottleneck's `training_only`
@@ -43,8 +43,8 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         ConfigError: Unknown recipe, malformed override, or a config that does not validate.
-        ModelFileError: `train.init_from` names no whole tokenizer.
-        HubAccessError, HubError: It names one on the Hub that cannot be had.
+        ModelFileError: `train.init_from` does not name a complete tokenizer.
+        HubAccessError, HubError: It names one on the Hub that cannot be fetched.
         UnreadableFileError: The recipe cannot be read.
     """
     return load_recipe(recipe, overrides, _read_saved)
@@ -65,7 +65,7 @@ def build_model(
         config: The run.
         device: Where to put it.
         resuming: Whether a checkpoint's weights will take the place of these, so that the tokenizer
-            which the run once started from need not be there any more.
+            which the run started from need not exist any more.
 
     Returns:
         A tokenizer in torch's default dtype, with random weights drawn from the run's seed or the
@@ -73,8 +73,8 @@ def build_model(
 
     Raises:
         ConfigError: The saved tokenizer has another architecture, or nothing is left to learn.
-        ModelFileError: `train.init_from` names no whole tokenizer.
-        HubAccessError, HubError: It names one on the Hub that cannot be had.
+        ModelFileError: `train.init_from` does not name a complete tokenizer.
+        HubAccessError, HubError: It names one on the Hub that cannot be fetched.
     """
     settings = config.train
     with torch.random.fork_rng(devices=[]):
@@ -209,7 +209,7 @@ def _check_architecture(asked: TokenizerConfig, saved: TokenizerConfig, folder: 
 
 
 def _architecture(config: TokenizerConfig) -> dict[str, Any]:
-    """The config without what a further training may change."""
+    """The config without what further training may change."""
     values = config.to_complete_dict()
     for key in config.bottleneck.training_only:
         del values["bottleneck"][key]

@@ -1,4 +1,4 @@
-"""A learner: a module and all that its learning needs and changes.
+"""A learner: a module and everything that its learning needs and changes.
 
 A run steps one or several of them together: the tokenizer, and each objective that learns. All are
 stepped or none is, so that what one of them meets (a loss that is not finite, an overflow) leaves
@@ -33,7 +33,7 @@ class Learner:
         config: AdamW and its learning rate.
         run_steps: Number of steps of the run.
         accelerator: The run's processes and precision.
-        groups: How parameters are learnt, by name, where it is not by the defaults.
+        groups: How parameters are learnt, by name, where the defaults do not apply.
         start_step: Step before which the module is untouched.
 
     Attributes:
@@ -89,7 +89,7 @@ class Learner:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Within the context nobody's loss has gradients for this learner's parameters."""
+        """Within the context no loss has gradients for this learner's parameters."""
         for parameter in self._parameters:
             parameter.requires_grad_(False)
         try:
@@ -163,7 +163,7 @@ def build_optimizer(
     Args:
         module: Its parameters that require gradients are learnt.
         config: Settings.
-        groups: How parameters are learnt, by name in the module, where it is not by the defaults.
+        groups: How parameters are learnt, by name in the module, where the defaults do not apply.
     """
     members: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
     for name, parameter in module.named_parameters():

@@ -92,19 +92,19 @@ def train(
         output_dir: Folder to write, on a file system that all ranks share.
         resume: Continue after the newest checkpoint in the folder; without one start anew, and
             leave a finished run as it is.
-        push: Where to push the tokenizer to, at the end and meanwhile; a repository that may not
-            be written is refused before the first step. A finished run is pushed again.
+        push: Where to push the tokenizer to, at the end and during training; a repository that may
+            not be written is refused before the first step. A finished run is pushed again.
         progress: Show progress bars on the main process.
 
     Returns:
-        Where everything is, and the final figures; the same on every rank, but for `pushed`.
+        Where everything is, and the final figures; the same on every rank, except for `pushed`.
 
     Raises:
         ConfigError: The config does not fit the machine, the folder holds a run and `resume` is
             not set, or the run that is there had another config.
         DataError: The data cannot be read as asked, or too many rows cannot be read.
         HubError: The tokenizer cannot be pushed.
-        MissingExtraError: A tracker is asked for and not installed.
+        MissingExtraError: A tracker is asked for that is not installed.
         ModelFileError: The newest checkpoint is damaged.
         Stopped: SIGTERM, SIGINT or SIGUSR1 came; everything is saved.
         TrainingError: The loss or the gradients are not finite.

@@ -1,8 +1,8 @@
-"""What evaluation.json says of a run: how the tokenizer that it exports was trained.
+"""What evaluation.json says about a run: how the tokenizer that it exports was trained.
 
-It is read by people elsewhere: it names the recipe, the data and the kind of machine, and no time,
+It is read by people elsewhere: it names the recipe, the data and the kind of machine, but no time,
 process, host or folder. The recipe is the shipped one that the fewest overrides turn into the run's
-config, whichever file or command line the config came from; what is named makes the same run.
+config, whichever file or command line the config came from; what is named repeats the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from imagetok.run_config import RunConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
 
 MOST_CHANGES = 24
-"""With more overrides than this, a run is no longer told as a variant of a recipe."""
+"""With more overrides than this, a run is not described as a variant of a recipe any more."""
 
 _IRRELEVANT = {
     "data": ("num_workers",),

@@ -1,4 +1,4 @@
-"""Pushing a run's tokenizer to the Hub, while it trains and when it is done."""
+"""Pushing a run's tokenizer to the Hub, during training and at the end."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from imagetok.tokenizer import ImageTokenizer
 logger = logging.getLogger(__name__)
 
 PATIENCE = 300.0
-"""Seconds that a push under way has at the end of a run: a server that took a request and never
-answers would keep the run from ending.
+"""Seconds that a push under way may still take at the end of a run: a server that took a request
+and never answers would keep the run from ending.
 """
 
 
@@ -41,7 +41,7 @@ def prepare_push(plan: PushPlan | None) -> None:
     """Make the repository where it is missing, so that a refusal comes before the first step.
 
     Raises:
-        HubAccessError: No token may write to it, or its name is not one of a repository.
+        HubAccessError: The token may not write to it, or its name is not that of a repository.
         HubError: The Hub cannot be reached.
     """
     if plan is not None:
@@ -51,8 +51,8 @@ def prepare_push(plan: PushPlan | None) -> None:
 class Pusher:
     """Pushes for a run on its main process, one push at a time, in a thread beside the training.
 
-    A push that fails while the run trains is told and does not end the run. As a context manager it
-    waits at the end for the push under way, unless an error or a signal ended the run.
+    A push that fails while the run trains gives a warning and does not end the run. As a context
+    manager it waits at the end for the push under way, unless an error or a signal ended the run.
 
     Args:
         plan: Where to push to; None pushes nothing.
@@ -82,7 +82,7 @@ class Pusher:
             return
         copied = copy.deepcopy(tokenizer).cpu()
         arguments = (plan, copied, done)
-        # A daemon, so that one that never ends is left behind when the process does.
+        # A daemon, so that a push that never ends is left behind when the process does.
         self._thread = Thread(
             target=self._push_meanwhile, args=arguments, name="imagetok-push", daemon=True
         )

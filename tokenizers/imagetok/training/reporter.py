@@ -1,10 +1,10 @@
-"""What a run tells of itself: records, trackers, sample grids, warnings and the progress bar.
+"""What a run says about itself: records, trackers, sample grids, warnings and the progress bar.
 
     losses.jsonl      the losses of every step; the same bytes in equal runs
     metrics.jsonl     figures once in a while, times included
     samples/          grids of images above their reconstructions
 
-Both records are append-only files of one JSON object a line, each with a `step`.
+Both records are append-only files of one JSON object per line, each with a `step`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from imagetok.training.totals import StepTotals
 from imagetok.training.trackers import Trackers
 
 MAX_WARNINGS = 20
-"""Number of unreadable rows that are shown; all of them are recorded."""
+"""Most unreadable rows that are shown; all of them are recorded."""
 
 logger = logging.getLogger(__name__)
 
@@ -187,14 +187,14 @@ class Reporter:
 
 
 class Records:
-    """A file of one JSON object a line, each with a `step`.
+    """A file of one JSON object per line, each with a `step`.
 
     Every method raises an UnwritableFileError where the file cannot be written.
 
     Args:
         path: The file; it is made where it is missing.
         next_step: Lines of this step and later ones are dropped, as a resumed run writes them anew.
-        write: False on all ranks but one, which then write nothing.
+        write: Whether this rank writes; False on all ranks except one.
 
     Raises:
         UnreadableFileError: One of its lines is damaged.
@@ -234,7 +234,7 @@ class Records:
                 os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush and close the file; closing it twice is no error."""
+        """Flush and close the file; closing it twice is harmless."""
         if self._file is not None:
             with naming_os_errors("write", self._path):
                 self._file.close()
@@ -250,7 +250,7 @@ def _lines_before(content: bytes, next_step: int, path: Path) -> bytes:
             step = json.loads(line)["step"]
         except (ValueError, KeyError, TypeError):
             raise UnreadableFileError(
-                f"line {number} of '{path}' is no record of a step; move the file away"
+                f"line {number} of '{path}' is not a record of a step; move the file away"
             ) from None
         if step >= next_step:
             break

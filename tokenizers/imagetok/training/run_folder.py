@@ -1,4 +1,4 @@
-"""The folder of a run: who holds it, what stands in it at the beginning and at the end.
+"""The folder of a run: who holds it, and what is in it at the beginning and at the end.
 
 config.yaml      the resolved config, which is a complete recipe
 losses.jsonl     see `imagetok.training.reporter`, as for metrics.jsonl and samples/

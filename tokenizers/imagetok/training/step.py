@@ -41,11 +41,11 @@ from imagetok.training.learner import Learner
 from imagetok.training.totals import StepTotals
 
 MAX_SKIPPED_STEPS = 20
-"""Steps in a row whose float16 gradients overflow that stop the run."""
+"""Number of steps in a row with overflowing float16 gradients that stops the run."""
 
 
 class Stepper:
-    """A tokenizer, what else learns beside it, and all that a step needs and changes.
+    """A tokenizer, what else learns beside it, and everything that a step needs and changes.
 
     Args:
         settings: How the tokenizer is trained.
@@ -58,7 +58,7 @@ class Stepper:
         tokenizer: The bare model.
         average: Averaged weights, or None.
         learner: The tokenizer's learner.
-        learners: It, and those of the objectives that have one.
+        learners: That one, followed by those of the objectives that have one.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Stepper:
         totals.add(losses)
 
     def _terms(self, output: TokenizerOutput, batch: _MicroBatch) -> list[_Term]:
-        """The terms of the tokenizer's loss, of all objectives, with their weights."""
+        """The terms of the tokenizer's loss from all objectives, with their weights."""
         terms: list[_Term] = []
         for objective, weights in self._objectives:
             with self.accelerator.autocast():
@@ -182,7 +182,7 @@ class Stepper:
         return balance.gradients(reference, balanced, self.learner.scale)
 
     def _used(self, statistics: Statistics | None) -> Statistics | None:
-        """What of the statistics is wanted: of a frozen bottleneck only how often codes occur."""
+        """The statistics that are needed: of a frozen bottleneck only how often codes occur."""
         if statistics is None or self._bottleneck_learns:
             return statistics
         return Statistics({name: s for name, s in statistics.sums.items() if is_counts(name)})

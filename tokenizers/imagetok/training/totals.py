@@ -24,7 +24,7 @@ class StepTotals:
         means: Means of the scalars, once merged.
         counts: Sums of the counts, once merged.
         gradients: Means of the gradients, once merged.
-        statistics: For `bottleneck.update`, once merged; None where there are none.
+        statistics: What `bottleneck.update` takes, once merged; None if no micro-batch has any.
     """
 
     def __init__(self, num_parts: int) -> None:

@@ -1,9 +1,9 @@
 """TensorBoard and Weights & Biases, through Accelerate: a copy of the records for people to watch.
 
 Everything lies below the run's folder, in `trackers/tensorboard` and `trackers/wandb`. A tracker is
-not part of a run's result, which is in `metrics.jsonl` and `samples/`: one that is asked for and
-not installed is an error before anything is done, but whatever goes wrong with it later costs that
-tracker and not the run.
+not part of a run's result, which is in `metrics.jsonl` and `samples/`: one that is asked for but
+not installed is an error before anything is done, while a later failure costs that tracker and not
+the run.
 
 A resumed run continues what trackers show. TensorBoard hides the events after the checkpoint; wandb
 goes on with its run, which has the figures of the steps after the checkpoint already: equal steps
@@ -33,7 +33,7 @@ FOLDER = "trackers"
 WANDB_ID = "wandb-id"
 
 WANDB_SECONDS_TO_FINISH = 20.0
-"""Time to send what is left when a run ends, within the 30 s that launchers wait."""
+"""Seconds to send what is left when a run ends, within the 30 s that launchers wait."""
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class Trackers:
             tracker.log_image(name, image.convert("RGB"), step)
 
     def close(self) -> None:
-        """Finish all trackers; closing them twice is no error."""
+        """Finish all trackers; closing them twice is harmless."""
         for tracker in self._trackers:
             tracker.finish()
         if self._trackers:
