@@ -293,7 +293,7 @@ def test_values_that_are_not_one_an_image_are_refused_by_name() -> None:
         def measure(self, batch: MeasuredBatch) -> Tensor:
             return torch.tensor(0.5)
 
-    with pytest.raises(InvalidValueError, match=r"test_first_pixel: expected one value an image"):
+    with pytest.raises(InvalidValueError, match=r"test_first_pixel: expected one value per image"):
         Whole(FirstConfig(), MeasuredModel((1, 1), (1, 1))).update(batch_of())
 
 

@@ -191,9 +191,9 @@ def test_a_saved_tokenizer_is_read_where_the_recipe_starts_from_one_and_describe
     [
         ("tokenizer: [1", r"recipe '.*' is not valid YAML in line \d: "),
         ("a: b: c", r"is not valid YAML in line 1: mapping values are not allowed here"),
-        ("- 1\n- 2", "is no mapping with tokenizer, data and train"),
-        ("", "is no mapping with tokenizer, data and train"),
-        ("just text", "is no mapping with tokenizer, data and train"),
+        ("- 1\n- 2", "is not a mapping with tokenizer, data and train"),
+        ("", "is not a mapping with tokenizer, data and train"),
+        ("just text", "is not a mapping with tokenizer, data and train"),
         ("train: {steps: 5}", "missing key 'tokenizer'; missing key 'data'"),
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],

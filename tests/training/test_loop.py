@@ -335,7 +335,7 @@ def test_a_loading_process_that_is_killed_ends_the_run_in_words(
 
     monkeypatch.setattr(Stepper, "step", kill)
     run = tiny_run("ae", data={"num_workers": 2}, steps=3000)
-    with pytest.raises(DataError, match="loads pictures was ended from outside"):
+    with pytest.raises(DataError, match="loads images was ended from outside"):
         train(run, tmp_path / "run", progress=False)
     assert multiprocessing.active_children() == []
 
