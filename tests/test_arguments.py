@@ -1,4 +1,4 @@
-"""What a user gives beside pictures and ids: read in one form, or refused in words."""
+"""What a user gives beside images and ids: read in one form, or refused in words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_count_is_an_integer_of_any_kind(value: Any) -> None:
      torch.tensor(2.0), torch.tensor(2, device="meta"), Fraction(2), object()],
     ids=range(12),
 )  # fmt: skip
-def test_a_count_that_is_no_integer_is_refused(value: Any) -> None:
+def test_a_count_that_is_not_an_integer_is_refused(value: Any) -> None:
     with pytest.raises(InvalidTypeError, match="steps must be an integer, got "):
         read_count("steps", value, 2)
 
@@ -74,7 +74,7 @@ def test_another_temperature_is_refused(value: Any, kind: type[Exception]) -> No
 
 
 @pytest.mark.parametrize("value", [5, "x", np.random.default_rng(0), torch.Generator])
-def test_what_is_no_generator_is_refused(value: Any) -> None:
+def test_what_is_not_a_generator_is_refused(value: Any) -> None:
     with pytest.raises(InvalidTypeError, match=r"generator must be a torch\.Generator or None"):
         check_generator(value)
     check_generator(None)

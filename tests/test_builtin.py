@@ -65,7 +65,7 @@ def golden_hash() -> str:
     return digest.hexdigest()
 
 
-def test_ten_pictures_and_captions_are_those_of_the_drawing_version() -> None:
+def test_ten_images_and_captions_are_those_of_the_drawing_version() -> None:
     assert (DRAWING_VERSION, golden_hash()) == (GOLDEN_VERSION, GOLDEN_HASH), (
         "the drawing or the captions changed: raise imagetok.builtin.shapes.DRAWING_VERSION by "
         "one, then set GOLDEN_VERSION and GOLDEN_HASH here to the values found, or old pictures "
@@ -73,7 +73,7 @@ def test_ten_pictures_and_captions_are_those_of_the_drawing_version() -> None:
     )
 
 
-def test_a_fresh_process_draws_the_same_pictures() -> None:
+def test_a_fresh_process_draws_the_same_images() -> None:
     program = (
         "import hashlib\nfrom imagetok.builtin import render, scene\n"
         "pixels = b''.join(render(scene(i), 48).tobytes() for i in (7, 3))\n"
@@ -121,7 +121,7 @@ def test_every_shape_colour_texture_size_and_count_occurs() -> None:
     assert {each.background.tone for each in scenes} == {"light", "dark"}
 
 
-def test_every_object_lies_whole_in_the_picture_and_apart_from_the_others() -> None:
+def test_every_object_lies_whole_in_the_image_and_apart_from_the_others() -> None:
     for index in range(300):
         seen = np.zeros((96, 96), dtype=np.int64)
         for drawn in scene(index).objects:
@@ -233,7 +233,7 @@ def test_a_caption_lists_several_objects_as_english_does() -> None:
 
 
 def test_relations_hold_on_the_pixels() -> None:
-    """The picture, not the scene, is asked where the objects are."""
+    """The image, not the scene, is asked where the objects are."""
     asked = 0
     for index in range(150):
         drawn = scene(index)
@@ -278,7 +278,7 @@ def test_labels_are_those_of_the_first_named_object_and_of_the_count(tmp_path: P
         assert rows.features["count"].int2str(row["count"]) == str(len(drawn.objects))
 
 
-def test_pictures_are_kept_as_png_bytes(tmp_path: Path) -> None:
+def test_images_are_kept_as_png_bytes(tmp_path: Path) -> None:
     rows = shapes_dataset("test", size=16, count=2, cache_dir=tmp_path)
     stored = rows.cast_column("image", datasets.Image(decode=False))[0]["image"]
     assert stored["path"] is None
@@ -382,7 +382,7 @@ def test_the_check_passes_every_original(size: int) -> None:
         pytest.param(lambda index, pixels: 255 - pixels, id="negative"),
     ],
 )
-def test_the_check_fails_pictures_without_the_objects(
+def test_the_check_fails_images_without_the_objects(
     change: Callable[[int, Pixels], Pixels],
 ) -> None:
     found = rate(change)
@@ -397,9 +397,7 @@ def test_the_check_fails_the_mean_image() -> None:
 
 
 @pytest.mark.parametrize(("down", "across"), [(8, 0), (-8, 0), (0, 8), (0, -8), (8, 8)])
-def test_the_check_fails_positions_of_a_picture_shifted_by_an_eighth(
-    down: int, across: int
-) -> None:
+def test_the_check_fails_positions_of_an_image_shifted_by_an_eighth(down: int, across: int) -> None:
     found = rate(lambda index, pixels: np.roll(pixels, (down, across), (0, 1)))
     assert found.positions < 0.1
 

@@ -162,7 +162,7 @@ def test_every_fault_is_named_at_once() -> None:
     ],
     ids=range(10),
 )
-def test_text_that_is_no_json_object_is_refused_in_words(text: str | bytes) -> None:
+def test_text_that_is_not_a_json_object_is_refused_in_words(text: str | bytes) -> None:
     with pytest.raises(ConfigError, match="TokenizerConfig: "):
         TokenizerConfig.from_json(text)
 
@@ -264,7 +264,7 @@ def test_a_size_that_the_factor_does_not_divide_is_refused(size: list[int]) -> N
 
 
 @pytest.mark.parametrize("size", [[16], [16, 8, 3], 16, [0, 8], [16, -8], [16.0, 8], "16x8"])
-def test_a_size_that_is_no_height_and_width_is_refused(size: Any) -> None:
+def test_a_size_that_is_not_height_and_width_is_refused(size: Any) -> None:
     assert "image_size" in refusal(TokenizerConfig, tokenizer(image_size=size))
 
 
@@ -330,7 +330,7 @@ def test_a_run_that_could_only_fail_later_is_refused(train: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("scale", [[0.0, 1.0], [0.9, 0.5], [0.5, 1.5], [0.5]])
-def test_a_crop_scale_that_is_no_range_is_refused(scale: list[float]) -> None:
+def test_a_crop_scale_that_is_not_a_range_is_refused(scale: list[float]) -> None:
     assert "crop_scale" in refusal(DataConfig, {"name": "folder", "crop_scale": scale})
 
 
@@ -357,7 +357,7 @@ GUMBEL = {"type": "gumbel", "codebook_size": 8, "latent_dim": 4}
         {"bottleneck": {**VQ, "restart_below": 0.5}},
     ],
 )
-def test_what_only_training_sees_is_no_part_of_the_identity(changes: dict[str, Any]) -> None:
+def test_what_only_training_sees_is_not_part_of_the_identity(changes: dict[str, Any]) -> None:
     config = TokenizerConfig.from_dict(tokenizer())
     changed = TokenizerConfig.from_dict(tokenizer(**changes))
     assert changed != config
@@ -365,7 +365,7 @@ def test_what_only_training_sees_is_no_part_of_the_identity(changes: dict[str, A
 
 
 @pytest.mark.parametrize("option", [{"hard": True}, {"split_below": 0.5}])
-def test_training_options_of_a_dvae_are_no_part_of_its_identity(option: dict[str, Any]) -> None:
+def test_training_options_of_a_dvae_are_not_part_of_its_identity(option: dict[str, Any]) -> None:
     config, changed = (
         TokenizerConfig.from_dict(tokenizer(bottleneck={**GUMBEL, **more})) for more in ({}, option)
     )

@@ -69,7 +69,7 @@ def source_files(root: Path) -> Iterator[Path]:
             yield path
 
 
-def test_the_tokenizers_folder_is_no_package(root: Path) -> None:
+def test_the_tokenizers_folder_is_not_a_package(root: Path) -> None:
     assert (root / "tokenizers").is_dir()
     assert not (root / "tokenizers" / "__init__.py").exists()
 

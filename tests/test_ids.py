@@ -138,7 +138,7 @@ def test_reading_copies_what_it_converts_and_changes_nothing() -> None:
         (range(6), "range"),
     ],
 )
-def test_what_is_no_integers_is_refused_by_its_kind(ids: Any, found: str) -> None:
+def test_what_is_not_integers_is_refused_by_its_kind(ids: Any, found: str) -> None:
     with pytest.raises(IdsTypeError, match=found):
         read_ids(ids, (6,), GRID)
     assert issubclass(IdsTypeError, TypeError)
@@ -167,7 +167,7 @@ def test_tensors_without_plain_values_are_refused(ids: torch.Tensor) -> None:
         ([torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)], "one shape and d"),
     ],
 )
-def test_lists_that_are_no_rectangle_are_refused(ids: Any, message: str) -> None:
+def test_lists_that_are_not_rectangular_are_refused(ids: Any, message: str) -> None:
     with pytest.raises(IdsError, match=message):
         read_ids(ids, (6,), GRID)
 

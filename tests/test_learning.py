@@ -76,7 +76,7 @@ def learning_run(system: str) -> RunConfig:
 
 
 def mean_image_psnr() -> float:
-    """PSNR of the mean image of the training pictures on the held-out ones, in dB."""
+    """PSNR of the mean image of the training images on the held-out ones, in dB."""
     preprocessor = Preprocessor((SIZE, SIZE))
     splits = [open_images(DATA, split) for split in ("train[:500]", "test[:200]")]
     train_images, test_images = (

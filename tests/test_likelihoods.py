@@ -100,12 +100,12 @@ def test_the_learnt_scales_optimum_is_the_typical_error(kind: Scaled) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
 @pytest.mark.parametrize("kind", [MseLikelihood, L1Likelihood])
-def test_a_scale_that_is_no_scale_is_refused(kind: Scaled, scale: float) -> None:
+def test_a_scale_that_is_not_positive_and_finite_is_refused(kind: Scaled, scale: float) -> None:
     with pytest.raises(InvalidValueError, match="'learnt'"):
         kind(scale)
 
 
-def test_a_fixed_scale_is_no_parameter_and_a_learnt_one_is() -> None:
+def test_a_fixed_scale_is_not_a_parameter_and_a_learnt_one_is() -> None:
     assert not list(MseLikelihood(0.1).parameters())
     assert not L1Likelihood(0.1).state_dict()
     assert len(list(MseLikelihood("learnt").parameters())) == 1

@@ -195,7 +195,7 @@ class Trap:
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
-    """A tokenizer, a picture, a recipe, and traps under the names of safetensors files."""
+    """A tokenizer, an image, a recipe, and traps under the names of safetensors files."""
     config = load_recipe("vqvae-shapes", ["tokenizer.image_size=[16, 16]"])
     ImageTokenizer.from_config(config.tokenizer).save_pretrained(tmp_path)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(config), "utf-8")

@@ -119,7 +119,7 @@ def readme() -> str:
 def reader_folder(
     tmp_path: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
 ) -> Path:
-    """The folder of a reader who has run the quickstart and owns some pictures, here and there."""
+    """The folder of a reader who has run the quickstart and owns some images, here and there."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
     rng = np.random.default_rng(0)

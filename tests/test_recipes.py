@@ -198,7 +198,7 @@ def test_a_saved_tokenizer_is_read_where_the_recipe_starts_from_one_and_describe
         ("!!python/object/apply:os.system ['true']", "is not valid YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):

@@ -53,7 +53,7 @@ def pixels() -> Tensor:
 
 
 def train(config: RunConfig, pixels: Tensor) -> ImageTokenizer:
-    """Take all steps on pictures in memory, a new random batch each."""
+    """Take all steps on images in memory, a new random batch each."""
     torch.manual_seed(0)
     tokenizer = ImageTokenizer.from_config(config.tokenizer)
     stepper = Stepper(config.train, build_accelerator(config.train), tokenizer)
@@ -75,7 +75,7 @@ def models(pixels: Tensor) -> dict[str, ImageTokenizer]:
 
 
 def nearness(images: Any, pixels: Tensor) -> float:
-    """Mean distance of images to the nearest picture of the data."""
+    """Mean distance of images to the nearest image of the data."""
     assert isinstance(images, Tensor)
     data = pixels.float().flatten(1) / 255
     return float(torch.cdist(images.flatten(1), data).amin(1).mean())
@@ -119,7 +119,7 @@ def test_draws_from_the_prior_decode_nearer_the_data(
 
 
 @pytest.mark.slow
-def test_midpoints_between_pictures_decode_nearer_the_data(
+def test_midpoints_between_images_decode_nearer_the_data(
     models: dict[str, ImageTokenizer], pixels: Tensor
 ) -> None:
     random = torch.Generator().manual_seed(1)

@@ -1,4 +1,4 @@
-"""Datasets of a few pictures in every form that is read: picture number n has the red level n."""
+"""Datasets of a few images in every form that is read: image number n has the red level n."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BROKEN = b"no picture"
 
 
 def png(level: int, size: tuple[int, int] = (8, 8)) -> bytes:
-    """A picture whose rows differ, and whose columns do, so that crops and flips show."""
+    """An image whose rows differ, and whose columns do, so that crops and flips show."""
     picture = Image.new("RGB", size)
     picture.putdata(
         [(level % 256, 9 * x % 256, 9 * y % 256) for y in range(size[1]) for x in range(size[0])]
@@ -108,10 +108,10 @@ def write_split(
 def data_config(
     name: Path | str, *, train: Mapping[str, Any] | None = None, **data: Any
 ) -> RunConfig:
-    """A run on a dataset, of batches of 8 pictures of 16 x 16."""
+    """A run on a dataset, of batches of 8 images of 16 x 16."""
     return tiny_run("ae", data={"name": str(name), **data}, **(train or {}))
 
 
 def levels_of(pixels: Tensor) -> list[int]:
-    """Numbers of the pictures of a batch, uint8 (B, C, H, W)."""
+    """Numbers of the images of a batch, uint8 (B, C, H, W)."""
     return [int(level) for level in pixels[:, 0, 0, 0]]

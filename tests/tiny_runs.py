@@ -1,4 +1,4 @@
-"""Runs of a few steps with tiny networks on 16x16 pictures, one for each system."""
+"""Runs of a few steps with tiny networks on 16x16 images, one for each system."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SYSTEMS = ("ae", "vae", "vqvae", "dvae")
 DATA = "builtin:shapes?size=16&count=64"
 
 CODEBOOK_SIZE = 12
-"""Four encoder outputs a code are those of three pictures: no even share for two ranks."""
+"""Four encoder outputs a code are those of three images: no even share for two ranks."""
 
 _NETWORK = {
     "type": "conv",

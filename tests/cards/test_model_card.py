@@ -120,7 +120,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 def leaves(values: Any) -> Iterator[Any]:
-    """Everything in a JSON-like value that is no list and no object."""
+    """Everything in a JSON-like value that is neither a list nor an object."""
     if isinstance(values, Mapping):
         values = list(values.values())
     if isinstance(values, list):
@@ -514,7 +514,7 @@ def test_a_path_in_an_evaluation_is_told_by_its_last_part(
 @pytest.mark.parametrize(
     "name", ["user/data", "mnist", "builtin:shapes?size=16&count=64", "photos", "my photos"]
 )
-def test_a_name_that_is_no_path_is_told_as_it_is(name: str) -> None:
+def test_a_name_that_is_not_a_path_stays_as_it_is(name: str) -> None:
     assert without_folders(name) == display_name(name) == name
 
 

@@ -401,7 +401,7 @@ def test_evaluating_prints_and_writes_the_figures(
     assert re.search(r"num_images +5\n", part.out)
 
 
-def test_reconstructing_writes_pictures_side_by_side(
+def test_reconstructing_writes_images_side_by_side(
     run: Run, tokenizer: Path, tmp_path: Path
 ) -> None:
     for name, size in (("a.png", (20, 40)), ("b.jpg", (64, 16))):
@@ -416,7 +416,7 @@ def test_reconstructing_writes_pictures_side_by_side(
         assert picture.size == (2 * 130 + 2, 2 * 130 + 2)
 
 
-def test_reconstructing_refuses_what_is_no_picture(
+def test_reconstructing_refuses_what_is_not_an_image(
     run: Run, tokenizer: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.png").write_text("no picture")

@@ -181,13 +181,13 @@ def test_a_name_that_cannot_be_reached_is_refused_in_one_line(open_rows: Open) -
     assert len(message) < 500
 
 
-def test_files_that_are_no_dataset_are_refused(open_rows: Open, tmp_path: Path) -> None:
+def test_files_that_are_not_a_dataset_are_refused(open_rows: Open, tmp_path: Path) -> None:
     (tmp_path / "cat.png").write_bytes(png(1))
     with pytest.raises(DataError, match=r"file of another kind than \.parquet, \.arrow, \.tar"):
         open_rows(tmp_path / "cat.png")
 
 
-def test_folders_that_are_no_dataset_are_refused(open_rows: Open, tmp_path: Path) -> None:
+def test_folders_that_are_not_a_dataset_are_refused(open_rows: Open, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images, parquet files or other data"):
         open_rows(tmp_path / "empty")

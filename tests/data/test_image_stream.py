@@ -167,7 +167,7 @@ def test_slices_of_a_stream_are_refused_with_the_remedy(
         open_stream(str(folder), split, cache_dir=cache)
 
 
-def test_what_is_no_dataset_is_refused_like_row_by_row(tmp_path: Path, cache: Path) -> None:
+def test_what_is_not_a_dataset_is_refused_like_row_by_row(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no images, parquet files or other data"):
         open_stream(str(tmp_path / "empty"), "train", cache_dir=cache)

@@ -1,4 +1,4 @@
-"""Pictures in archives: what is read, what is refused, and which addresses are never opened."""
+"""Images in archives: what is read, what is refused, and which addresses are never opened."""
 
 from __future__ import annotations
 

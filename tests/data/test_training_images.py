@@ -85,7 +85,7 @@ def test_half_of_the_images_are_mirrored() -> None:
 
 
 @pytest.mark.parametrize("scale", [(0.0, 1.0), (0.8, 0.5), (0.5, 1.1)])
-def test_a_crop_scale_that_is_no_range_is_refused(scale: tuple[float, float]) -> None:
+def test_a_crop_scale_that_is_not_a_range_is_refused(scale: tuple[float, float]) -> None:
     with pytest.raises(InvalidValueError, match="not a range"):
         TrainTransform(Preprocessor((8, 8)), crop_scale=scale)
 

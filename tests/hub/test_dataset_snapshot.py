@@ -156,7 +156,7 @@ def test_shards_that_may_not_be_fetched_are_an_error_and_not_half_a_dataset(
         fetch_dataset(REPO)
 
 
-# What is no dataset of ours
+# What is not a dataset of ours
 
 
 def test_a_repository_without_a_manifest_is_refused_in_words(loopback_hub: LoopbackHub) -> None:

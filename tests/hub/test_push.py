@@ -254,7 +254,7 @@ def test_a_card_whose_metadata_cannot_be_kept_is_not_overwritten(
     assert loopback_hub.files(REPO) == {"README.md": text.encode()}
 
 
-def test_a_card_that_is_no_text_is_not_overwritten(
+def test_a_card_that_is_not_a_text_is_not_overwritten(
     loopback_hub: LoopbackHub, push: Callable[..., Pushed]
 ) -> None:
     loopback_hub.create(REPO, files={"README.md": b"caf\xe9"})

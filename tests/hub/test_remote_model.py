@@ -219,7 +219,7 @@ def test_a_config_that_differs_from_the_header_is_an_error_from_the_hub(
 @pytest.mark.parametrize(
     "content", [b"\x80\x04K\x01.", b"PK\x03\x04", b"version https://git-lfs.github.com/spec/v1\n"]
 )
-def test_what_is_no_model_is_refused_in_words(loopback_hub: LoopbackHub, content: bytes) -> None:
+def test_what_is_not_a_model_is_refused_in_words(loopback_hub: LoopbackHub, content: bytes) -> None:
     loopback_hub.create(REPO, files={**model_files(), hub.MODEL_FILE: content})
     with pytest.raises(ModelFileError, match=rf"'model\.safetensors' of {REPO} at commit .* it is"):
         load_remote_model(REPO)

@@ -1,4 +1,4 @@
-"""Picture files made in memory."""
+"""Image files made in memory."""
 
 import io
 import struct

@@ -94,7 +94,7 @@ def test_messages_about_equal_files_are_equal(encode: Encode, colors: np.ndarray
             assert caught.value.__cause__ is None
 
 
-def test_what_is_no_file_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_what_is_not_a_file_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.png").touch()
     os.mkfifo(tmp_path / "pipe")
     for source, reason in (
@@ -242,7 +242,7 @@ def test_an_image_whose_file_was_closed_is_refused(encode: Encode, colors: np.nd
     ],
     ids=["none", "number", "stream", "empty mapping", "row"],
 )
-def test_what_is_no_image_is_refused(source: object, reason: str) -> None:
+def test_what_is_not_an_image_is_refused(source: object, reason: str) -> None:
     with pytest.raises(ImageTypeError, match=reason):
         read_image(source)
 
@@ -302,7 +302,7 @@ def test_all_routes_give_the_same_pixels(
         "undecoded row": data.cast_column("image", ImageFeature(decode=False))[0]["image"],
         "undecoded bytes": embedded.cast_column("image", ImageFeature(decode=False))[0]["image"],
     }
-    if format != "GIF":  # of a palette picture, a formatted data set gives the indices
+    if format != "GIF":  # of a palette image, a formatted data set gives the indices
         routes["torch row"] = embedded.with_format("torch")[0]["image"]
         routes["numpy row"] = embedded.with_format("numpy")[0]["image"]
     prepared = PREPROCESS(path)

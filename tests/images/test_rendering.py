@@ -41,7 +41,7 @@ def test_other_float_types_are_rendered(dtype: torch.dtype) -> None:
     assert np.asarray(to_pil(torch.full((1, 2, 2), 0.25, dtype=dtype))).tolist() == [[64, 64]] * 2
 
 
-def test_what_is_no_image_is_refused() -> None:
+def test_what_is_not_an_image_is_refused() -> None:
     with pytest.raises(ImageTypeError, match="found list; expected a float tensor"):
         to_pil([1.0])  # type: ignore[arg-type]
     with pytest.raises(ImageTypeError, match=r"dtype torch\.uint8; pass a float tensor"):

@@ -49,7 +49,7 @@ def test_no_process_group_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_a_rank_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_is_not_a_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     launch(monkeypatch, RANK="one", WORLD_SIZE="2")
     with pytest.raises(InvalidValueError, match="RANK is 'one', expected a number"):
         find_rank_info(None, None)

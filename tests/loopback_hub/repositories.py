@@ -29,7 +29,7 @@ which a client remembers of the first can be mistaken for the second."""
 
 
 def is_large(path: str, size: int, sample: bytes) -> bool:
-    """Whether the Hub keeps a file in LFS: by its name, its size, or because it is no text."""
+    """Whether the Hub keeps a file in LFS: by its name, its size, or because it is not text."""
     return path.endswith(LARGE_SUFFIXES) or size > LARGE_SIZE or b"\0" in sample
 
 

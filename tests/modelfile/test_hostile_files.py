@@ -378,7 +378,7 @@ def test_a_header_without_a_digest_is_refused(good: Forgery, tmp_path: Path, dig
     ],
     ids=range(11),
 )
-def test_a_header_that_is_no_json_object_is_refused(
+def test_a_header_that_is_not_a_json_object_is_refused(
     good: Forgery, tmp_path: Path, text: str
 ) -> None:
     message = refusal(write(tmp_path, good.with_text(text)))
@@ -455,7 +455,7 @@ PLACES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("file", [modelfile.MODEL_FILE, modelfile.CONFIG_FILE])
 @pytest.mark.parametrize("kind", PLACES)
-def test_what_is_no_file_is_refused_without_waiting_for_it(
+def test_what_is_not_a_file_is_refused_without_waiting_for_it(
     good: Forgery, tmp_path: Path, file: str, kind: str
 ) -> None:
     folder = write(tmp_path / "folder", good)
@@ -465,7 +465,7 @@ def test_what_is_no_file_is_refused_without_waiting_for_it(
 
 
 @pytest.mark.parametrize("kind", PLACES)
-def test_an_evaluation_that_is_no_file_vouches_for_nothing(
+def test_an_evaluation_that_is_not_a_file_vouches_for_nothing(
     good: Forgery, tmp_path: Path, kind: str
 ) -> None:
     folder = write(tmp_path / "folder", good)
@@ -511,6 +511,6 @@ def test_names_of_tensors_lead_to_no_file(good: Forgery, tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", [None, 3, 3.5, b"folder", ["folder"], {"a": 1}, object()])
-def test_what_is_no_path_is_refused(name: Any) -> None:
+def test_what_is_not_a_path_is_refused(name: Any) -> None:
     with pytest.raises(InvalidTypeError, match="path"):
         ImageTokenizer.from_pretrained(name)

@@ -110,7 +110,7 @@ def test_integers_are_read_as_they_are_or_refused_for_a_reason(
 
 @often
 @given(st.data(), grids, st.sampled_from(OTHERS), st.sampled_from(CONTAINERS))
-def test_what_is_no_integers_is_never_read(
+def test_what_is_not_integers_is_never_read(
     data: st.DataObject, grid: tuple[int, int], dtype: str, container: str
 ) -> None:
     values = data.draw(numbers((data.draw(sides), *grid), 2)).clip(0, 1).astype(dtype)

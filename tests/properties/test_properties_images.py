@@ -1,4 +1,4 @@
-"""Pictures of any kind, mode, size and damage: the right pixels, or a refusal by a named error."""
+"""Images of any kind, mode, size and damage: the right pixels, or a refusal by a named error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole tokenizers: damaged files, and any picture, id or latent that they are called with."""
+"""Whole tokenizers: damaged files, and any image, id or latent that they are called with."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def assert_alike(found: Tensor, expected: Tensor) -> None:
 
 
 @given(names, st.lists(st.tuples(sides, sides, seeds), min_size=1, max_size=4))
-def test_several_pictures_are_encoded_as_each_is_alone(
+def test_several_images_are_encoded_as_each_is_alone(
     name: str, pictures: list[tuple[int, int, int]]
 ) -> None:
     tokenizer = make(name)

@@ -351,7 +351,7 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_numeric_settings_are_no_part_of_the_fingerprint_and_all_else_is() -> None:
+def test_numeric_settings_are_not_part_of_the_fingerprint_and_all_else_is() -> None:
     job = tiny_job()
     assert tiny_job(numerics__dtype="bfloat16").fingerprint == job.fingerprint
     others = {tiny_job(**changes).fingerprint for changes, _ in CHANGES}

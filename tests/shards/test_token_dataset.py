@@ -233,7 +233,7 @@ def test_a_state_of_another_order_is_refused(
 
 
 @pytest.mark.parametrize("state", [None, {}, {"epoch": 1}, [1]])
-def test_what_is_no_state_is_refused(tokens: Path, state: Any) -> None:
+def test_what_is_not_a_state_is_refused(tokens: Path, state: Any) -> None:
     with pytest.raises(InvalidTypeError, match="not a state of a TokenDataset"):
         dataset(tokens).load_state_dict(state)
 

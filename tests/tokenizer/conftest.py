@@ -1,4 +1,4 @@
-"""Tiny tokenizers of every system with seeded weights, and pictures for them."""
+"""Tiny tokenizers of every system with seeded weights, and images for them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _pictures(
 def _spread(tokenizer: ImageTokenizer) -> None:
     """Make up for training: encoder outputs of mean 0 and variance 1, and codes fitted to them.
 
-    Untrained encoders give nearly one vector for all pictures, and so one id.
+    Untrained encoders give nearly one vector for all images, and so one id.
     """
     x = _pictures(tokenizer, 64, seed=99).float() / 255
     bottleneck = tokenizer.bottleneck
@@ -120,7 +120,7 @@ def pictures() -> MakePictures:
 
 @pytest.fixture(scope="session")
 def floats() -> MakePictures:
-    """`floats(tokenizer, count, ...)`: the same pictures as prepared float tensors."""
+    """`floats(tokenizer, count, ...)`: the same images as prepared float tensors."""
     return lambda *args, **options: _pictures(*args, **options).float() / 255
 
 

@@ -76,7 +76,7 @@ def test_float_tensors_mirror_their_own_shape(
     assert discrete.encode(x[:1]).shape == (1, *discrete.grid_size)
 
 
-def test_nothing_gives_no_ids_of_the_right_grid_and_no_pictures(
+def test_nothing_gives_no_ids_of_the_right_grid_and_no_images(
     discrete: ImageTokenizer, floats: MakePictures
 ) -> None:
     no_pictures = np.empty((0, 5, 5, 3), np.uint8)
@@ -172,7 +172,7 @@ def test_decode_mirrors_encode(discrete: ImageTokenizer, pictures: MakePictures)
     torch.testing.assert_close(one, expected[0])
 
 
-def test_pictures_are_the_tensors_rounded(discrete: ImageTokenizer, pictures: MakePictures) -> None:
+def test_images_are_the_tensors_rounded(discrete: ImageTokenizer, pictures: MakePictures) -> None:
     ids = discrete.encode(pictures(discrete, 2))
     made, x_hat = discrete.decode(ids), discrete.decode(ids, output="pt")
     assert isinstance(made, list)
@@ -247,7 +247,7 @@ def test_ids_of_every_dtype_wide_enough_decode_alike(
         (lambda ids: 3, IdsTypeError, "type int"),
     ],
 )
-def test_what_is_no_ids_is_refused_in_words(
+def test_what_is_not_ids_is_refused_in_words(
     make: Make,
     pictures: MakePictures,
     change: Callable[[Tensor], Any],

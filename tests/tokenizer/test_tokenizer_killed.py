@@ -98,7 +98,7 @@ print(json.dumps({"steps": steps, "moments": moments, "names": sorted(after)}))
 
 
 def evaluated(tokenizer: ImageTokenizer, folder: Path) -> Path:
-    """A folder with a tokenizer, its figures and its pictures."""
+    """A folder with a tokenizer, its figures and its images."""
     tokenizer.save_pretrained(folder)
     sha256 = hub.load_model(folder).sha256
     (folder / hub.EVALUATION_FILE).write_text(json.dumps({hub.EVALUATED_KEY: sha256}))

@@ -81,7 +81,7 @@ def test_latents_of_other_float_types_are_taken(
         (lambda z: z.tolist(), InvalidTypeError, "float tensor, got list"),
     ],
 )
-def test_what_is_no_latents_is_refused_in_words(
+def test_what_is_not_latents_is_refused_in_words(
     make: Make,
     floats: MakePictures,
     change: Callable[[Tensor], Any],
@@ -239,7 +239,7 @@ def test_a_walk_starts_and_ends_at_the_reconstructions(
     torch.testing.assert_close(back, walk.flip(0))
 
 
-def test_a_walk_is_a_list_of_pictures_however_long(make: Make, pictures: MakePictures) -> None:
+def test_a_walk_is_a_list_of_images_however_long(make: Make, pictures: MakePictures) -> None:
     tokenizer = make("ae")
     a, b = (Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pictures(tokenizer, 2))
     walk = tokenizer.interpolate(a, b, BATCH_SIZE + 2)

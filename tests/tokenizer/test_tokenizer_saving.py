@@ -187,7 +187,7 @@ def test_a_device_that_cannot_be_used_is_refused(make: Make, tmp_path: Path, dev
 
 
 @pytest.mark.parametrize("name", [None, 3, b"folder"])
-def test_what_is_no_path_is_refused(make: Make, name: Any) -> None:
+def test_what_is_not_a_path_is_refused(make: Make, name: Any) -> None:
     with pytest.raises(InvalidTypeError, match="named by a path, got"):
         ImageTokenizer.from_pretrained(name)
     with pytest.raises(InvalidTypeError, match="named by a path, got"):
@@ -304,12 +304,12 @@ def test_a_folder_that_cannot_be_written_is_refused(make: Make, tmp_path: Path) 
     assert issubclass(UnwritableFileError, ImagetokError)
 
 
-# Figures and pictures
+# Figures and images
 
 
 @pytest.fixture
 def evaluated(make: Make, tmp_path: Path) -> Path:
-    """A folder with a tokenizer, its evaluation and its pictures."""
+    """A folder with a tokenizer, its evaluation and its images."""
     folder = tmp_path / "evaluated"
     make("vqvae").save_pretrained(folder)
     sha256 = hub.load_model(folder).sha256

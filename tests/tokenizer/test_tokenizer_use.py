@@ -48,7 +48,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 
 
 def png(pixels: Tensor) -> bytes:
-    """A picture uint8 (C, H, W) as a file."""
+    """An image uint8 (C, H, W) as a file."""
     array = pixels.permute(1, 2, 0).numpy()
     stream = io.BytesIO()
     Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array).save(stream, "PNG")
@@ -172,7 +172,7 @@ def test_a_spawned_worker_gives_the_same(
 
 
 class Encoded(Dataset[Tensor]):
-    """Pictures that come out of a data set as ids."""
+    """Images that come out of a data set as ids."""
 
     def __init__(self, tokenizer: ImageTokenizer, files: list[bytes]) -> None:
         self.tokenizer, self.files = tokenizer, files

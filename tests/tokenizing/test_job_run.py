@@ -74,7 +74,7 @@ def test_a_rank_alone_does_the_work_of_those_that_never_come(
     assert shards_of(tmp_path / "out") == shards_of(reference)
 
 
-def test_more_ranks_than_rows_are_no_error(job: RunJob, tmp_path: Path) -> None:
+def test_more_ranks_than_rows_are_not_an_error(job: RunJob, tmp_path: Path) -> None:
     for rank in (4, 0):
         small = {"dataset": "builtin:shapes?size=16&count=1", "rank": rank, "world_size": 5}
         assert job(tmp_path / "out", **small).totals.rows == 1

@@ -12,7 +12,7 @@ import pytest
 def test_a_job_killed_in_a_commit_ends_in_the_same_bytes(
     soak: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(soak, "NUM_PICTURES", 1200)
+    monkeypatch.setattr(soak, "NUM_IMAGES", 1200)
     jobs = soak.TokenizingSoak(tmp_path, 1, random.Random(0))
     assert jobs.run_chain("killed", [True]) == []
 

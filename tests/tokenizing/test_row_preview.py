@@ -66,7 +66,7 @@ def test_the_grid_is_about_square_and_holds_every_image() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a", "3:3", "4:2", "0:257", "-1:2", "1:", "0:16:2"])
-def test_what_is_no_range_of_rows_is_refused(text: str) -> None:
+def test_what_is_not_a_range_of_rows_is_refused(text: str) -> None:
     with pytest.raises(InvalidValueError, match="expected first:end"):
         read_range(text)
 

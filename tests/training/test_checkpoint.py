@@ -201,7 +201,7 @@ def test_damage_is_named_and_nothing_is_restored(saved: Path, name: str, damage:
     assert changed(state_of(stepper), before) == set()
 
 
-def test_a_list_of_files_that_lacks_one_is_no_checkpoint(saved: Path) -> None:
+def test_a_list_of_files_that_lacks_one_is_not_a_checkpoint(saved: Path) -> None:
     meta = json.loads((saved / "meta.json").read_text())
     del meta["files"]["model.safetensors"]
     (saved / "meta.json").write_text(json.dumps(meta))

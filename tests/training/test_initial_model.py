@@ -74,7 +74,7 @@ def fine_tuning(kind: str, folder: str, **changes: Any) -> RunConfig:
 
 
 def pictures(split: str, count: int) -> Tensor:
-    """Drawn pictures as float (count, 3, 16, 16)."""
+    """Drawn images as float (count, 3, 16, 16)."""
     first = first_index(split)
     drawn = [torch.from_numpy(render(scene(first + i), 16).copy()) for i in range(count)]
     return torch.stack(drawn).permute(0, 3, 1, 2) / 255

@@ -60,7 +60,7 @@ def finish(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finished
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_a_run_leaves_a_tokenizer_pictures_checkpoints_config_and_records(
+def test_a_run_leaves_a_tokenizer_images_checkpoints_config_and_records(
     finish: Callable[[str], Finished], system: str
 ) -> None:
     _, result = finish(system)
@@ -287,7 +287,7 @@ def test_the_seed_changes_the_run(finish: Callable[[str], Finished], tmp_path: P
 
 
 @pytest.mark.slow
-def test_processes_that_load_pictures_change_nothing(
+def test_processes_that_load_images_change_nothing(
     finish: Callable[[str], Finished], tmp_path: Path
 ) -> None:
     _, result = finish("dvae")
@@ -304,7 +304,7 @@ def test_processes_that_load_pictures_change_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_named_whoever_loads_it(
+def test_an_image_that_cannot_be_read_is_named_whoever_loads_it(
     tmp_path: Path, num_workers: int
 ) -> None:
     for name in ("a", "b"):

@@ -34,7 +34,7 @@ assert collectives.world_size() == 2
 (folder / f"rank-{collectives.rank()}.json").write_text(json.dumps(told))
 """
 
-# 61 pictures: an epoch ends within a step, and the last batch of an evaluation is a short one.
+# 61 images: an epoch ends within a step, and the last batch of an evaluation is a short one.
 DATA = {"name": "builtin:shapes?size=16&count=61", "crop_scale": [0.5, 1.0], "flip": True}
 TRAIN = {
     "steps": 10,

@@ -55,7 +55,7 @@ def test_a_cut_line_that_looks_whole_is_dropped(tmp_path: Path) -> None:
     assert path.read_text() == '{"step": 0, "loss": 1.0}\n'
 
 
-def test_a_missing_file_is_no_error_on_resuming(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_an_error_on_resuming(tmp_path: Path) -> None:
     write_steps(tmp_path / "losses.jsonl", range(4, 5), next_step=4)
     assert [line["step"] for line in read_lines(tmp_path / "losses.jsonl")] == [4]
 

@@ -132,7 +132,7 @@ def test_a_kill_right_after_the_last_checkpoint_leaves_nothing_that_stays(
 
 
 def write_photos(folder: Path) -> None:
-    """Twenty-seven pictures in three parquet files, and a few to test on."""
+    """Twenty-seven images in three parquet files, and a few to test on."""
     from datasets import load_dataset
 
     from imagetok.data import open_images

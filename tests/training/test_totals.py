@@ -88,7 +88,7 @@ def test_one_loss_that_is_not_finite_is_enough(name: str, value: float) -> None:
     assert not totals.is_finite()
 
 
-def test_a_metric_that_is_not_finite_is_no_loss() -> None:
+def test_a_metric_that_is_not_finite_is_not_a_loss() -> None:
     totals = StepTotals(1)
     totals.add(scalars(loss=1.0, posterior_entropy=torch.nan))
     totals.merge()

@@ -51,7 +51,7 @@ def tracked(*trackers: str, **train: Any) -> RunConfig:
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (24, 10)) -> Image.Image:
-    """A picture with no two rows or columns alike."""
+    """An image with no two rows or columns alike."""
     width, height = size
     pixels = np.arange(width * height * 3, dtype=np.uint32) * 37 % 251
     return Image.fromarray(pixels.astype(np.uint8).reshape(height, width, 3)).convert(mode)
@@ -167,7 +167,7 @@ def test_what_was_logged_can_be_watched_before_the_run_ends(
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1"])
-def test_tensorboard_shows_the_very_pixels_of_a_picture(
+def test_tensorboard_shows_the_very_pixels_of_an_image(
     tmp_path: Path, accelerator: Accelerator, mode: str
 ) -> None:
     trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)

@@ -1,4 +1,4 @@
-"""Pictures of every kind through a tokenizer: the same ids, and refusals that name the image."""
+"""Images of every kind through a tokenizer: the same ids, and refusals that name the image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def column(contents: list[bytes], decode: bool = True) -> Any:
 
 
 @pytest.mark.parametrize("name", ["vqvae", "vqvae-loss", "vqvae-normalized", "dvae", "dvae-mlp"])
-def test_one_picture_gives_the_same_ids_on_every_route(
+def test_one_image_gives_the_same_ids_on_every_route(
     make: Make, pictures: MakePictures, tmp_path: Path, name: str
 ) -> None:
     tokenizer = make(name)
@@ -110,7 +110,7 @@ def test_a_long_column_is_decoded_a_piece_at_a_time(make: Make, pictures: MakePi
     assert torch.equal(ids, tokenizer.encode(batch))
 
 
-def test_a_file_of_more_bytes_than_a_batch_has_images_is_one_picture(
+def test_a_file_of_more_bytes_than_a_batch_has_images_is_one_image(
     make: Make, pictures: MakePictures
 ) -> None:
     tokenizer = make("vqvae")
@@ -121,7 +121,7 @@ def test_a_file_of_more_bytes_than_a_batch_has_images_is_one_picture(
 
 
 @pytest.mark.parametrize("place", [2, BATCH_SIZE + 2])
-def test_a_refused_picture_of_a_list_is_named_by_its_index(
+def test_a_refused_image_of_a_list_is_named_by_its_index(
     make: Make, pictures: MakePictures, tmp_path: Path, place: int
 ) -> None:
     tokenizer = make("vqvae")
@@ -145,7 +145,7 @@ def test_a_damaged_row_of_a_long_column_is_named_by_its_index(
 
 
 @pytest.mark.parametrize("count", [2, BATCH_SIZE])
-def test_float_tensors_and_pictures_do_not_mix(
+def test_float_tensors_and_images_do_not_mix(
     make: Make, pictures: MakePictures, floats: MakePictures, count: int
 ) -> None:
     tokenizer = make("vqvae")
