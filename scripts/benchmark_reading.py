@@ -5,7 +5,7 @@ python scripts/benchmark_reading.py --rows 65536 --batch-size 256
 Writes tokenized datasets of random ids with a caption and a label to a temporary folder, and reads
 each in three ways in turn: with pyarrow, every shard into a table on one thread; with TokenDataset,
 shuffled batches in this process; and the same in loading processes. The fastest of several rounds
-counts; every file is in the page cache by then. Prints a line for each number of ids a row.
+counts; every file is in the page cache by then. Prints a line for each number of ids per row.
 """
 
 from __future__ import annotations

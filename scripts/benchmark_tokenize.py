@@ -7,13 +7,13 @@
 
 Measured in one run, on images of 512 x 512 pixels in JPEG files that are made for it:
 
-- E, images a second of the bare encoder, fed from memory, before and after the job;
-- J, images a second and core of decoding and resizing;
+- E, images per second of the bare encoder, fed from memory, before and after the job;
+- J, images per second and core of decoding and resizing;
 - the whole job.
 
 Where encoder and decoding share the cores, no job can do more than 1 / (1/E + 1/(cores x J)) images
-a second but by filling gaps that the encoder leaves; where the encoder has a device of its own, no
-more than the smaller one of E and cores x J.
+per second, except by filling gaps that the encoder leaves; where the encoder has a device of its
+own, no more than the smaller one of E and cores x J.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def make_tokenizer(hidden: int) -> ImageTokenizer:
 
 
 def rate(work: Callable[[], object], images: int, seconds: float) -> float:
-    """Images a second of work that is repeated for a while, after one warm-up."""
+    """Images per second of work that is repeated for a while, after one warm-up."""
     work()
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -146,7 +146,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
 
 
 def run_job(folder: Path, options: argparse.Namespace) -> float:
-    """Images a second of the whole job."""
+    """Images per second of the whole job."""
     datasets.disable_progress_bars()
     if options.parquet:
         pack_files(folder / "files", folder / "packed")

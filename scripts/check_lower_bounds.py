@@ -32,7 +32,7 @@ def lower_bounds(project: Mapping[str, Any]) -> list[str]:
         project: The table `project` of a pyproject.toml.
 
     Returns:
-        `name==version`, sorted, for every requirement but the project's own extras.
+        `name==version`, sorted, for every requirement except the project's own extras.
 
     Raises:
         ValueError: A requirement states no lower bound.

@@ -7,7 +7,8 @@ Needs the extra `test`. A run is made once without interruption. Then chains of 
 the same arguments: each is killed with SIGKILL, all its processes at once, twice, continued after
 each kill, and left to end. Half of the kills hit in the middle of a commit, which is seen in what
 they leave: a checkpoint that is being written, or a unit whose error report is there and whose
-shard is not. The others come at any moment. Whatever a run leaves but times must be the same bytes.
+shard is not. The others come at any moment. Whatever a run leaves, except times, must be the same
+bytes.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class Soak(ABC):
         """Wait for a run to end.
 
         Raises:
-            RuntimeError: Its exit code is another one than `code`.
+            RuntimeError: Its exit code is not `code`.
         """
         try:
             found = process.wait(TIMEOUT)
@@ -237,7 +238,7 @@ def _kill(process: subprocess.Popen[bytes], started: Sequence[psutil.Process]) -
 
 
 def compare(one: Path, other: Path) -> list[str]:
-    """Names of the files of two runs that are not the same bytes, but those that hold times."""
+    """Names of the files of two runs that differ, without those that hold times."""
     files = [_read(folder) for folder in (one, other)]
     return sorted(name for name in files[0].keys() | files[1].keys() if not _equal(name, *files))
 
@@ -254,7 +255,7 @@ def _read(folder: Path) -> dict[str, bytes]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the soak; the exit code is 1 if a run ended otherwise than the uninterrupted one."""
+    """Run the soak; the exit code is 1 if a run ended differently from the uninterrupted one."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=KINDS, help="what is killed")
     parser.add_argument("--kills", type=int, default=20, help="kills in all, in chains of two")

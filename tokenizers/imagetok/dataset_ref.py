@@ -51,6 +51,6 @@ class DatasetRef:
 
     @property
     def display_name(self) -> str:
-        """The name without the folders that a local dataset lies in, which tell of the machine."""
+        """The name without the folders of a local dataset, which say something about the machine."""
         path = os.path.expanduser(self.name)
         return Path(path).resolve().name if os.path.exists(path) else self.name

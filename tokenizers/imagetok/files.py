@@ -6,7 +6,7 @@
 `temporary` lies in a private folder beside the target, so that the rename stays on one file system
 and so does whatever a library leaves behind when it is killed. A lock in that folder is held for as
 long as its writer lives; every later write into the same parent first removes the private folders
-that nobody holds. A file system without locks keeps such litter, harmlessly.
+that nobody holds. On a file system without locks such leftovers stay, which is harmless.
 
 `Lock` is the only user of flock in the package: it goes with its process, however that ends.
 """

@@ -309,7 +309,7 @@ class ImageTokenizer(nn.Module):
         return self._fingerprint.read(self._deciding_tensors(), self._identity())
 
     def take_fingerprint(self) -> str:
-        """The fingerprint, hashed anew: what is recorded in jobs, runs and evaluations."""
+        """The fingerprint, hashed anew: what jobs and evaluations record."""
         self._check_weights()
         return self._fingerprint.take(self._deciding_tensors(), self._identity())
 

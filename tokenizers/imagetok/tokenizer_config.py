@@ -1,6 +1,6 @@
 """What a tokenizer is: image size, preprocessing, networks, bottleneck and likelihood.
 
-The four parts are looked up by their `type`; what they say of themselves is checked against each
+The four parts are looked up by their `type`; what they say about themselves is checked against each
 other here, before anything is allocated.
 """
 

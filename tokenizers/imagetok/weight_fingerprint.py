@@ -51,8 +51,8 @@ class WeightFingerprint:
 
     `read` answers from memory while storage and version of every tensor are those of the last time:
     training, `load_state_dict` and any change in place give another answer. `take` always hashes:
-    it also sees changes that go around torch's versions, as through `.data`, and is what jobs,
-    evaluations, runs and saves record.
+    it also sees changes that go around torch's versions, as through `.data`, and is what jobs
+    and evaluations record.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class WeightFingerprint:
         self._read: tuple[list[UntypedStorage], list[tuple[str, int]], str, str] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the answer in memory, which is that of these very tensors."""
+        """Everything except the remembered answer, which belongs to these tensors alone."""
         return {**self.__dict__, "_read": None}
 
     def read(self, tensors: Tensors, identity: Mapping[str, Any]) -> str:

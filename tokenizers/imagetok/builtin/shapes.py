@@ -32,7 +32,7 @@ def first_index(split: str) -> int:
     """Index of the scene that the first row of a split shows.
 
     Raises:
-        DataError: There is no such split.
+        DataError: The split is unknown.
     """
     if split not in _FIRST_INDEX:
         known = ", ".join(_FIRST_INDEX)

@@ -190,7 +190,7 @@ def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
-        except Exception as error:  # hurts only those who need its types, and is told to them
+        except Exception as error:  # reported to those who need its types, and to nobody else
             _FAILED[entry.name] = _reason(error)
 
 

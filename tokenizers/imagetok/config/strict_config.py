@@ -165,7 +165,7 @@ StrictInteger = BeforeValidator(_integer)
 def describe_faults(
     root: type[BaseModel], faults: Sequence[ErrorDetails], above: tuple[int | str, ...] = ()
 ) -> list[str]:
-    """What pydantic found, in words.
+    """Pydantic's findings in our own words.
 
     Args:
         root: The model that was validated.

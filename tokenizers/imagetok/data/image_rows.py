@@ -87,7 +87,7 @@ class ImageRows:
         """The image of a row as `{"bytes": ..., "path": ...}`, for `read_image`.
 
         Raises:
-            DataError: There is no such row, it has no image, or its archive cannot be read.
+            DataError: The row does not exist or has no image, or its archive cannot be read.
         """
         value = self._images[self._check(row)][self.image_column]
         return fetch_image(as_stored_image(value), self.describe(row))
@@ -99,7 +99,7 @@ class ImageRows:
         """All columns of a row, nothing decoded.
 
         Raises:
-            DataError: There is no such row.
+            DataError: The row does not exist.
         """
         return dict(self.dataset[self._check(index)])
 

@@ -150,7 +150,7 @@ class Prefetcher(Iterator[Result]):
 
     Args:
         results: What is iterated over, in the thread.
-        ahead: Results that lie ready, besides one that waits for a place among them.
+        ahead: Number of results kept ready, besides one that waits for a place among them.
         stop: A flag to set on closing.
         poll: Called again and again while the consumer waits; what it raises ends the waiting.
 
@@ -369,7 +369,7 @@ def _block_signals() -> None:
 def worded_error(error: Exception) -> Exception:
     """An error of torch's DataLoader about a process that died, in our own words.
 
-    For loaders of one's own over `TrainingImages`; `Workers` words its errors itself.
+    For users' own loaders over `TrainingImages`; `Workers` has messages of its own.
     """
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
         return DataError(_KILLED)

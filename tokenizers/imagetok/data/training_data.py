@@ -31,7 +31,7 @@ from imagetok.images import Preprocessor
 from imagetok.run_config import RunConfig
 
 STEPS_AHEAD = 2
-"""Steps that lie ready besides the one in progress."""
+"""Number of steps kept ready besides the one in progress."""
 
 
 @dataclass(frozen=True)

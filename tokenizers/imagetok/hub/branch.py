@@ -87,7 +87,7 @@ class Head:
     files: Mapping[str, RepoFile]
 
     def holds(self, upload: Upload) -> bool:
-        """Whether a file is there already, with these very bytes."""
+        """Whether a file is there already, with exactly these bytes."""
         there = self.files.get(upload.name)
         if there is None or there.size != upload.size:
             return False
@@ -202,8 +202,8 @@ class Branch:
             uploaded: Called with the bytes of each group of files once it is on the Hub.
 
         Returns:
-            The commit; None if the branch has moved on, be it by this very commit: read it again
-            to see what is left to do.
+            The commit; None if the branch has moved on, perhaps by this commit itself: read it
+            again to see what is left to do.
         """
         for start in range(0, len(uploads), UPLOAD_GROUP):
             group = uploads[start : start + UPLOAD_GROUP]

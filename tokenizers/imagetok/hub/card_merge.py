@@ -25,7 +25,7 @@ from imagetok.errors import HubAccessError
 CARD_BEGIN = "<!-- imagetok: generated from here on, write above or below -->"
 CARD_END = "<!-- imagetok: end of what is generated -->"
 
-_RENEWED = ("model-index", "dataset_info", "configs")  # figures and layout of these very files
+_RENEWED = ("model-index", "dataset_info", "configs")  # figures and layout of these files
 _YAML_FAULTS = (ValueError, RecursionError, LookupError, AttributeError)
 """PyYAML's answers to 2026-13-32, to deep nesting, to `!!int ""` and to `!!timestamp x`."""
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?(?:\n|\Z)", re.DOTALL | re.M)

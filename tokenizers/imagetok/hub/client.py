@@ -130,7 +130,7 @@ class _Fault:
 
 def _read_fault(error: BaseException) -> _Fault | None:
     """What an error means; None if it is not the Hub's, but a mistake in a program."""
-    # These two only say that something failed; what it was hangs behind them.
+    # These two only say that something failed; what it was is their cause.
     while isinstance(error, RuntimeError | LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__
     response = getattr(error, "response", None)

@@ -9,8 +9,8 @@ again.
 
 To describe a tokenizer, the header of model.safetensors (config, names, types and shapes) is
 fetched alone and put at the beginning of an otherwise empty (sparse) file of the model's size, so
-that the very checks of a local file judge it. `HfApi.parse_safetensors_file_metadata` does not see
-tensors that overlap, leave gaps or end beyond the file, and reads all that a server without
+that the same checks as for a local file judge it. `HfApi.parse_safetensors_file_metadata` does not
+see tensors that overlap, leave gaps or end beyond the file, and reads all that a server without
 support for ranges sends.
 """
 

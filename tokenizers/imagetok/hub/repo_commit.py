@@ -178,7 +178,7 @@ class RepoCommit:
             meaning: What the absence of the file says about the repository.
 
         Raises:
-            HubAccessError: There is no such file, or it may not be fetched.
+            HubAccessError: The file does not exist or may not be fetched.
         """
         file = self.fetch(name)
         if file is None:

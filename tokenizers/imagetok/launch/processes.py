@@ -155,7 +155,7 @@ def has_only_cpu() -> bool:
 def leave_group_at_exit() -> None:
     """Arrange that this process leaves its process group in good order; call before joining it.
 
-    A process that ends while threads of its group are at work is aborted, after all its own work is
+    A process that ends while threads of its group are running is aborted, after all its own work is
     done. So the group is left at exit, which ends its threads unless something else holds it. What
     would hold it is torch._dynamo, if imported while the group stands; so it is imported before.
     """

@@ -1,4 +1,4 @@
-"""How pixels are scored: a density p(x | decoder output) over pixels x in [0, 1], one a file.
+"""How pixels are scored: a density p(x | decoder output) over pixels x in [0, 1], one per file.
 
 `likelihood.py` says what a likelihood is; a density's file holds the config that describes it and
 the module that it builds. All arithmetic runs in float32 or better, whatever the decoder's dtype.

@@ -1,4 +1,4 @@
-"""Encoders and decoders, a family a file: configs and modules. They never see the codebook.
+"""Encoders and decoders, one family per file: configs and modules. They never see the codebook.
 
 `network.py` says what both are; a family's file holds the configs that describe it and the modules
 that they build.

@@ -1,4 +1,4 @@
-"""What a training step minimises, one objective a file.
+"""What a training step minimises, one objective per file.
 
 `objective.py` says what an objective is. `tokenizer_terms.py` holds the first one, the tokenizer's
 own losses; an objective's file holds the config that describes it and the module that it builds.

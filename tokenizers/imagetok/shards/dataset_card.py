@@ -26,7 +26,7 @@ _COLUMNS = {
 
 
 def render_card(job: Job, manifest: Manifest, repo_id: str | None = None) -> str:
-    """Render README.md from nothing but the job and what came of it.
+    """Render README.md from the job and its manifest alone.
 
     Args:
         job: The job.

@@ -117,7 +117,7 @@ class JobFolder:
         """Lock a unit to do it: its files appear when the block ends, and never if it raises.
 
         Yields:
-            A writer; None if another process is at work on the unit, or if it is done.
+            A writer; None if another process is working on the unit, or if it is done.
 
         Raises:
             DataError: At the end, some row was not written or refused exactly once.

@@ -17,7 +17,7 @@ number of rows taken says where to go on. A process reads those row groups of a 
 hold rows of its own batches, and keeps these rows.
 
 The ranks' numbers of rows differ by at most one, so that a rank may have one batch more than
-another. Where that matters, `drop_last` leaves out the rows behind the last full batch that all
+another. Where that matters, `drop_last` leaves out the rows after the last full batch that all
 ranks have, different ones in every epoch. Nothing else is left out, and nothing comes twice. Do not
 pass a loader of it to `Accelerator.prepare`, which would divide the rows over the ranks once more.
 """
@@ -74,7 +74,7 @@ class TokenDataset(IterableDataset[Item]):
         window: Number of rows of the shuffle buffer, which all loading processes of a rank together
             hold in memory, in the shards' narrow types.
         shuffle: Whether every epoch has a new order; otherwise rows come as in the input.
-        drop_last: Leave out the rows behind the last full batch that every rank has.
+        drop_last: Leave out the rows after the last full batch that every rank has.
         tokenizer: Tokenizer that must have made the ids, or its fingerprint.
         columns: Columns to read besides ids and row: kept ones, `height` and `width`; None takes
             all kept ones.
@@ -152,7 +152,7 @@ class TokenDataset(IterableDataset[Item]):
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next pass, which begins at the epoch's first row.
 
-        If a state from the middle of this very epoch was loaded, the pass goes on from there.
+        If a state from the middle of this epoch was loaded, the pass goes on from there.
 
         Raises:
             InvalidTypeError: `epoch` is not an integer.

@@ -239,7 +239,7 @@ class TokenLayout:
         if value < 0 or value in self.image_range:
             raise InvalidValueError(
                 f"{name} {value} is not a free id: image ids take [{self.image_range.start}, "
-                f"{self.image_range.stop}); give True for the next free id behind them"
+                f"{self.image_range.stop}); give True for the next free id after them"
             )
         return value
 

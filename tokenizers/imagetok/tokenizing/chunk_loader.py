@@ -29,7 +29,7 @@ class ChunkLoader:
         preparation: What is done with images.
         workers: Loading processes; 0 takes threads of this process.
         threads: Number of threads where `workers` is 0.
-        batch_size: Images of a batch; two batches lie ready.
+        batch_size: Images of a batch; two batches are kept ready.
         poll: Called while waiting; what it raises ends the waiting.
 
     Attributes:

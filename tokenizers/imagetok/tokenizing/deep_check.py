@@ -1,9 +1,9 @@
 """The deep check of a tokenized dataset: rows are tokenized again, and their ids compared.
 
 Another device, number of threads or library may round the encoder's output differently, so that an
-id whose two best codes are nearly equally good comes out as the other one. Such a near tie is told
-from a wrong id by moving the encoder's output at random by about as much as rounding may: the
-stored id must come out for one of the moves.
+id whose two best codes are nearly equally good comes out as the other one. Such a near tie is
+distinguished from a wrong id by moving the encoder's output at random by about as much as rounding
+may: the stored id must come out for one of the moves.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class RowWriter(Protocol):
 
 
 class Progress(Protocol):
-    """What is told about the progress of the work."""
+    """What is informed about the progress of the work."""
 
     def advance(self, rows: int, refused: int) -> None:
         """Add to the numbers of rows that were tokenized and refused."""
@@ -64,7 +64,7 @@ def tokenize_rows(
         schema: Columns of the shard.
         file: The file that the rows are in; None where rows are not known by file.
         writer: Takes the rows.
-        progress: Is told after every batch.
+        progress: Is informed after every batch.
 
     Raises:
         ImagetokError: Loading, encoding or writing failed.

@@ -390,7 +390,7 @@ class CheckpointWriter:
         return pending is not None and pending.done() and pending.exception() is not None
 
     def close(self) -> None:
-        """End the thread after what it is writing, without raising that one's error."""
+        """End the thread after what it is writing, without raising an error of it."""
         self._thread.shutdown()
 
     def _write(self, snapshot: Snapshot) -> Path:
