@@ -81,9 +81,7 @@ def violations(folder: Path) -> list[str]:
             reason = _refuse(unit, name)
             found += [f"{path}:{line}: {reason}"] if reason else []
         if unit != "images":
-            found += [
-                f"{path}:{line}: only imagetok.images opens pictures" for line in _opens(tree)
-            ]
+            found += [f"{path}:{line}: only imagetok.images opens images" for line in _opens(tree)]
     return found
 
 

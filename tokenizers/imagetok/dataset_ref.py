@@ -51,6 +51,6 @@ class DatasetRef:
 
     @property
     def display_name(self) -> str:
-        """The name without the folders of a local dataset, which say something about the machine."""
+        """The name without the folders of a local dataset, which say much about the machine."""
         path = os.path.expanduser(self.name)
         return Path(path).resolve().name if os.path.exists(path) else self.name
