@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
 from imagetok import cli
+from imagetok.launch import SIGNALS
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,13 @@ Run = Callable[..., Ended]
 def run_command(capfd: pytest.CaptureFixture[str], *arguments: object) -> Ended:
     """Run `imagetok` with these arguments."""
     capfd.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        cli.main([str(argument) for argument in arguments])
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+    finally:  # a command that was stopped ignores further signals until its process ends
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     code = stop.value.code
     assert code is None or isinstance(code, int)
     return Ended(code or 0, *capfd.readouterr())
