@@ -17,7 +17,7 @@ from execution_rules import STARTS_PROGRAMS, violations
 from imagetok import ImageTokenizer, hub, load_recipe
 from imagetok.config.recipe import dump_recipe
 
-PACKAGE_FILES = {".py", ".yaml", ".typed"}
+PACKAGE_FILES = {".py", ".yaml", ".jinja", ".typed"}
 
 BAD = {
     "import pickle": "pickle",
@@ -135,7 +135,7 @@ def test_every_file_that_may_start_programs_does(root: Path) -> None:
         assert "import subprocess" in path.read_text(encoding="utf-8")
 
 
-def test_the_package_holds_sources_and_recipes_alone(root: Path) -> None:
+def test_the_package_holds_sources_recipes_and_templates_alone(root: Path) -> None:
     for path in (root / "tokenizers" / "imagetok").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.suffix in PACKAGE_FILES, path

@@ -178,7 +178,10 @@ def test_no_type_of_a_part_is_named_outside_its_own_file(root: Path) -> None:
     homes: dict[str, set[Path]] = {}
     for kind in KINDS:
         for name in known_types(kind):
-            file = Path(inspect.getfile(registry.find_part(kind, name)))
+            part = registry.find_part(kind, name)
+            if not part.__module__.startswith("imagetok."):
+                continue  # another test's
+            file = Path(inspect.getfile(part))
             homes.setdefault(name, set()).update({file, file.parent / "__init__.py"})
     # A figure may share its name with a part.
     for name in homes.keys() & set(known_types("metric")):

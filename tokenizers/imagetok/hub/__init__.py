@@ -41,13 +41,20 @@ if TYPE_CHECKING:
         read_remote_info,
     )
 
-_LAZY = {
-    "address": ("is_repo_id", "read_subfolder"),
-    "dataset_snapshot": ("Snapshot", "fetch_dataset"),
-    "push": ("Pushed", "prepare_repository", "push_files", "push_model"),
-    "remote_model": ("RemoteInfo", "RemoteModel", "load_remote_model", "read_remote_info"),
+_HOMES = {
+    "Pushed": "push",
+    "RemoteInfo": "remote_model",
+    "RemoteModel": "remote_model",
+    "Snapshot": "dataset_snapshot",
+    "fetch_dataset": "dataset_snapshot",
+    "is_repo_id": "address",
+    "load_remote_model": "remote_model",
+    "prepare_repository": "push",
+    "push_files": "push",
+    "push_model": "push",
+    "read_remote_info": "remote_model",
+    "read_subfolder": "address",
 }
-_HOMES = {name: module for module, names in _LAZY.items() for name in names}
 
 __all__ = [
     "CARD_BEGIN",

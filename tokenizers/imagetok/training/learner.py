@@ -148,7 +148,7 @@ class Learner:
             "skipped_in_a_row": self.skipped_in_a_row,
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         if self._scaler is not None and state["scaler"] is not None:
             self._scaler.load_state_dict(state["scaler"])

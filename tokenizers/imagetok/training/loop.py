@@ -215,7 +215,7 @@ class Run:
         """Go on from a checkpoint."""
         snapshot = read_checkpoint(checkpoint)
         restore_snapshot(snapshot, self.stepper.parts)
-        self.stepper.load_state(snapshot.state)
+        self.stepper.restore_state(snapshot.state)
         self.done = self.saved = snapshot.step
         self.position = snapshot.position
         self.unreadable, self.reported = snapshot.state["unreadable"], snapshot.state["reported"]

@@ -267,11 +267,11 @@ class Stepper:
             state["balance"] = dict(self._balance.factors)
         return state
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def restore_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
-        self.learner.load_state(state)
+        self.learner.restore_state(state)
         for learner in self.learners[1:]:
-            learner.load_state(state["learners"][learner.name])
+            learner.restore_state(state["learners"][learner.name])
         if self._balance is not None:
             self._balance.factors = dict(state["balance"])
 
