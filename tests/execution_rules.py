@@ -179,9 +179,9 @@ def _in_call(
             yield "shell: lets a text be read as commands"
     if function.startswith("subprocess.") and node.args and _is_text(node.args[0]):
         yield "subprocess: lets a text be read as a command"
-    if function == "importlib.import_module" and place not in IMPORTS_BY_NAME:
-        if not _is_fixed(node.args[0], tables):
-            yield "import_module: imports by a name that stands in no table of the file"
+    by_name = function == "importlib.import_module" and not _is_fixed(node.args[0], tables)
+    if by_name and place not in IMPORTS_BY_NAME:
+        yield "import_module: imports by a name that stands in no table of the file"
     if isinstance(node.func, ast.Name) and node.func.id == "getattr":
         owner, attribute = node.args[:2]
         if not _is_literal(attribute) and _full_name(owner, names):
