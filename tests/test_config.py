@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from imagetok.bottlenecks import GumbelConfig, VqConfig
 from imagetok.bottlenecks.bottleneck import MAX_TABLE_SIZE
@@ -135,6 +136,52 @@ def test_a_part_without_a_type_and_a_missing_part_are_named() -> None:
     values = tokenizer()
     del values["decoder"]
     assert "missing key 'decoder'" in refusal(TokenizerConfig, values)
+
+
+class Wanted(Config):
+    """An entry for each kind of expectation."""
+
+    integer: int = 1
+    number: float = 1
+    boolean: bool = True
+    string: Annotated[str, Field(min_length=1)] = "a"
+    pair: tuple[int, int] = (1, 2)
+    mapping: dict[str, int] | None = None
+    choice: Literal["crop", "native", 3] = "crop"
+    only: Literal["learnt"] = "learnt"
+    above: Annotated[float, Field(gt=0, lt=1e6)] = 1
+    within: Annotated[float, Field(ge=0, le=0.5)] = 0
+    part: MseConfig = MseConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"integer": "8"}', "integer: found '8'; expected an integer"),
+        ('{"integer": 8.5}', "integer: found 8.5; expected an integer"),
+        ('{"number": true}', "number: found True; expected a number"),
+        ('{"number": NaN}', "number: found nan; expected a finite number"),
+        ('{"boolean": 1}', "boolean: found 1; expected true or false"),
+        ('{"string": 3}', "string: found 3; expected a string"),
+        ('{"string": ""}', "string: found ''; expected a length of at least 1"),
+        ('{"pair": 3}', "pair: found 3; expected a list"),
+        ('{"pair": [1, 2, 3]}', "pair: found [1, 2, 3]; expected a length of at most 2"),
+        ('{"pair": [1, "2"]}', "pair.1: found '2'; expected an integer"),
+        ('{"mapping": []}', "mapping: found []; expected a mapping"),
+        ('{"part": []}', "part: found []; expected a mapping"),
+        ('{"choice": "fit"}', "choice: found 'fit'; choose one of: crop, native, 3"),
+        ('{"only": "fit"}', "only: found 'fit'; expected learnt"),
+        ('{"above": 0}', "above: found 0; expected more than 0"),
+        ('{"above": 1e6}', "above: found 1000000.0; expected less than 1000000"),
+        ('{"within": -1}', "within: found -1; expected at least 0"),
+        ('{"within": 2}', "within: found 2; expected at most 0.5"),
+        ("[]", "(top level): found []; expected a mapping"),
+    ],
+)
+def test_a_refusal_names_place_value_and_what_was_expected(text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Wanted.from_json(text)
+    assert str(caught.value) == f"Wanted: {words}"
 
 
 def test_every_fault_is_named_at_once() -> None:
@@ -273,7 +320,7 @@ def test_a_side_of_one_pixel_is_refused_even_where_the_networks_take_it() -> Non
     for size in ([1, 8], [8, 1]):
         message = refusal(TokenizerConfig, tokenizer(image_size=size, **mlp))
         assert "image_size" in message
-        assert "greater than or equal to 2" in message
+        assert "expected at least 2" in message
     assert TokenizerConfig.from_dict(tokenizer(image_size=[2, 2], **mlp)).grid_size == (1, 1)
 
 

@@ -41,10 +41,13 @@ def test_a_configuration_comes_back_from_its_text() -> None:
     ("change", "word"),
     [
         ({"dataset": {"split": "test"}}, "missing key 'dataset.name'"),
-        ({"rows_per_shard": 0}, "rows_per_shard: found 0"),
-        ({"batch_size": "32"}, "batch_size: found '32'"),
-        ({"resize": "stretch"}, "resize: found 'stretch'"),
-        ({"process": {"max_error_rate": 2}}, "process.max_error_rate: found 2"),
+        ({"rows_per_shard": 0}, "rows_per_shard: found 0; expected at least 1"),
+        ({"batch_size": "32"}, "batch_size: found '32'; expected an integer"),
+        ({"resize": "stretch"}, "resize: found 'stretch'; choose one of: crop, native"),
+        (
+            {"process": {"max_error_rate": 2}},
+            "process.max_error_rate: found 2; expected at most 1",
+        ),
         ({"workers": 1}, "unknown key 'workers'"),
     ],
 )

@@ -31,6 +31,27 @@ MAX_FAULTS = 8
 
 _OF_PYDANTIC = re.compile(r"(constrained-|function-|literal\[)")  # no keys of the file
 
+_EXPECTATIONS = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "dataclass_type": "a mapping",
+    "string_too_short": "a length of at least {min_length}",
+    "too_short": "a length of at least {min_length}",
+    "too_long": "a length of at most {max_length}",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
+"""What a value of the file should be, by the kind of pydantic's finding and with its figures."""
+
 
 class Config(BaseModel):
     """A configuration model that refuses unknown keys and mistyped values with a clear message.
@@ -212,7 +233,23 @@ def _describe(root: type[BaseModel], fault: ErrorDetails, above: tuple[int | str
     if kind == "float_type" and _is_number_text(fault["input"]):
         found = printable(fault["input"])
         return f"{place}: found the text '{found}'; YAML wants a point in it, as in 1.0e-3"
-    return f"{place}: found {printable(repr(fault['input']))}; {fault['msg']}"
+    return f"{place}: found {printable(repr(fault['input']))}; {_expectation(fault)}"
+
+
+def _expectation(fault: ErrorDetails) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "literal_error":
+        choices = context["expected"].replace("'", "").replace(" or ", ", ")
+        return f"choose one of: {choices}" if ", " in choices else f"expected {choices}"
+    if kind not in _EXPECTATIONS:
+        return fault["msg"]
+    figures = {name: _shortest(value) for name, value in context.items()}
+    return f"expected {_EXPECTATIONS[kind].format(**figures)}"
+
+
+def _shortest(value: Any) -> Any:
+    """A limit without the decimal point that a float shows where it need not."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _describe_refusal(place: str | None, error: ValueError) -> str:
