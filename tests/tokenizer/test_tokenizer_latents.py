@@ -52,6 +52,29 @@ def test_latents_mirror_their_images(tokenizer: ImageTokenizer, floats: MakePict
     assert tokenizer.decode_latents(latents[:0]) == []
 
 
+def test_codes_of_the_encoders_output_are_the_ids_and_latents_of_the_images(
+    tokenizer: ImageTokenizer, floats: MakePictures
+) -> None:
+    x = floats(tokenizer, 3)
+    z = tokenizer.encode_pixels(x).detach()
+    ids, z_q = tokenizer.choose_codes(z)
+    assert torch.equal(z_q, tokenizer.encode_latents(x))
+    if tokenizer.is_discrete:
+        assert ids is not None
+        assert ids.dtype == torch.int64
+        assert torch.equal(ids, tokenizer.encode(x))
+        assert torch.equal(ids, tokenizer.choose_ids(z))
+    else:
+        assert ids is None
+        with pytest.raises(NotDiscreteError, match="continuous and has no ids"):
+            tokenizer.choose_ids(z)
+
+
+def test_codes_are_refused_of_an_output_of_another_shape(tokenizer: ImageTokenizer) -> None:
+    with pytest.raises(InvalidValueError, match=r"takes z of shape \(B, "):
+        tokenizer.choose_codes(torch.zeros(1, tokenizer.bottleneck.in_channels + 1, 2, 2))
+
+
 def test_latents_of_a_discrete_model_are_the_codes_of_its_ids(
     discrete: ImageTokenizer, floats: MakePictures
 ) -> None:

@@ -24,7 +24,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.cards import dataset_source, display_name
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
 from imagetok.errors import DataError, InvalidValueError
@@ -130,17 +129,12 @@ def _start_metrics(tokenizer: ImageTokenizer, keys: Sequence[str]) -> list[Metri
 
 def _run_model(tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int]) -> MeasuredBatch:
     """Reconstructions of x (B, C, H, W), and their ids and code lengths where there are any."""
-    bottleneck, ids = tokenizer.bottleneck, None
     z = tokenizer.encode_pixels(x)
-    if isinstance(bottleneck, DiscreteBottleneck):
-        ids = bottleneck.encode_ids(z)
-        z_q = bottleneck.lookup(ids)
-    else:
-        z_q = bottleneck.latents(z)
+    ids, z_q = tokenizer.choose_codes(z)
     params = tokenizer.decoder(z_q.to(tokenizer.dtype))
     x_hat = tokenizer.likelihood.mean(params).clamp(0, 1)
     code_length = None
-    coded = bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
+    coded = tokenizer.bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
     if coded is not None:
         z_drawn, nats = coded
         if not torch.equal(z_drawn, z_q):

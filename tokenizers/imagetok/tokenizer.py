@@ -144,6 +144,41 @@ class ImageTokenizer(nn.Module):
         out: Tensor = self.encoder(x.to(dtype) if x.is_floating_point() else to_unit(x, dtype))
         return out
 
+    @torch.no_grad()
+    def choose_ids(self, z: Tensor) -> Tensor:
+        """Ids of the encoder's output, without noise: the second half of `encode`.
+
+        Args:
+            z: What `encode_pixels` gives, float (B, d, h, w) on the tokenizer's device.
+
+        Returns:
+            int64 (B, *token_shape) in [0, codebook_size), on the same device.
+
+        Raises:
+            NotDiscreteError: The model is continuous.
+            InvalidValueError: z has another shape.
+        """
+        return self._discrete().encode_ids(z)
+
+    @torch.no_grad()
+    def choose_codes(self, z: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What inference makes of the encoder's output, without noise.
+
+        Args:
+            z: What `encode_pixels` gives, float (B, d, h, w) on the tokenizer's device.
+
+        Returns:
+            Ids as `choose_ids` gives them, None of a continuous model, and the decoder's input,
+            float (B, latent_dim, h, w).
+
+        Raises:
+            InvalidValueError: z has another shape.
+        """
+        if not self.is_discrete:
+            return None, self.bottleneck.latents(z)
+        ids = self.choose_ids(z)
+        return ids, self._discrete().lookup(ids)
+
     def parameter_groups(self) -> dict[str, ParameterGroup]:
         """How parameters are learnt, by name, where the defaults do not apply."""
         groups = self.bottleneck.parameter_groups()

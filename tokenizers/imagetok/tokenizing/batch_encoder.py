@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imagetok.bottlenecks import DiscreteBottleneck
 from imagetok.errors import InvalidValueError
 from imagetok.images import to_unit
 from imagetok.tokenizer import ImageTokenizer
@@ -47,7 +45,6 @@ class BatchEncoder:
 
     def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
         self.tokenizer, self.batch_size = tokenizer, batch_size
-        self._bottleneck = cast(DiscreteBottleneck, tokenizer.bottleneck)
         self._pixels = torch.empty(0, dtype=torch.float32, device=tokenizer.device)
 
     def batch_size_of(self, shape: Shape) -> int:
@@ -82,10 +79,9 @@ class BatchEncoder:
             )
         return z
 
-    @torch.no_grad()
     def ids_of(self, z: Tensor) -> Tensor:
         """Ids of features: int64 (B, h, w), or (B, h, w, depth) where positions have several."""
-        return self._bottleneck.encode_ids(z)
+        return self.tokenizer.choose_ids(z)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
         """Ids of a batch as `ids_of` gives them; arguments and errors as for `features`."""
