@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "files",
         "config",
         "arguments",
+        "display_names",
         "dataset_ref",
         "launch",
     ),

@@ -21,14 +21,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from imagetok import ImageTokenizer
-from imagetok.cards import (
-    dataset_source,
-    display_name,
-    render_model_card,
-    template,
-    write_model_card,
-)
-from imagetok.cards.display_names import without_folders
+from imagetok.cards import render_model_card, template, write_model_card
 from imagetok.cards.markdown import plain
 from imagetok.config import TokenizerConfig, load_recipe, recipe_names
 from imagetok.errors import HubAccessError
@@ -509,29 +502,6 @@ def test_a_path_in_an_evaluation_is_told_by_its_last_part(
     assert training_rows["dataset"] == training_rows["started from"] == "`photos`"
     for part in ("/srv", "Users", "host", "me@", "file:", "~", ".."):
         assert part not in card, part
-
-
-@pytest.mark.parametrize(
-    "name", ["user/data", "mnist", "builtin:shapes?size=16&count=64", "photos", "my photos"]
-)
-def test_a_name_that_is_not_a_path_stays_as_it_is(name: str) -> None:
-    assert without_folders(name) == display_name(name) == name
-
-
-def test_a_folder_is_told_by_its_name_however_it_is_reached(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "user" / "data"
-    folder.mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("user/data", "./user/data", "user/data/.", "~/user/data", str(folder)):
-        assert (display_name(name), dataset_source(name)) == ("data", "local")
-    monkeypatch.chdir(folder)
-    assert (display_name("."), display_name("..")) == ("data", "user")
-    assert (display_name("user/data"), dataset_source("user/data")) == ("user/data", "hub")
-    assert dataset_source("builtin:digits") == "builtin"
-    assert dataset_source("a\0b") == dataset_source("gone/and/away") == "local"
 
 
 # Code

@@ -9,12 +9,9 @@ here; whoever opens the dataset finds out whether it exists.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-BUILTIN_PREFIX = "builtin:"
-"""How the names of built-in datasets begin."""
+from imagetok.display_names import BUILTIN_PREFIX, display_name
 
 
 @dataclass(frozen=True)
@@ -52,5 +49,4 @@ class DatasetRef:
     @property
     def display_name(self) -> str:
         """The name without the folders of a local dataset, which say much about the machine."""
-        path = os.path.expanduser(self.name)
-        return Path(path).resolve().name if os.path.exists(path) else self.name
+        return display_name(self.name)

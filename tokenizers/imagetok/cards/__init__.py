@@ -1,7 +1,7 @@
 """Cards: what a README.md on the Hub says about a tokenizer, and what cards have in common."""
 
-from imagetok.cards.display_names import DatasetSource, dataset_source, display_name
 from imagetok.cards.model_card import render_model_card, write_model_card
+from imagetok.display_names import DatasetSource, dataset_source, display_name
 
 told_name = display_name
 """Earlier name of `display_name`."""

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from imagetok.cards.display_names import is_hub_name, without_folders
 from imagetok.cards.entries import Entries
 from imagetok.cards.markdown import plain, shell_word
 from imagetok.cards.template import UNKNOWN_LICENSE, render, written
 from imagetok.config.registry import known_types
+from imagetok.display_names import is_hub_name, without_folders
 from imagetok.files import naming_os_errors, write_atomic
 from imagetok.hub import merge_card
 from imagetok.metrics import STANDARD_METRICS, MetricConfig, find_metric

@@ -17,8 +17,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from imagetok.cards.display_names import dataset_words, without_folders
 from imagetok.cards.markdown import code, front_matter, python_text
+from imagetok.display_names import without_folders
 from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
 
 UNKNOWN_LICENSE = "unknown"
@@ -26,6 +26,13 @@ UNKNOWN_LICENSE = "unknown"
 whoever publishes them writes it into the card, where it stays."""
 
 NOT_RECORDED = "not recorded"
+
+_SOURCE_WORDS = {
+    "builtin": "which comes with imagetok",
+    "hub": "on the Hub",
+    "local": "on its user's machine",
+}
+"""What a card says about each `DatasetSource`."""
 
 
 class Escaped(str):
@@ -45,6 +52,19 @@ def render(template: str, metadata: Mapping[str, Any], **values: Any) -> str:
     """
     markers = {"begin": CARD_BEGIN, "end": CARD_END}
     return _environment().get_template(template).render(metadata=metadata, **markers, **values)
+
+
+def dataset_words(name: str | None, source: str | None) -> str:
+    """What a card calls a dataset, as Markdown.
+
+    Args:
+        name: The name that it was opened by; None where that is not recorded.
+        source: Its `DatasetSource`; anything else counts as not recorded.
+    """
+    if name is None:
+        return NOT_RECORDED
+    shown, where = code(without_folders(name)), _SOURCE_WORDS.get(source or "")
+    return shown if where is None else f"{shown}, {where}"
 
 
 def licence_words(what: str, source: str) -> str:

@@ -41,7 +41,8 @@ from imagetok.data.listing_process import (
     storage_in_process,
     storage_of,
 )
-from imagetok.dataset_ref import BUILTIN_PREFIX, DatasetRef
+from imagetok.dataset_ref import DatasetRef
+from imagetok.display_names import BUILTIN_PREFIX, is_hub_name
 from imagetok.errors import DataError, ImagetokError
 from imagetok.hub.address import is_commit
 
@@ -52,8 +53,6 @@ FORMS = (
 )
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 """What `datasets` calls the kinds of files that hold rows, by the ends of their names."""
-_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_LONGEST_HUB_NAME = 200
 _FILE_KINDS = (
     *("arrow", "audiofolder", "csv", "hdf5", "imagefolder", "json", "pandas", "parquet", "text"),
     *("videofolder", "webdataset", "xml"),
@@ -262,8 +261,7 @@ def find_location(ref: DatasetRef) -> DatasetLocation:
                 "out"
             )
         return _find_local(name, Path(path), ref.subset)
-    is_hub_name = _HUB_NAME.fullmatch(name) and len(name) <= _LONGEST_HUB_NAME
-    if not is_hub_name or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
+    if not is_hub_name(name) or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
         raise DataError(f"there is no file or folder '{name[:200]}'; a dataset is {FORMS}")
     return DatasetLocation(
         f"'{name}' is no file or folder here, and no dataset on the Hub that can be read",

@@ -7,23 +7,19 @@ import re
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from imagetok.cards.markdown import code
-
 DatasetSource = Literal["builtin", "hub", "local"]
 
-_PLACES = {
-    "builtin": "which comes with imagetok",
-    "hub": "on the Hub",
-    "local": "on its user's machine",
-}
-_BUILTIN = re.compile(r"builtin:\w+(\?[\w=&]*)?", re.ASCII)
+BUILTIN_PREFIX = "builtin:"
+"""How the names of built-in datasets begin."""
+
+_BUILTIN = re.compile(rf"{BUILTIN_PREFIX}\w+(\?[\w=&]*)?", re.ASCII)
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _LONGEST_HUB_NAME = 200
 
 
 def dataset_source(name: str) -> DatasetSource:
     """Where the dataset that a name opens comes from: imagetok itself, this machine, or the Hub."""
-    if name.startswith("builtin:"):
+    if name.startswith(BUILTIN_PREFIX):
         return "builtin"
     return "local" if _exists(name) or not is_hub_name(name) else "hub"
 
@@ -43,19 +39,6 @@ def without_folders(name: str) -> str:
 def is_hub_name(name: str) -> bool:
     """Whether a name could be a repository on the Hub, such as `user/name` or `name`."""
     return len(name) <= _LONGEST_HUB_NAME and _HUB_NAME.fullmatch(name) is not None
-
-
-def dataset_words(name: str | None, source: str | None) -> str:
-    """What a card calls a dataset, as Markdown.
-
-    Args:
-        name: The name that it was opened by; None where that is not recorded.
-        source: Its `DatasetSource`; anything else counts as not recorded.
-    """
-    if name is None:
-        return "not recorded"
-    place, shown = _PLACES.get(source or ""), code(without_folders(name))
-    return shown if place is None else f"{shown}, {place}"
 
 
 def _exists(name: str) -> bool:
