@@ -1,6 +1,7 @@
 """Tensors become images: rounded halves up, laid out in rows."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ import torch
 from PIL import Image
 from whole_batch import batch
 
-from imagetok.errors import ImageTypeError, ImageValueError
+from imagetok.errors import ImageTypeError, ImageValueError, UnwritableFileError
 from imagetok.images import Preprocessor, grid_image, to_pil
+from imagetok.images.rendering import save_image
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
@@ -93,3 +95,16 @@ def test_a_grid_has_the_mode_of_its_images(channels: int, mode: str) -> None:
 def test_unequal_or_empty_rows_are_refused(rows: list[torch.Tensor]) -> None:
     with pytest.raises(ImageValueError, match=r"expected equal ones \(N, C, H, W\)"):
         grid_image(rows)
+
+
+def test_an_image_is_saved_whole_with_its_folder_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "grid.png"
+    image = grid_image([torch.rand(2, 3, 8, 8)])
+    save_image(image, path)
+    with Image.open(path) as saved:
+        assert (saved.format, saved.tobytes()) == ("PNG", image.tobytes())
+    with pytest.raises(UnwritableFileError, match=r"grid\.png"):
+        save_image(image, path / "below.png")
+    with pytest.raises(OSError, match="cannot write mode CMYK"):
+        save_image(image.convert("CMYK"), tmp_path / "other.png")
+    assert sorted(each.name for each in tmp_path.rglob("*.png")) == ["grid.png"]

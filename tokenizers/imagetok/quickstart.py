@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 from imagetok.builtin import check_rate, check_scene, first_index, render, scene
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.images import grid_image
+from imagetok.images.rendering import save_image
 from imagetok.reports import show, show_evaluation
 from imagetok.run_config import RunConfig, load_recipe
 from imagetok.shards.token_folder import open_folder
@@ -31,7 +32,6 @@ from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.tokenizing.row_preview import decode_rows, draw_grid
 from imagetok.training import train
-from imagetok.training.run_folder import save_image
 
 SYSTEMS = ("vqvae", "dvae", "vae", "ae")
 

@@ -16,12 +16,12 @@ from imagetok.config.recipe import dump_recipe
 from imagetok.evaluation import Evaluation
 from imagetok.hub import is_repo_id, read_remote_info
 from imagetok.images import grid_image, to_unit
+from imagetok.images.rendering import save_image
 from imagetok.metrics import PsnrConfig, known_metric, psnr
 from imagetok.modelfile import EVALUATED_KEY, read_evaluation
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.plan import plan_run
-from imagetok.training.run_folder import save_image
 
 GIB = 2**30
 UNKNOWN = "not known without the weights"

@@ -244,10 +244,10 @@ def decode(
     plugins: ImportOption = None,
 ) -> None:
     """Show what the shards hold: images decoded from their ids, with their captions."""
+    from imagetok.images.rendering import save_image
     from imagetok.reports import show
     from imagetok.shards.token_folder import open_folder
     from imagetok.tokenizing.row_preview import decode_rows, draw_grid, read_range
-    from imagetok.training.run_folder import save_image
 
     check_parent(output, "--output")
     opened = open_folder(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagetok.errors import ImageTypeError, ImageValueError
+from imagetok.files import atomic_path, naming_os_errors
 from imagetok.images.arrays import check_prepared
 from imagetok.images.pixels import CHANNELS
 
@@ -71,6 +73,18 @@ def grid_image(rows: Sequence[Tensor], padding: int = 2) -> Image.Image:
     images = F.pad(images, (padding, 0, padding, 0), value=_WHITE)
     canvas = rearrange(images, "r n c h w -> c (r h) (n w)")
     return _render(F.pad(canvas, (0, padding, 0, padding), value=_WHITE))
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write a PNG, whole or not at all, making its folder where it is missing.
+
+    Raises:
+        UnwritableFileError: The folder cannot be made or written.
+    """
+    with naming_os_errors("make", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def _to_bytes(x: Tensor) -> Tensor:

@@ -26,10 +26,11 @@ from imagetok.data import Feed, ImageRows
 from imagetok.errors import UnreadableFileError
 from imagetok.evaluation import Evaluation, evaluate, reconstruction_grid
 from imagetok.files import naming_os_errors, write_atomic
+from imagetok.images.rendering import save_image
 from imagetok.metrics import usage_figures
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.run_folder import SAMPLES, save_image
+from imagetok.training.run_folder import SAMPLES
 from imagetok.training.totals import StepTotals
 from imagetok.training.trackers import Trackers
 

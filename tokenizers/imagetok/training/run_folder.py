@@ -20,7 +20,8 @@ from imagetok.cards import write_model_card
 from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.evaluation import Evaluation
-from imagetok.files import Lock, atomic_path, file_sha256, naming_os_errors, write_atomic
+from imagetok.files import Lock, file_sha256, naming_os_errors, write_atomic
+from imagetok.images.rendering import save_image
 from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
@@ -152,15 +153,3 @@ class RunFolder:
         except (OSError, ValueError, LookupError, TypeError, ImagetokError):
             return None
         return figures if whole and (target / PICTURES_FILE).is_file() else None
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a PNG, whole or not at all, making its folder where it is missing.
-
-    Raises:
-        UnwritableFileError: The folder cannot be made or written.
-    """
-    with naming_os_errors("make", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        image.save(temporary, format="PNG")
