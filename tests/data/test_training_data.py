@@ -31,7 +31,7 @@ datasets.disable_progress_bars()
 
 BATCH = 8
 PARTS = tuple(range(first, first + 5) for first in range(0, 50, 5))
-"""Ten files of five rows: 10 % 4 lanes leaves two files over."""
+"""Ten files of five rows: 10 % 4 streams leaves two files over."""
 
 MODES = (False, True)
 """Values of `data.streaming`."""
@@ -230,7 +230,9 @@ def test_a_position_is_small_and_must_fit(folder: Path) -> None:
     assert position is not None
     assert (tuple(position.shape), position.dtype) == ((4, 4 + 3), torch.int64)
     for wrong in (None, position[:2], position[:, :-1]):
-        with pytest.raises(InvalidValueError, match=r"position \(4, 7\) of all its lanes"):
+        with pytest.raises(
+            InvalidValueError, match=r"position \(4, 7\) of all its shuffle streams"
+        ):
             data.feed(2, 1, position=wrong)
 
 
@@ -315,8 +317,10 @@ def test_the_share_of_unreadable_rows_is_taken_of_a_thousand_at_least() -> None:
 # The feed
 
 
-def test_lanes_and_batches_that_do_not_divide_over_the_ranks_are_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"4 lanes do not divide over 8 ranks; set data\.lanes"):
+def test_streams_and_batches_that_do_not_divide_over_the_ranks_are_refused(folder: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"4 shuffle streams do not divide over 8 ranks; set data\.lanes"
+    ):
         opened(folder, True).feed(0, 1, 0, 8)
     for streaming in MODES:
         with pytest.raises(InvalidValueError, match="8 does not divide into 3 ranks"):

@@ -16,7 +16,7 @@ from datasets import List, Value, load_dataset
 from command_line import Ended, Run
 from imagetok import ImageTokenizer, hub
 from imagetok.config import RunConfig
-from imagetok.data import PictureStream, open_stream
+from imagetok.data import ImageStream, open_stream
 from imagetok.data.image_stream import StreamedFiles
 from imagetok.errors import DataError, HubAccessError
 from imagetok.shards import TokenDataset
@@ -470,7 +470,7 @@ def test_a_stream_is_of_one_commit_from_the_first_look_on(
         move_data(logged_in, tmp_path / "moved")
         return find_column(self, *arguments)
 
-    def read(stream: PictureStream) -> list[Any]:
+    def read(stream: ImageStream) -> list[Any]:
         return [list(stream.read(number)) for number in range(len(stream.segments))]
 
     old = put_data(logged_in, tmp_path / "data")

@@ -235,8 +235,8 @@ class StreamedData(TrainingData):
         count, rank, world_size = self._settings.num_streams, batches.rank, batches.world_size
         if count % world_size:
             raise ConfigError(
-                f"{count} lanes do not divide over {world_size} ranks; set data.lanes to a "
-                "multiple of the ranks that divides train.batch_size"
+                f"{count} shuffle streams do not divide over {world_size} ranks; set data.lanes to "
+                "a multiple of the ranks that divides train.batch_size"
             )
         if position is not None or batches.start_step:
             position = self._check(position, batches.start_step)
@@ -258,8 +258,8 @@ class StreamedData(TrainingData):
         if position is None or found != expected:
             raise InvalidValueError(
                 f"a streamed run goes on at step {start_step} from the position {expected} of all "
-                f"its lanes after the step before, found {found}; data.lanes, data.window and "
-                "train.batch_size must be those of the interrupted run"
+                f"its shuffle streams after the step before, found {found}; data.lanes, "
+                "data.window and train.batch_size must be those of the interrupted run"
             )
         return position.cpu()
 
