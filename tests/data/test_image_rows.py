@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, Features, Value
 from small_rows import Open, in_memory, levels_of, save, write_images
 
 from imagetok import builtin
+from imagetok.data import ImageRows, ImageStream, PictureStream
 from imagetok.errors import DataError
 from imagetok.images import Preprocessor
 from tiny_data import png
@@ -291,3 +292,8 @@ def test_a_row_that_is_not_there_is_refused(open_rows: Open) -> None:
     for row in (-1, 3):
         with pytest.raises(DataError, match=rf"row {row} of .* rows 0\.\.2"):
             rows.image(row)
+
+
+def test_older_names_mean_the_same() -> None:
+    assert ImageRows.picture is ImageRows.image
+    assert PictureStream is ImageStream

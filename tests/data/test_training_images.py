@@ -20,6 +20,7 @@ from imagetok.data import (
     TrainingImages,
     TrainTransform,
     evaluation_batches,
+    worded_error,
 )
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import Preprocessor
@@ -107,6 +108,25 @@ def test_a_loader_gives_the_samples_of_the_steps_over_the_epoch_s_end(open_rows:
         for epoch, row in zip(batch["epoch"], batch["row"], strict=True)
     ]
     assert located == [images.order.locate(sample) for sample in range(4, 16)]
+
+
+def test_a_loader_with_its_own_collation_takes_samples_in_place_of_unreadable_rows(
+    open_rows: Open, tmp_path: Path
+) -> None:
+    folder = write_images(tmp_path / "flat", range(4))
+    (folder / "002.png").write_bytes(b"no image")
+    images = training_images(open_rows(folder))
+    (batch,) = DataLoader(images, batch_sampler=SampleBatches(0, 1, 4), collate_fn=list)
+    assert [len(sample["refused"]) for sample in batch].count(0) == 3
+    assert 2 not in [sample["row"] for sample in batch]
+
+
+def test_the_end_of_a_loader_s_worker_is_told_in_words_of_our_own() -> None:
+    told = worded_error(RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "))
+    assert isinstance(told, DataError)
+    assert str(told).startswith("a process that loads images was ended from outside")
+    for other in (RuntimeError("out of memory"), ValueError("DataLoader worker")):
+        assert worded_error(other) is other
 
 
 def test_a_row_is_augmented_anew_in_every_epoch_and_by_every_seed(open_rows: Open) -> None:

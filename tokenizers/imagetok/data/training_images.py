@@ -20,7 +20,7 @@ from imagetok.data.image_rows import ImageRows
 from imagetok.data.sample_order import EpochOrder
 from imagetok.data.unreadable_rows import name_some, prepare_image
 from imagetok.errors import DataError, InvalidValueError
-from imagetok.images import Box, Preprocessor, center_box, read_image, resize
+from imagetok.images import Box, Preprocessor, center_box, read_image
 from imagetok.keys import generator, make_key
 
 MAX_DRAWS = 20
@@ -65,20 +65,20 @@ class TrainTransform:
         Raises:
             ImagetokError: The image is refused.
         """
-        parts = self.preprocessor
-        pixels = read_image(image, parts.channels, parts.background)
-        box = self._box(pixels.shape[1], pixels.shape[2], key)
-        pixels = resize(pixels, box, parts.image_size, parts.resize)
+        preprocessor = self.preprocessor
+        pixels = read_image(image, preprocessor.channels, preprocessor.background)
+        pixels = preprocessor.fit(pixels, self._draw_box(pixels.shape[1], pixels.shape[2], key))
         return pixels.flip(-1) if self.flip and _draw(key, "flip") < 0.5 else pixels
 
-    def _box(self, height: int, width: int, key: int) -> Box:
-        largest = center_box(height, width, self.preprocessor.image_size)
+    def _draw_box(self, height: int, width: int, key: int) -> Box | None:
+        """The box of a random crop; None for the preprocessor's own."""
         if self.crop_scale is None:
-            return largest
+            return None
         low, high = self.crop_scale
         share, down, across = (_draw(key, f"crop/{part}") for part in ("side", "top", "left"))
         share = low + (high - low) * share
-        box_height, box_width = (max(1, round(side * share)) for side in largest[2:])
+        largest = center_box(height, width, self.preprocessor.image_size)[2:]
+        box_height, box_width = (max(1, round(side * share)) for side in largest)
         top = int(down * (height - box_height + 1))
         left = int(across * (width - box_width + 1))
         return top, left, box_height, box_width
@@ -99,6 +99,10 @@ class TrainingSample(TypedDict):
 
 class TrainingImages(Dataset[TrainingSample]):
     """Training samples by their number in the run.
+
+    A run has as many as it asks for, so torch's DataLoader needs a sampler, such as
+    `batch_sampler=SampleBatches(...)`. Its default collation stacks samples only while every row
+    can be read, because `refused` must be equally long in all of them; `collate_fn=list` takes any.
 
     Args:
         rows: The images.

@@ -108,16 +108,22 @@ class Preprocessor:
         items, _ = _split(images)
         return self._stack([self._convert(index, image) for index, image in items])
 
-    def fit(self, pixels: Tensor) -> Tensor:
+    def fit(self, pixels: Tensor, box: Box | None = None) -> Tensor:
         """Crop and resize an image that is read already.
 
         Args:
             pixels: uint8 (C, H, W), as `read_image` gives them.
+            box: What to cut out, inside the image; None cuts the largest box of the shape of
+                `image_size` from the middle.
 
         Returns:
             uint8 (C, *image_size).
+
+        Raises:
+            ImageValueError: The box is empty or reaches out of the image.
         """
-        box = center_box(pixels.shape[1], pixels.shape[2], self.image_size)
+        if box is None:
+            box = center_box(pixels.shape[1], pixels.shape[2], self.image_size)
         return resize(pixels, box, self.image_size, self.resize)
 
     def batches(
