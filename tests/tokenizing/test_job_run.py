@@ -304,7 +304,11 @@ def test_mixed_numeric_settings_are_recorded_for_their_shards(
         ({"keep": ["image"]}, DataError, "'image' is the image column"),
         ({"keep": ["caption", "caption"]}, DataError, "kept twice"),
         ({"dataset": "builtin:nothing"}, DataError, "unknown built-in dataset"),
-        ({"resize": "stretch"}, InvalidValueError, "resize: found 'stretch'.*'crop' or 'native'"),
+        (
+            {"resize": "stretch"},
+            InvalidValueError,
+            "resize: found 'stretch'; choose one of: crop, native",
+        ),
         ({"batch_size": 0}, InvalidValueError, "batch_size"),
         ({"workers": -1}, InvalidValueError, "workers"),
         ({"limit": 0}, InvalidValueError, "limit"),
