@@ -7,12 +7,18 @@ lies, is said separately. What fixes the bytes of the output stands at the top l
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
+from imagetok.arguments import read_count
 from imagetok.config.strict_config import Config
 from imagetok.dataset_ref import DatasetRef
+from imagetok.errors import InvalidTypeError
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
@@ -69,3 +75,55 @@ class TokenizeConfig(Config):
     device: Text = "auto"
     threads: Count | None = None
     process: ProcessConfig = ProcessConfig()
+
+    @classmethod
+    def from_options(cls, dataset: str | os.PathLike[str], **options: Any) -> Self:
+        """Build from options that stand side by side, as `tokenize_dataset` and the command do.
+
+        Args:
+            dataset: Name of the dataset.
+            options: Other entries of the dataset, entries of `process`, and those of this model,
+                all by their names; what is missing has its default.
+
+        Raises:
+            InvalidTypeError: A name is neither text nor a path, or a count is not an integer.
+            InvalidValueError: A count is out of range.
+            ConfigError: Another option cannot be used, or there is none of that name.
+        """
+        source: dict[str, Any] = {"name": _read_name("dataset", dataset)}
+        process: dict[str, Any] = {}
+        job: dict[str, Any] = {"dataset": source, "process": process}
+        for name, value in options.items():
+            group = source if name in _DATASET_OPTIONS else job
+            group = process if name in ProcessConfig.model_fields else group
+            group[name] = _READERS[name](value) if name in _READERS else value
+        return cls.from_dict(job)
+
+
+def _read_name(option: str, value: object) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise InvalidTypeError(f"{option} must be a name or a path, got {type(value).__name__}")
+    return os.fspath(value)
+
+
+def _read_optional_count(option: str, value: int | None) -> int | None:
+    return None if value is None else read_count(option, value, 1)
+
+
+_DATASET_OPTIONS = {field.name for field in fields(DatasetRef)} - {"name"}
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "streaming": bool,
+    "tokenizer": partial(_read_name, "tokenizer"),
+    "keep": list,
+    "limit": partial(_read_optional_count, "limit"),
+    "rows_per_shard": partial(read_count, "rows_per_shard", least=1),
+    "batch_size": partial(read_count, "batch_size", least=1),
+    "dtype": lambda dtype: str(dtype).removeprefix("torch."),
+    "device": str,
+    "threads": partial(_read_optional_count, "threads"),
+    "workers": partial(read_count, "workers", least=0),
+    "allow_mixed_numerics": bool,
+    "progress": bool,
+}
+"""How options become entries, where callers in Python may give more types than a file holds."""

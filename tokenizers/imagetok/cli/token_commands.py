@@ -35,89 +35,105 @@ app = typer.Typer()
 TokensArgument = Annotated[
     Path, typer.Argument(help="Folder filled by `imagetok tokenize`.", show_default=False)
 ]
+DiscreteTokenizerOption = Annotated[
+    str | None,
+    typer.Option(help=f"A VQ-VAE or dVAE. {TOKENIZER_HELP}", show_default=False),
+]
+DatasetOption = Annotated[str | None, typer.Option(help=DATASET_HELP, show_default=False)]
+OutputDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to fill: new, empty, or of the same job, which is then continued.",
+        show_default=False,
+    ),
+]
+KeepOption = Annotated[
+    str, typer.Option(help="Columns to carry along as they are: `caption,label`.")
+]
+ResizeOption = Annotated[
+    str,
+    typer.Option(
+        help="`crop` to the tokenizer's size, or `native`: each image keeps its own, rounded "
+        "down to whole tokens."
+    ),
+]
+RowsPerShardOption = Annotated[
+    int, typer.Option(min=1, help="Rows of a shard, the work that a process takes at a time.")
+]
+WorkersOption = Annotated[
+    int, typer.Option(min=0, help="Processes that decode images; 0 uses threads instead.")
+]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of the encoder on a CPU.")]
+StreamingOption = Annotated[
+    bool,
+    typer.Option(
+        "--streaming",
+        help="Read files in sequence: nothing is downloaded or converted beforehand, and each "
+        "file is done by one process.",
+    ),
+]
+LimitOption = Annotated[
+    int | None, typer.Option(min=1, help="Number of rows to take at most, from the first on.")
+]
+MaxErrorRateOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest share of rows that may be unreadable.")
+]
+RankOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Number of this process, from 0, if no launcher assigns it: "
+        "`--rank $SLURM_ARRAY_TASK_ID --world-size $SLURM_ARRAY_TASK_COUNT`."
+    ),
+]
+WorldSizeOption = Annotated[
+    int | None, typer.Option(help="With --rank: how many processes fill the folder.")
+]
+AllowMixedNumericsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-mixed-numerics",
+        help="Continue a job that was begun on another device or with other numeric settings; "
+        "each shard records its own.",
+    ),
+]
+FinalizeOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Only write the manifest of this folder, whose shards are complete.",
+        show_default=False,
+    ),
+]
+
+NOT_OF_THE_CONFIG = {"output_dir", "rank", "world_size", "finalize", "plugins"}
+"""Parameters of `tokenize` that are not entries of a `TokenizeConfig`; all others are, by name."""
 
 
 @app.command()
 def tokenize(
-    tokenizer: Annotated[
-        str | None,
-        typer.Option(help=f"A VQ-VAE or dVAE. {TOKENIZER_HELP}", show_default=False),
-    ] = None,
+    context: typer.Context,
+    tokenizer: DiscreteTokenizerOption = None,
     tokenizer_revision: TokenizerRevisionOption = None,
-    dataset: Annotated[str | None, typer.Option(help=DATASET_HELP, show_default=False)] = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to fill: new, empty, or of the same job, which is then continued.",
-            show_default=False,
-        ),
-    ] = None,
+    dataset: DatasetOption = None,
+    output_dir: OutputDirOption = None,
     split: SplitOption = "train",
     subset: SubsetOption = None,
     revision: RevisionOption = None,
     image_column: ImageColumnOption = None,
-    keep: Annotated[
-        str, typer.Option(help="Columns to carry along as they are: `caption,label`.")
-    ] = "",
-    resize: Annotated[
-        str,
-        typer.Option(
-            help="`crop` to the tokenizer's size, or `native`: each image keeps its own, rounded "
-            "down to whole tokens."
-        ),
-    ] = "crop",
-    rows_per_shard: Annotated[
-        int, typer.Option(min=1, help="Rows of a shard, the work that a process takes at a time.")
-    ] = 16384,
+    keep: KeepOption = "",
+    resize: ResizeOption = "crop",
+    rows_per_shard: RowsPerShardOption = 16384,
     batch_size: BatchSizeOption = 32,
-    workers: Annotated[
-        int,
-        typer.Option(min=0, help="Processes that decode images; 0 uses threads instead."),
-    ] = 0,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of the encoder on a CPU.")
-    ] = None,
+    workers: WorkersOption = 0,
+    threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
-    streaming: Annotated[
-        bool,
-        typer.Option(
-            "--streaming",
-            help="Read files in sequence: nothing is downloaded or converted beforehand, and each "
-            "file is done by one process.",
-        ),
-    ] = False,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Number of rows to take at most, from the first on.")
-    ] = None,
-    max_error_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Largest share of rows that may be unreadable.")
-    ] = 0.01,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            help="Number of this process, from 0, if no launcher assigns it: "
-            "`--rank $SLURM_ARRAY_TASK_ID --world-size $SLURM_ARRAY_TASK_COUNT`."
-        ),
-    ] = None,
-    world_size: Annotated[
-        int | None, typer.Option(help="With --rank: how many processes fill the folder.")
-    ] = None,
-    allow_mixed_numerics: Annotated[
-        bool,
-        typer.Option(
-            "--allow-mixed-numerics",
-            help="Continue a job that was begun on another device or with other numeric settings; "
-            "each shard records its own.",
-        ),
-    ] = False,
-    finalize: Annotated[
-        Path | None,
-        typer.Option(
-            help="Only write the manifest of this folder, whose shards are complete.",
-            show_default=False,
-        ),
-    ] = None,
+    streaming: StreamingOption = False,
+    limit: LimitOption = None,
+    max_error_rate: MaxErrorRateOption = 0.01,
+    rank: RankOption = None,
+    world_size: WorldSizeOption = None,
+    allow_mixed_numerics: AllowMixedNumericsOption = False,
+    finalize: FinalizeOption = None,
     plugins: ImportOption = None,
 ) -> None:
     """Turn a dataset of images into parquet shards of token ids, each row exactly once.
@@ -132,41 +148,23 @@ def tokenize(
     Exit code 0: every row is accounted for, and no more of them are unreadable than allowed.
     SIGTERM, SIGINT and SIGUSR1 stop it after the current batch (exit codes 143, 130, 138).
     """
+    from imagetok.launch import find_rank_info
     from imagetok.reports import show_table
     from imagetok.shards import finalize as write_manifest
-    from imagetok.tokenizing import tokenize_dataset
-    from imagetok.tokenizing.job_run import check_totals
+    from imagetok.tokenize_config import TokenizeConfig
+    from imagetok.tokenizing.job_run import check_totals, run_job
 
     if finalize is not None:
         place, manifest = finalize, write_manifest(finalize)
         check_totals(manifest, finalize, f"{finalize}", max_error_rate)
     else:
-        model, source = given(tokenizer, "--tokenizer"), given(dataset, "--dataset")
+        given(tokenizer, "--tokenizer")
+        given(dataset, "--dataset")
         place = given(output_dir, "--output-dir")
-        manifest = tokenize_dataset(
-            model,
-            source,
-            place,
-            tokenizer_revision=tokenizer_revision,
-            subset=subset,
-            revision=revision,
-            split=split,
-            image_column=image_column,
-            keep=[name for name in keep.split(",") if name],
-            rows_per_shard=rows_per_shard,
-            batch_size=batch_size,
-            workers=workers,
-            threads=threads,
-            device=device,
-            dtype=dtype,
-            limit=limit,
-            resize=resize,
-            streaming=streaming,
-            max_error_rate=max_error_rate,
-            rank=rank,
-            world_size=world_size,
-            allow_mixed_numerics=allow_mixed_numerics,
-        )
+        options = {k: v for k, v in context.params.items() if k not in NOT_OF_THE_CONFIG}
+        options["keep"] = [name for name in keep.split(",") if name]
+        config = TokenizeConfig.from_options(**options)
+        manifest = run_job(config, place, find_rank_info(rank, world_size))
     show_table(str(place), _summary(manifest.totals, manifest.throughput))
 
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from imagetok.arguments import read_count
-from imagetok.errors import InvalidTypeError, JobStopped, TokenizingError
+from imagetok.errors import JobStopped, TokenizingError
 from imagetok.launch import RankInfo, StopSignals, find_rank_info, watch_launcher
 from imagetok.shards.job_folder import JobFolder
 from imagetok.shards.manifest import Manifest, finalize
@@ -115,33 +114,27 @@ def tokenize_dataset(
         JobStopped: SIGTERM, SIGINT or SIGUSR1 came.
     """
     loaded = tokenizer if isinstance(tokenizer, ImageTokenizer) else None
-    config = TokenizeConfig.from_dict(
-        {
-            "dataset": {
-                "name": _name("dataset", dataset),
-                "split": split,
-                "subset": subset,
-                "revision": revision,
-                "image_column": image_column,
-                "streaming": bool(streaming),
-            },
-            "tokenizer": None if loaded is not None else _name("tokenizer", tokenizer),
-            "tokenizer_revision": tokenizer_revision,
-            "keep": list(keep),
-            "limit": None if limit is None else read_count("limit", limit, 1),
-            "resize": resize,
-            "rows_per_shard": read_count("rows_per_shard", rows_per_shard, 1),
-            "batch_size": read_count("batch_size", batch_size, 1),
-            "dtype": str(dtype).removeprefix("torch."),
-            "device": str(device),
-            "threads": None if threads is None else read_count("threads", threads, 1),
-            "process": {
-                "workers": read_count("workers", workers, 0),
-                "max_error_rate": max_error_rate,
-                "allow_mixed_numerics": bool(allow_mixed_numerics),
-                "progress": bool(progress),
-            },
-        }
+    config = TokenizeConfig.from_options(
+        dataset,
+        **({} if loaded is not None else {"tokenizer": tokenizer}),
+        tokenizer_revision=tokenizer_revision,
+        subset=subset,
+        revision=revision,
+        split=split,
+        image_column=image_column,
+        keep=keep,
+        rows_per_shard=rows_per_shard,
+        batch_size=batch_size,
+        workers=workers,
+        threads=threads,
+        device=device,
+        dtype=dtype,
+        limit=limit,
+        resize=resize,
+        streaming=streaming,
+        max_error_rate=max_error_rate,
+        allow_mixed_numerics=allow_mixed_numerics,
+        progress=progress,
     )
     return run_job(config, output_dir, find_rank_info(rank, world_size), loaded)
 
@@ -310,10 +303,3 @@ def check_totals(manifest: Manifest, folder: Path, name: str, max_error_rate: fl
             f"{max_error_rate:g} that may be (--max-error-rate); the reasons stand in "
             f"'{folder / 'errors'}'"
         )
-
-
-def _name(argument: str, value: object) -> str:
-    """A name or path as text; InvalidTypeError where `value` is neither."""
-    if not isinstance(value, str | os.PathLike):
-        raise InvalidTypeError(f"{argument} must be a name or a path, got {type(value).__name__}")
-    return os.fspath(value)
