@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from imagetok.cli.options import ImportOption, PrivateOption
+from imagetok.cli.options import ImportOption, PrivateOption, TokensArgument
 
 app = typer.Typer()
 
@@ -58,9 +58,7 @@ def push(
 
 @app.command("push-dataset")
 def push_dataset(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder filled by `imagetok tokenize`.", show_default=False)
-    ],
+    folder: TokensArgument,
     repository: RepositoryArgument,
     private: PrivateOption = None,
     revision: BranchOption = None,

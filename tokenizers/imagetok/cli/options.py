@@ -25,6 +25,9 @@ TokenizerRevisionOption = Annotated[
     str | None,
     typer.Option(help="Commit, branch or tag of a tokenizer on the Hub.", show_default=False),
 ]
+TokensArgument = Annotated[
+    Path, typer.Argument(help="Folder filled by `imagetok tokenize`.", show_default=False)
+]
 SplitOption = Annotated[str, typer.Option(help="Split, or a part of one: `test[:1000]`.")]
 SubsetOption = Annotated[
     str | None, typer.Option(help="Configuration of a dataset that has several.")

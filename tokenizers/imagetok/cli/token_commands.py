@@ -20,6 +20,7 @@ from imagetok.cli.options import (
     SplitOption,
     SubsetOption,
     TokenizerRevisionOption,
+    TokensArgument,
     check_parent,
     given,
     load_alone,
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-TokensArgument = Annotated[
-    Path, typer.Argument(help="Folder filled by `imagetok tokenize`.", show_default=False)
-]
 DiscreteTokenizerOption = Annotated[
     str | None,
     typer.Option(help=f"A VQ-VAE or dVAE. {TOKENIZER_HELP}", show_default=False),

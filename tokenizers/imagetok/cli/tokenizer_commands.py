@@ -30,6 +30,70 @@ from imagetok.config.recipe import recipe_names
 
 app = typer.Typer()
 
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help=f"A recipe's name ({', '.join(recipe_names())}) or the path of a .yaml file.",
+        show_default=False,
+    ),
+]
+OverridesArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY.PATH=VALUE]...",
+        help="Entries of the recipe to change, such as `train.steps=2000`, "
+        "`data.name=./photos` or `train.optimizer.lr=1e-4`.",
+        show_default=False,
+    ),
+]
+RunDirOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder to write; without --resume it must not hold a run yet.",
+        show_default=False,
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on after the newest checkpoint in the folder; start anew if there is none, "
+        "and leave a finished run as it is.",
+    ),
+]
+DryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Show the config, sizes and a memory estimate; do not train.",
+    ),
+]
+PushToOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Repository on the Hub, `user/name`, that the trained tokenizer is pushed to; "
+        "created before the first step if it is missing.",
+        show_default=False,
+    ),
+]
+PushEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --push-to: steps between pushes during training.",
+        show_default=False,
+    ),
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY",
+        help="Key of a further metric to measure. The option may be repeated.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="File to write the figures to.")]
+
 
 @app.command()
 def quickstart(
@@ -51,60 +115,13 @@ def quickstart(
 
 @app.command()
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help=f"A recipe's name ({', '.join(recipe_names())}) or the path of a .yaml file.",
-            show_default=False,
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[KEY.PATH=VALUE]...",
-            help="Entries of the recipe to change, such as `train.steps=2000`, "
-            "`data.name=./photos` or `train.optimizer.lr=1e-4`.",
-            show_default=False,
-        ),
-    ] = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to write; without --resume it must not hold a run yet.",
-            show_default=False,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on after the newest checkpoint in the folder; start anew if there is none, "
-            "and leave a finished run as it is.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Show the config, sizes and a memory estimate; do not train.",
-        ),
-    ] = False,
-    push_to: Annotated[
-        str | None,
-        typer.Option(
-            help="Repository on the Hub, `user/name`, that the trained tokenizer is pushed to; "
-            "created before the first step if it is missing.",
-            show_default=False,
-        ),
-    ] = None,
-    push_every: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="With --push-to: steps between pushes during training.",
-            show_default=False,
-        ),
-    ] = None,
+    recipe: RecipeArgument,
+    overrides: OverridesArgument = None,
+    output_dir: RunDirOption = None,
+    resume: ResumeOption = False,
+    dry_run: DryRunOption = False,
+    push_to: PushToOption = None,
+    push_every: PushEveryOption = None,
     private: PrivateOption = None,
     plugins: ImportOption = None,
 ) -> None:
@@ -157,17 +174,8 @@ def evaluate(
     batch_size: BatchSizeOption = 32,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY",
-            help="Key of a further metric to measure. The option may be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json", help="File to write the figures to.")
-    ] = None,
+    metric: MetricOption = None,
+    json_path: JsonOption = None,
     plugins: ImportOption = None,
 ) -> None:
     """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity, or more by name.
