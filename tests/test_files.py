@@ -25,6 +25,7 @@ from imagetok.files import (
     lock_folder,
     make_folder,
     write_atomic,
+    write_json,
 )
 
 KILLED_BEFORE_THE_RENAME = """
@@ -221,6 +222,18 @@ def test_a_folder_and_its_parents_are_on_the_disk_before_they_are_used(
     make_folder(tmp_path / "a" / "b")
     assert set(flushed) == {tmp_path.stat().st_ino, (tmp_path / "a").stat().st_ino}
     assert len(flushed) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a file")
+    with pytest.raises(UnwritableFileError, match=r"cannot make '.*/a/b': Not a directory"):
+        make_folder(tmp_path / "a" / "b")
+
+
+def test_json_is_indented_and_ends_in_a_new_line(tmp_path: Path) -> None:
+    write_json(tmp_path / "values.json", {"größe": [1, None]})
+    expected = b'{\n  "gr\\u00f6\\u00dfe": [\n    1,\n    null\n  ]\n}\n'
+    assert (tmp_path / "values.json").read_bytes() == expected
 
 
 def test_a_folder_is_locked_by_one_and_may_be_waited_for(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def test_a_value_that_is_not_finite_is_refused_and_keeps_the_old_tokenizer(tmp_p
 
 def test_a_file_where_the_folder_should_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "name").touch()
-    with pytest.raises(UnwritableFileError, match=r"cannot create '.*name': File exists"):
+    with pytest.raises(UnwritableFileError, match=r"cannot make '.*name': File exists"):
         save(tmp_path / "name")
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -111,16 +112,23 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def write_json(path: str | os.PathLike[str], values: object) -> None:
+    """Write JSON-like values as indented ASCII, like `write_atomic`."""
+    write_atomic(path, f"{json.dumps(values, indent=2)}\n".encode())
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and the parents that it lacks, on the disk before anything appears in them.
 
     Raises:
-        OSError: It cannot be made.
+        UnwritableFileError: It cannot be made.
     """
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    for folder in new:
-        flush(folder.parent)
+    with naming_os_errors("make", path):
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
+        for folder in new:
+            with suppress(PermissionError):  # it may be written but not read
+                flush(folder.parent)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -185,7 +184,7 @@ def evaluate(
     from imagetok.data import open_images
     from imagetok.evaluation import evaluate as measure
     from imagetok.evaluation import join_processes
-    from imagetok.files import write_atomic
+    from imagetok.files import write_json
     from imagetok.launch import collectives
     from imagetok.modelfile import EVALUATED_KEY
     from imagetok.reports import show_evaluation
@@ -203,7 +202,7 @@ def evaluate(
         return
     show_evaluation(figures, tokenizer)
     if json_path is not None:
-        write_atomic(json_path, (json.dumps(figures, indent=2) + "\n").encode())
+        write_json(json_path, figures)
 
 
 @app.command()

@@ -29,7 +29,7 @@ from imagetok.data.source import Source, data_errors, find_location, split_range
 from imagetok.data.unreadable_rows import prepare_image
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError, InvalidValueError
-from imagetok.files import atomic_path, naming_os_errors
+from imagetok.files import atomic_path, make_folder
 from imagetok.images import Preprocessor
 from imagetok.run_config import RunConfig
 
@@ -129,8 +129,7 @@ def _keep(
     content = f"{files.fingerprint(split, column)} {split} {column} {count}"
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()}.arrow"
     if not path.exists():
-        with naming_os_errors("make", folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with data_errors(f"split '{split}' cannot be converted to Arrow"):
             _copy(files.rows(split), split, count, column, path)
     return Dataset.from_file(str(path))

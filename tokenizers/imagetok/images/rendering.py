@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from imagetok.errors import ImageTypeError, ImageValueError
-from imagetok.files import atomic_path, naming_os_errors
+from imagetok.files import atomic_path, make_folder
 from imagetok.images.arrays import check_prepared
 from imagetok.images.pixels import CHANNELS
 
@@ -81,8 +81,7 @@ def save_image(image: Image.Image, path: Path) -> None:
     Raises:
         UnwritableFileError: The folder cannot be made or written.
     """
-    with naming_os_errors("make", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from imagetok.config import printable
 from imagetok.errors import ConfigError, ModelFileError
-from imagetok.files import file_sha256, naming_os_errors, write_atomic
+from imagetok.files import file_sha256, naming_os_errors, write_atomic, write_json
 from imagetok.modelfile.tensorfile import load_tensors, read_header, save_tensors
 from imagetok.tokenizer_config import TokenizerConfig
 
@@ -83,7 +83,7 @@ def save_model(
     folder = Path(folder)
     values = config.to_dict()
     save_tensors(folder / MODEL_FILE, tensors, {"config": values, "format_version": FORMAT_VERSION})
-    write_atomic(folder / CONFIG_FILE, f"{json.dumps(values, indent=2)}\n".encode())
+    write_json(folder / CONFIG_FILE, values)
     _remove_stale_evaluation(folder)
 
 

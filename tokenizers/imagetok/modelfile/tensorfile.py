@@ -31,7 +31,7 @@ from imagetok.errors import (
     ModelFileError,
     UnwritableFileError,
 )
-from imagetok.files import atomic_path, naming_os_errors
+from imagetok.files import atomic_path, make_folder, naming_os_errors
 
 _METADATA_KEY, _DIGEST_KEY = "imagetok", "sha256"
 _FOREIGN = {  # first bytes of other files that are found under the name of a safetensors file
@@ -93,8 +93,7 @@ def save_tensors(
     path = Path(path)
     saved = _prepare(tensors)
     text = _canonical({**header, _DIGEST_KEY: content_digest(saved, header)})
-    with naming_os_errors("create", path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with atomic_path(path) as temporary:
         try:
             save_file(saved, temporary, metadata={_METADATA_KEY: text})

@@ -62,8 +62,7 @@ class JobFolder:
             UnwritableFileError: The folder cannot be made or written.
         """
         folder = Path(folder)
-        with naming_os_errors("make", folder):
-            make_folder(folder)
+        make_folder(folder)
         path = folder / JOB_FILE
         if not path.exists():
             _refuse_foreign_files(folder)
@@ -127,8 +126,7 @@ class JobFolder:
             yield None
             return
         parent = (self.folder / self._paths.shard(unit)).parent
-        with naming_os_errors("make", parent):
-            make_folder(parent)
+        make_folder(parent)
         name = self._paths.name(unit)
         with unit_lock(parent, name, lambda: self.is_complete(unit)) as workspace:
             if workspace is None or self.is_complete(unit):

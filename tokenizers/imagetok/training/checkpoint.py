@@ -38,6 +38,7 @@ from imagetok.files import (
     TEMPORARY_PREFIX,
     atomic_path,
     file_sha256,
+    make_folder,
     naming_os_errors,
     remove_abandoned,
 )
@@ -222,8 +223,7 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
         UnwritableFileError: The disk is full or the folder cannot be written; older checkpoints
             are left as they are.
     """
-    with naming_os_errors("make", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     target = folder / f"step-{snapshot.step:08d}"
     with atomic_path(target) as temporary:
         temporary.mkdir()

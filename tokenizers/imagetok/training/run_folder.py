@@ -20,7 +20,14 @@ from imagetok.cards import write_model_card
 from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.evaluation import Evaluation
-from imagetok.files import Lock, file_sha256, naming_os_errors, write_atomic
+from imagetok.files import (
+    Lock,
+    file_sha256,
+    make_folder,
+    naming_os_errors,
+    write_atomic,
+    write_json,
+)
 from imagetok.images.rendering import save_image
 from imagetok.modelfile import EVALUATED_KEY, EVALUATION_FILE, MODEL_FILE, PICTURES_FILE
 from imagetok.run_config import RunConfig
@@ -115,8 +122,7 @@ class RunFolder:
             ConfigError: Another run has begun since the first look, or holds the folder.
             UnwritableFileError: The folder cannot be made or written.
         """
-        with naming_os_errors("make", self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         if self.take():
             self.check_is_free()
         head = f"# imagetok {__version__}, data fingerprint {fingerprint}\n"
@@ -140,8 +146,7 @@ class RunFolder:
         figures = {EVALUATED_KEY: file_sha256(self.tokenizer / MODEL_FILE), **figures}
         save_image(image, self.tokenizer / PICTURES_FILE)
         write_model_card(self.tokenizer, tokenizer.config, figures)
-        text = json.dumps(figures, indent=2) + "\n"
-        write_atomic(self.tokenizer / EVALUATION_FILE, text.encode())
+        write_json(self.tokenizer / EVALUATION_FILE, figures)
         return figures
 
     def read_figures(self) -> Evaluation | None:
