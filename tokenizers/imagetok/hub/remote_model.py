@@ -79,7 +79,7 @@ class RemoteInfo:
 
     Attributes:
         config: The configuration in the header of its model.safetensors.
-        tensors: By name: dtype, such as `float32`, and shape.
+        tensors: Dtype, such as `float32`, and shape of each tensor, by name.
         num_bytes: Size of model.safetensors.
         sha256: The Hub's hash of model.safetensors; None if it is stored as a plain git file.
         revision: The commit that all of this comes from.

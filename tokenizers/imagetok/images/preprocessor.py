@@ -184,7 +184,7 @@ class Preprocessor:
         return self.fit(pixels)
 
     def _join(self, tensors: Iterator[Tensor], size: int) -> Iterator[Tensor]:
-        """float32 batches of `size`; a single empty one if there are no tensors."""
+        """Float32 batches of `size`; one empty batch where no tensor is given."""
         batch = list(islice(tensors, size))
         while True:
             x = self._stack(batch)

@@ -35,7 +35,7 @@ class GradientBalance:
         ConfigError: The layer's weight does not learn.
 
     Attributes:
-        factors: By the names of terms; those that were not measured yet are missing.
+        factors: Factor of each term, by name; a term not measured yet is missing.
     """
 
     def __init__(self, layer: nn.Module) -> None:
