@@ -105,8 +105,8 @@ def test_a_folder_that_was_filled_anew_is_not_taken_from_the_cache(tmp_path: Pat
 
 
 def test_subfolders_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagetok.shards.shard_paths.MOST_IN_ONE_FOLDER", 2)
-    monkeypatch.setattr("imagetok.shards.shard_paths.UNITS_PER_FOLDER", 2)
+    monkeypatch.setattr("imagetok.shards.job.MOST_IN_ONE_FOLDER", 2)
+    monkeypatch.setattr("imagetok.shards.job.UNITS_PER_FOLDER", 2)
     folder = finished(tmp_path / "tokens", tiny_job(), broken=[9])
     places = {path.parent.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
     assert places == {"data/00000", "data/00001"}
@@ -240,7 +240,7 @@ def test_the_code_of_a_card_reads_the_folder_that_it_lies_in(
 def test_a_pushed_card_names_its_repository_and_the_tokenizers_commit(tmp_path: Path) -> None:
     job = tiny_job(tokenizer__name="user/tokenizer", tokenizer__revision="c" * 40)
     manifest = read_manifest(finished(tmp_path, job))
-    text = render_card(job, manifest, repo_id="user/tokens")
+    text = render_card(job, manifest.totals, manifest.fingerprint, repo_id="user/tokens")
     loading, decoding, training = (block.text for block in blocks(text))
     assert 'load_dataset("user/tokens", split="train")' in loading
     assert f'from_pretrained("user/tokenizer", revision="{"c" * 40}")' in decoding
@@ -275,8 +275,8 @@ def test_texts_of_users_stay_where_they_stand(tmp_path: Path, name: str) -> None
         )
 
     manifest = read_manifest(finished(tmp_path, tiny_job()))
-    calm = render_card(job("calm"), manifest, repo_id="calm")
-    card = render_card(job(text), manifest, repo_id=text)
+    calm = render_card(job("calm"), manifest.totals, manifest.fingerprint, repo_id="calm")
+    card = render_card(job(text), manifest.totals, manifest.fingerprint, repo_id=text)
     card.encode()
     kinds = [shape(one.split("\n---\n", 1)[1]) for one in (card, calm)]
     assert kinds[0] == kinds[1]

@@ -18,7 +18,7 @@ from tiny_jobs import do_job, fill, streamed_job, tiny_job
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import TEMPORARY_PREFIX
 from imagetok.shards import JobFolder, finalize, read_manifest
-from imagetok.shards.manifest import scan_shards
+from imagetok.shards.shard_scan import scan_shards
 from tiny_runs import contents
 
 FINALIZE = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagetok.shards.shard_paths import ShardPaths
+from imagetok.shards.job import ShardPaths
 
 
 def test_over_five_thousand_units_lie_in_folders_of_a_thousand() -> None:

@@ -25,8 +25,7 @@ from imagetok.errors import (
     UnreadableFileError,
 )
 from imagetok.shards.shard_reader import ShardReader
-from imagetok.shards.token_dataset import TokenDataset
-from imagetok.shards.token_loader import TokenLoader
+from imagetok.shards.token_dataset import TokenDataset, TokenLoader
 
 ROWS = 50
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
     from imagetok.shards.job_folder import JobFolder
     from imagetok.shards.manifest import Manifest, finalize, read_manifest
     from imagetok.shards.shard_schema import RESERVED, ShardSchema
-    from imagetok.shards.token_dataset import TokenDataset
+    from imagetok.shards.token_dataset import TokenDataset, TokenLoader
     from imagetok.shards.token_folder import push_dataset
     from imagetok.shards.token_layout import TokenLayout
-    from imagetok.shards.token_loader import TokenLoader
     from imagetok.shards.unit_writer import UnitWriter
     from imagetok.shards.verification import Report, verify
 
@@ -34,7 +33,7 @@ _HOMES = {
     "ShardSchema": "shard_schema",
     "TokenDataset": "token_dataset",
     "TokenLayout": "token_layout",
-    "TokenLoader": "token_loader",
+    "TokenLoader": "token_dataset",
     "UnitWriter": "unit_writer",
     "finalize": "manifest",
     "push_dataset": "token_folder",

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datasets import ClassLabel, DatasetInfo
 from datasets.info import DatasetInfosDict
 from datasets.splits import SplitDict, SplitInfo
 
 from imagetok.cards.template import UNKNOWN_LICENSE, render
-from imagetok.shards.job import Job
-from imagetok.shards.shard_paths import DATA, ERRORS, SHARD_SUFFIX
-
-if TYPE_CHECKING:  # the manifest is finalized together with its card
-    from imagetok.shards.manifest import Manifest
+from imagetok.shards.job import DATA, ERRORS, SHARD_SUFFIX, Job
+from imagetok.shards.shard_scan import Totals
 
 _COLUMNS = {
     "grid_h": "rows of the image's grid of ids",
@@ -25,12 +22,13 @@ _COLUMNS = {
 }
 
 
-def render_card(job: Job, manifest: Manifest, repo_id: str | None = None) -> str:
-    """Render README.md from the job and its manifest alone.
+def render_card(job: Job, totals: Totals, fingerprint: str, repo_id: str | None = None) -> str:
+    """Render README.md from the job and figures of its manifest alone.
 
     Args:
         job: The job.
-        manifest: The manifest of its shards.
+        totals: Sums over its shards.
+        fingerprint: Hash of the job and of all shards.
         repo_id: Repository on the Hub that the card's code reads from; None makes it read from the
             folder that holds the card.
     """
@@ -45,18 +43,17 @@ def render_card(job: Job, manifest: Manifest, repo_id: str | None = None) -> str
     }
     return render(
         "dataset_card.md.jinja",
-        _metadata(job, manifest),
+        _metadata(job, totals, fingerprint),
         job=job,
         columns=list(_columns(job)),
         source=source,
-        totals=manifest.totals,
+        totals=totals,
         errors_folder=ERRORS,
         repo_id=repo_id,
     )
 
 
-def _metadata(job: Job, manifest: Manifest) -> dict[str, Any]:
-    totals = manifest.totals
+def _metadata(job: Job, totals: Totals, fingerprint: str) -> dict[str, Any]:
     split = SplitInfo(job.split_name, num_bytes=totals.bytes, num_examples=totals.rows)
     info = DatasetInfo(
         features=job.schema.features,
@@ -73,7 +70,7 @@ def _metadata(job: Job, manifest: Manifest) -> dict[str, Any]:
     DatasetInfosDict(default=info).to_dataset_card_data(head)
     # `datasets` tells what it has in its cache by the folder's name and by what stands here, not by
     # the files: without this it would take other ids of as many images for the same.
-    head["dataset_info"]["description"] = f"imagetok {manifest.fingerprint}"
+    head["dataset_info"]["description"] = f"imagetok {fingerprint}"
     return head
 
 

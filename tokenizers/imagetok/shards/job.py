@@ -12,6 +12,9 @@ import json
 import math
 import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -21,8 +24,13 @@ from pydantic import Field, model_validator
 from imagetok.config.strict_config import Config, StrictInteger
 from imagetok.errors import ConfigError, UnreadableFileError
 from imagetok.files import naming_os_errors
-from imagetok.shards.shard_paths import JOB_FILE, ShardPaths
 from imagetok.shards.shard_schema import ShardSchema
+
+DATA, ERRORS = "data", "errors"
+JOB_FILE, MANIFEST_FILE, CARD_FILE = "job.json", "manifest.json", "README.md"
+SHARD_SUFFIX, ERRORS_SUFFIX = ".parquet", ".jsonl"
+MOST_IN_ONE_FOLDER = 5000
+UNITS_PER_FOLDER = 1000
 
 Count = Annotated[int, Field(ge=1, le=2**40)]
 Size = Annotated[int, Field(ge=1, le=2**31)]
@@ -163,6 +171,65 @@ class Numerics(Config):
     versions: Versions
 
 
+@dataclass(frozen=True)
+class ShardPaths:
+    """Names of shards and error files, relative to the dataset's folder.
+
+    For the split `train`:
+
+        data/train-00000.parquet        a unit of rows
+        data/train-00000-00000.parquet  one part of a unit that is an input file: unit, part
+        data/00003/train-03141.parquet  with over 5,000 units: 1,000 per folder
+        errors/...jsonl                 under the same names, the rows that could not be read
+
+    Attributes:
+        split: First word of each name.
+        num_units: Number of units of the job.
+        in_parts: Whether a unit is a file of unknown length, which gives several shards.
+    """
+
+    split: str
+    num_units: int
+    in_parts: bool
+
+    def shard(self, unit: int, part: int = 0) -> str:
+        """Path of a shard."""
+        return f"{DATA}/{self.stem(unit, part)}{SHARD_SUFFIX}"
+
+    def errors(self, unit: int, part: int = 0) -> str:
+        """Path of the file that lists a shard's unreadable rows."""
+        return f"{ERRORS}/{self.stem(unit, part)}{ERRORS_SUFFIX}"
+
+    def stem(self, unit: int, part: int = 0) -> str:
+        """What a shard and its error file share: subfolder, if any, and name without suffix."""
+        name = self.name(unit) + (f"-{part:05d}" if self.in_parts else "")
+        if self.num_units <= MOST_IN_ONE_FOLDER:
+            return name
+        return f"{unit // UNITS_PER_FOLDER:05d}/{name}"
+
+    def name(self, unit: int) -> str:
+        """Name of a unit."""
+        return f"{self.split}-{unit:05d}"
+
+    def parts(self, folder: Path, unit: int) -> list[int]:
+        """Parts of a unit that lie in the dataset's `folder`, in ascending order."""
+        if not self.in_parts:
+            return [0] if (folder / self.shard(unit)).exists() else []
+        first = folder / self.shard(unit)
+        pattern = re.compile(rf"{re.escape(self.split)}-{unit:05d}-(\d{{5,}}){SHARD_SUFFIX}")
+        names = first.parent.iterdir() if first.parent.is_dir() else ()
+        found = (pattern.fullmatch(path.name) for path in names)
+        return sorted(int(match[1]) for match in found if match)
+
+    def parents(self) -> Iterator[str]:
+        """Every folder that shards lie in."""
+        if self.num_units <= MOST_IN_ONE_FOLDER:
+            yield DATA
+        else:
+            for start in range(0, self.num_units, UNITS_PER_FOLDER):
+                yield f"{DATA}/{start // UNITS_PER_FOLDER:05d}"
+
+
 class Job(Config):
     """A tokenizing job; see the module and its parts.
 
@@ -231,21 +298,20 @@ class Job(Config):
         word = re.fullmatch(r"(\w+(?:\.\w+)*)(?:\[[^\]]*\])?", self.input.split)
         return word[1] if word and word[1] != "all" else "train"
 
-    @property
+    @cached_property
     def paths(self) -> ShardPaths:
         """Where the files of the tokenized dataset lie."""
         return ShardPaths(self.split_name, self.num_units, in_parts=self.input.streaming)
 
-    @property
+    @cached_property
     def kept(self) -> Features:
         """Features of the kept columns, in the order of `output.keep`."""
         try:
-            features = Features.from_dict({name: self.features[name] for name in self.output.keep})
+            return Features.from_dict({name: self.features[name] for name in self.output.keep})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ConfigError(f"Job: features cannot be read: {error}") from error
-        return features
 
-    @property
+    @cached_property
     def schema(self) -> ShardSchema:  # type: ignore[override]
         """Columns of the shards."""
         return ShardSchema(
@@ -256,7 +322,7 @@ class Job(Config):
             codebook_sizes=self.tokenizer.codebook_sizes or (),
         )
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of everything but the numeric settings: 64 hexadecimal digits."""
         values = {**self.to_dict(), "numerics": None}

@@ -6,20 +6,29 @@ differs. Every process holds a shared lock on that file for as long as it has th
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from imagetok.config.strict_config import Config
 from imagetok.errors import DataError, UnwritableFileError
-from imagetok.files import TEMPORARY_PREFIX, Lock, create_atomic, make_folder, naming_os_errors
-from imagetok.shards.job import Job, Numerics, read_job
-from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY
-from imagetok.shards.shard_paths import JOB_FILE, MANIFEST_FILE
-from imagetok.shards.unit_lock import unit_lock
+from imagetok.files import (
+    LOCK_NAME,
+    TEMPORARY_PREFIX,
+    Lock,
+    create_atomic,
+    lock_folder,
+    make_folder,
+    naming_os_errors,
+)
+from imagetok.shards.job import JOB_FILE, MANIFEST_FILE, Job, Numerics, read_job
 from imagetok.shards.unit_writer import UnitWriter
 
 
@@ -41,8 +50,6 @@ class JobFolder:
     def __init__(self, folder: Path, job: Job, numerics: Numerics, lock: Lock) -> None:
         self.folder, self.job, self.numerics = folder, job, numerics
         self._lock: Lock | None = lock
-        self._paths, self._schema = job.paths, job.schema
-        self._footer = {JOB_KEY: job.fingerprint, NUMERICS_KEY: numerics.to_json()}
 
     @classmethod
     def open(
@@ -93,7 +100,7 @@ class JobFolder:
 
     def is_complete(self, unit: int) -> bool:
         """Whether all files of a unit are there."""
-        return (self.folder / self._paths.shard(unit)).exists()
+        return (self.folder / self.job.paths.shard(unit)).exists()
 
     def missing_units(self, rank: int = 0, world_size: int = 1) -> Iterator[int]:
         """Yield the units to do: this rank's own, then those of others that are not done by then.
@@ -125,16 +132,16 @@ class JobFolder:
         if self.is_complete(unit):
             yield None
             return
-        parent = (self.folder / self._paths.shard(unit)).parent
+        parent = (self.folder / self.job.paths.shard(unit)).parent
         make_folder(parent)
-        name = self._paths.name(unit)
+        name = self.job.paths.name(unit)
         with unit_lock(parent, name, lambda: self.is_complete(unit)) as workspace:
             if workspace is None or self.is_complete(unit):
                 yield None
                 return
             with naming_os_errors("remove", self.folder / MANIFEST_FILE):
                 (self.folder / MANIFEST_FILE).unlink(missing_ok=True)  # it lists what is gone
-            writer = self._writer(unit, workspace)
+            writer = UnitWriter(self.folder, workspace, self.job, self.numerics, unit)
             try:
                 yield writer
                 writer.commit()
@@ -145,17 +152,93 @@ class JobFolder:
             finally:
                 writer.abandon()
 
-    def _writer(self, unit: int, workspace: Path) -> UnitWriter:
-        return UnitWriter(
-            self.folder,
-            workspace,
-            paths=self._paths,
-            schema=self._schema,
-            footer=self._footer,
-            unit=unit,
-            rows=self.job.rows_of(unit),
-            rows_per_shard=self.job.units.rows_per_shard,
-        )
+
+@contextmanager
+def unit_lock(
+    parent: Path, name: str, is_done: Callable[[], bool], *, wait: bool = False
+) -> Iterator[Path | None]:
+    """Hold the lock of a unit, and offer a folder to do it in.
+
+    What processes of this machine left behind when they were killed is removed at once. What other
+    machines left is removed when the unit is done, because their locks may not be visible here.
+
+    Args:
+        parent: Folder that exists, on the file system where the result is wanted.
+        name: Name of the unit.
+        is_done: Tells, at the end, whether the unit is done.
+        wait: Wait for a process that holds the lock.
+
+    On a file system without locks, or where they do not reach other machines, two processes may
+    both be given a workspace. Their workspaces are different, and whoever renames last replaces
+    equal bytes by equal bytes.
+
+    Yields:
+        An empty folder, the workspace, removed in the end with all that it holds; None if another
+        process holds the lock.
+
+    Raises:
+        UnwritableFileError: The folder cannot be made.
+    """
+    folder = parent / f"{TEMPORARY_PREFIX}{name}"
+    with naming_os_errors("make", folder):
+        entered = _enter(folder, wait)
+    if entered is None:
+        yield None
+        return
+    lock, workspace = entered
+    try:
+        yield workspace
+    finally:
+        _remove(_workspaces(folder, "*-*") if is_done() else [workspace])
+        _leave(folder, lock)
+
+
+def remove_workspaces(parent: Path) -> None:
+    """Remove everything that was written for the units of a folder, all of which are done."""
+    _remove(parent.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def _enter(folder: Path, wait: bool) -> tuple[Lock, Path] | None:
+    """A lock and a workspace; None where another process holds the lock."""
+    while True:
+        folder.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just removed the folder
+            lock = lock_folder(folder, wait=wait)
+            if lock is None:
+                return None
+            try:
+                if lock.is_held:
+                    _remove(_workspaces(folder, f"{_machine()}-*"))
+                return lock, Path(tempfile.mkdtemp(prefix=f"{_machine()}-", dir=folder))
+            except OSError:
+                lock.close()
+                raise
+
+
+def _workspaces(folder: Path, pattern: str) -> Iterator[Path]:
+    """Workspaces of a unit, which another process may be removing."""
+    with suppress(FileNotFoundError):
+        yield from folder.glob(pattern)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leave(folder: Path, lock: Lock) -> None:
+    """Remove a unit's folder and its lock, unless they are another process's by now."""
+    with suppress(OSError):
+        if lock.has_its_path():
+            (folder / LOCK_NAME).unlink()
+    with suppress(OSError):
+        folder.rmdir()
+    lock.close()
+
+
+def _machine() -> str:
+    """A name of this machine that may stand in the name of a file."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def _refuse_foreign_files(folder: Path) -> None:

@@ -18,11 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from imagetok.files import naming_os_errors
-from imagetok.shards.shard_schema import IDS_PATH, ShardSchema
+from imagetok.shards.shard_schema import ShardSchema
 
 JOB_KEY, NUMERICS_KEY, PARTS_KEY = "imagetok.job", "imagetok.numerics", "imagetok.parts"
 """Keys in a shard's footer: the job's fingerprint; the numeric settings as canonical JSON; and, in
 the last part of a unit of several, the number of parts."""
+
+IDS_PATH = "ids.list.element"
+"""What parquet calls the numbers in the column of ids."""
 
 MOST_ROWS = 2048
 """Largest number of rows of a row group."""
@@ -34,6 +37,12 @@ ID_BYTES = 64
 """Bytes that an id counts for: writing a row group takes over half of that for each of its ids."""
 
 _PAGE_BYTES = 2**22
+
+
+def read_footer(metadata: pq.FileMetaData) -> dict[str, str]:
+    """The key-value pairs in a shard's footer."""
+    pairs = (metadata.metadata or {}).items()
+    return {key.decode(errors="replace"): value.decode(errors="replace") for key, value in pairs}
 
 
 class ShardFile:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from imagetok.errors import DataError, ImagetokError, UnreadableFileError
-from imagetok.shards.manifest import ShardRecord
 from imagetok.shards.row_order import Numbers
-from imagetok.shards.shard_file import JOB_KEY
+from imagetok.shards.shard_file import JOB_KEY, read_footer
+from imagetok.shards.shard_scan import ShardRecord
 from imagetok.shards.shard_schema import ShardSchema
+from imagetok.shards.token_folder import TokenFolder
 
 
 class GatheredRows:
@@ -67,17 +67,11 @@ class ShardReader:
     """Reads rows of the shards of a dataset.
 
     Attributes:
-        folder: Folder of the dataset.
-        shards: Records of the shards in the manifest.
-        job: Fingerprint of the job.
-        schema: Columns of the shards.
+        dataset: The dataset.
         columns: Columns to read besides ids and row.
     """
 
-    folder: Path
-    shards: Sequence[ShardRecord]
-    job: str
-    schema: ShardSchema
+    dataset: TokenFolder
     columns: Sequence[str]
 
     def gather(self, shards: Numbers, rows: Numbers) -> GatheredRows:
@@ -93,10 +87,10 @@ class ShardReader:
         """
         ascending = np.lexsort((rows, shards))
         shards, rows = shards[ascending], rows[ascending]
-        ids, grid = None, self.schema.grid
-        if grid is not None:
+        ids, schema = None, self.dataset.job.schema
+        if schema.grid is not None:
             ids = np.empty(
-                (len(rows), math.prod(self.schema.token_shape(grid))), self.schema.ids_dtype
+                (len(rows), math.prod(schema.token_shape(schema.grid))), schema.ids_dtype
             )
         tables, done = [], 0
         for shard in np.unique(shards).tolist():
@@ -119,7 +113,7 @@ class ShardReader:
         with self._opened(shard) as file:
             sizes = [file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)]
             ends = np.cumsum(sizes)
-            if sum(sizes) != self.shards[shard].rows:
+            if sum(sizes) != self.dataset.manifest.shards[shard].rows:
                 raise ValueError(f"its row groups have {sum(sizes)} rows")
             bounds = np.searchsorted(rows, [0, *ends])
             for group in np.flatnonzero(np.diff(bounds)).tolist():
@@ -129,21 +123,21 @@ class ShardReader:
                 table.validate(full=True)
                 if table.num_rows != sizes[group]:
                     raise ValueError(f"row group {group} has {table.num_rows} rows")
-                check_ids(table.column("ids"), self.schema)
+                check_ids(table.column("ids"), self.dataset.job.schema)
                 start = ends[group] - sizes[group]
                 yield table, rows[bounds[group] : bounds[group + 1]] - start
 
     @property
     def _names(self) -> list[str]:
         wanted = {"ids", "grid_h", "grid_w", "file", "row", *self.columns}
-        return [name for name in self.schema.arrow.names if name in wanted]
+        return [name for name in self.dataset.job.schema.arrow.names if name in wanted]
 
     @contextmanager
     def _opened(self, shard: int) -> Iterator[pq.ParquetFile]:
         """Open a shard and check that it is the one in the manifest, as far as its footer tells."""
-        record = self.shards[shard]
+        record = self.dataset.manifest.shards[shard]
         try:
-            path = self.folder / record.path
+            path = self.dataset.path / record.path
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self._check(record, file)
                 yield file
@@ -151,26 +145,26 @@ class ShardReader:
             raise
         except FileNotFoundError:
             raise UnreadableFileError(
-                f"the shard '{record.path}' is missing in '{self.folder}'"
+                f"the shard '{record.path}' is missing in '{self.dataset.path}'"
             ) from None
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UnreadableFileError(
-                f"the shard '{record.path}' in '{self.folder}' is damaged: {one_line(error)}; "
-                "`imagetok verify` lists all that is wrong"
+                f"the shard '{record.path}' in '{self.dataset.path}' is damaged: "
+                f"{one_line(error)}; `imagetok verify` lists all that is wrong"
             ) from error
 
     def _check(self, record: ShardRecord, file: pq.ParquetFile) -> None:
-        metadata = file.metadata
-        job = (metadata.metadata or {}).get(JOB_KEY.encode(), b"").decode(errors="replace")
-        if job != self.job:
+        metadata, schema, own = file.metadata, self.dataset.job.schema, self.dataset.manifest.job
+        job = read_footer(metadata).get(JOB_KEY)
+        if job != own:
             raise DataError(
                 f"the shard '{record.path}' was written by the job {job or '(none)'}, not by "
-                f"{self.job}, to which '{self.folder}' belongs"
+                f"{own}, to which '{self.dataset.path}' belongs"
             )
-        if not file.schema_arrow.equals(self.schema.arrow):
+        if not file.schema_arrow.equals(schema.arrow):
             raise DataError(
                 f"the shard '{record.path}' has the columns {describe_columns(file.schema_arrow)}; "
-                f"expected {describe_columns(self.schema.arrow)}"
+                f"expected {describe_columns(schema.arrow)}"
             )
         if metadata.num_rows != record.rows:
             raise DataError(

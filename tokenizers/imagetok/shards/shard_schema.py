@@ -28,9 +28,6 @@ from imagetok.errors import DataError, IdsError, IdsTypeError, InvalidValueError
 RESERVED = ("ids", "row", "file", "height", "width", "grid_h", "grid_w", "grid")
 """Names that kept columns cannot take."""
 
-IDS_PATH = "ids.list.element"
-"""What parquet calls the numbers in the column of ids."""
-
 Ids = NDArray[np.integer] | Sequence[NDArray[np.integer]]
 
 

@@ -1,4 +1,4 @@
-"""`TokenDataset`: a tokenized dataset for training, shuffled, divided and resumable.
+"""`TokenDataset` and its `TokenLoader`: ids for training, shuffled, divided and resumable.
 
     dataset = TokenDataset("tokens", seed=0, batch_size=64)
     loader = TokenLoader(dataset, num_workers=4)
@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from imagetok.arguments import read_count
-from imagetok.errors import InvalidTypeError, InvalidValueError
+from imagetok.errors import ImagetokError, InvalidTypeError, InvalidValueError
 from imagetok.launch import find_reader_ranks
 from imagetok.shards.row_order import Numbers, RowOrder
 from imagetok.shards.shard_reader import GatheredRows, ShardReader
@@ -122,13 +122,7 @@ class TokenDataset(IterableDataset[Item]):
         if batch_size is not None:
             read_count("batch_size", batch_size, 1)
         self.batch_size = batch_size
-        self._reader = ShardReader(
-            opened.path,
-            opened.manifest.shards,
-            opened.manifest.job,
-            opened.job.schema,
-            opened.columns(columns),
-        )
+        self._reader = ShardReader(opened, opened.columns(columns))
         self._order = RowOrder(
             [shard.rows for shard in opened.manifest.shards],
             read_count("seed", seed, 0),
@@ -216,7 +210,7 @@ class TokenDataset(IterableDataset[Item]):
         """What fixes the order of this rank's rows, except for the rank itself."""
         order = self._order
         return {
-            "job": self._reader.job,
+            "job": self._reader.dataset.manifest.job,
             "seed": order.seed,
             "world_size": order.world_size,
             "window": order.buffer_size,
@@ -226,6 +220,61 @@ class TokenDataset(IterableDataset[Item]):
     def _go_to(self, epoch: int, row: int) -> None:
         self._start.copy_(torch.tensor([epoch, row]))
         self.moves += 1
+
+
+class TokenLoader(DataLoader[Item | ImagetokError]):
+    """Loads a `TokenDataset` in processes of its own, and counts the items that were taken.
+
+    Loading processes work ahead, so that only the consumer's side knows how far it has come.
+
+    Args:
+        dataset: The dataset to load.
+        options: Options of torch's DataLoader, such as `num_workers` or `pin_memory`, except those
+            that concern batches, which the dataset makes.
+    """
+
+    def __init__(self, dataset: TokenDataset, **options: Any) -> None:
+        # torch's own conversion looks at every caption and finds nothing to convert.
+        options = {"collate_fn": _identity, **options}
+        super().__init__(_ErrorsAsItems(dataset), batch_size=None, **options)
+        self._tokens = dataset
+        self._taken, self._moves, self._complete = 0, dataset.moves, False
+
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
+        tokens = self._tokens
+        if self._complete and self._moves == tokens.moves:
+            tokens.rewind()  # the next pass is whole, even if this one began in the middle
+        self._taken, self._moves, self._complete = 0, tokens.moves, False
+        for item in super().__iter__():
+            if isinstance(item, ImagetokError):
+                raise item
+            self._taken += 1
+            yield item
+        self._complete = True
+
+    def state_dict(self) -> State:
+        """State after the last item that the consumer has taken."""
+        return self._tokens.state_dict(self._taken if self._moves == self._tokens.moves else 0)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next pass go on from a state; errors as `TokenDataset.load_state_dict`."""
+        self._tokens.load_state_dict(state)
+
+
+class _ErrorsAsItems(IterableDataset[Item | ImagetokError]):
+    """Yields an error as the last item: torch would put a traceback in front of its message."""
+
+    def __init__(self, dataset: TokenDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[Item | ImagetokError]:
+        try:
+            yield from self._dataset
+        except ImagetokError as error:
+            yield type(error)(str(error))  # without its cause, which may not be picklable
 
 
 @dataclass(frozen=True)
@@ -296,3 +345,7 @@ def _rows_of(batch: Item) -> Iterator[Item]:
         row = {name: values[number] for name, values in batch.items() if name != "ids"}
         # Not a view, which would keep all rows in memory and carry them between processes.
         yield {"ids": ids.clone(), **row, "row": int(row["row"])}
+
+
+def _identity(item: Item) -> Item:
+    return item

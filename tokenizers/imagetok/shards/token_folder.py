@@ -13,9 +13,8 @@ from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, Unre
 from imagetok.files import naming_os_errors
 from imagetok.hub import Pushed, fetch_dataset, is_repo_id, push_files
 from imagetok.shards.dataset_card import render_card
-from imagetok.shards.job import Job, read_job
+from imagetok.shards.job import CARD_FILE, DATA, ERRORS, JOB_FILE, MANIFEST_FILE, Job, read_job
 from imagetok.shards.manifest import Manifest, read_manifest
-from imagetok.shards.shard_paths import CARD_FILE, DATA, ERRORS, JOB_FILE, MANIFEST_FILE
 
 
 class Fingerprinted(Protocol):
@@ -193,7 +192,7 @@ def push_dataset(
         [JOB_FILE, MANIFEST_FILE, CARD_FILE],
         repo_id,
         owned=(f"{DATA}/", f"{ERRORS}/"),
-        card=render_card(opened.job, opened.manifest, repo_id),
+        card=render_card(opened.job, opened.manifest.totals, opened.manifest.fingerprint, repo_id),
         private=private,
         revision=revision,
         commit_message=commit_message or "Push tokenized dataset with imagetok",

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.files import flush, make_folder, naming_os_errors
-from imagetok.shards.shard_file import PARTS_KEY, ShardFile
-from imagetok.shards.shard_paths import ShardPaths
-from imagetok.shards.shard_schema import ShardSchema
+from imagetok.shards.job import Job, Numerics
+from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY, PARTS_KEY, ShardFile
 
 
 class UnitWriter:
@@ -29,30 +28,23 @@ class UnitWriter:
     Args:
         folder: Folder of the tokenized dataset.
         workspace: An empty folder on the same file system.
-        paths: Names of the shards.
-        schema: Columns of the shards.
-        footer: Key-value pairs for the footer of every shard.
+        job: The job that the unit belongs to.
+        numerics: Numeric settings of this process.
         unit: Number of the unit.
+
+    Attributes:
+        unit: As given.
         rows: Rows that the unit consists of; None where only reading tells.
-        rows_per_shard: Number of input rows that a shard stands for, where `rows` is None.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        workspace: Path,
-        *,
-        paths: ShardPaths,
-        schema: ShardSchema,
-        footer: Mapping[str, str],
-        unit: int,
-        rows: range | None,
-        rows_per_shard: int,
+        self, folder: Path, workspace: Path, job: Job, numerics: Numerics, unit: int
     ) -> None:
-        self.unit, self.rows = unit, rows
+        self.unit, self.rows = unit, job.rows_of(unit)
         self._folder, self._workspace = folder, workspace
-        self._paths, self._schema, self._footer = paths, schema, footer
-        self._rows_per_shard = rows_per_shard
+        self._paths, self._schema = job.paths, job.schema
+        self._footer = {JOB_KEY: job.fingerprint, NUMERICS_KEY: numerics.to_json()}
+        self._rows_per_shard = job.units.rows_per_shard
         self._written: list[NDArray[np.int64]] = []
         self._refused: list[tuple[int, str]] = []
         self._shard: ShardFile | None = None

@@ -25,15 +25,14 @@ import pyarrow.parquet as pq
 
 from imagetok.errors import UnreadableFileError
 from imagetok.files import TEMPORARY_PREFIX, file_sha256
-from imagetok.shards.job import Job
-from imagetok.shards.manifest import ShardRecord, Totals
+from imagetok.shards.job import CARD_FILE, JOB_FILE, MANIFEST_FILE, Job
 from imagetok.shards.row_order import Numbers
-from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY
-from imagetok.shards.shard_paths import CARD_FILE, JOB_FILE, MANIFEST_FILE
+from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY, read_footer
 from imagetok.shards.shard_reader import check_ids, describe_columns, one_line
+from imagetok.shards.shard_scan import ShardRecord, Totals
 from imagetok.shards.token_folder import TokenFolder, open_folder
 
-_FEATURES_KEY = b"huggingface"
+_FEATURES_KEY = "huggingface"
 
 
 @dataclass(frozen=True)
@@ -221,19 +220,19 @@ class ShardCheck:
                 yield f"rows of the files {sorted(map(str, files))}, expected {self._file!r}"
 
     def _check_contents(self, file: pq.ParquetFile, refused: list[int]) -> Iterator[str]:
-        metadata = file.metadata.metadata or {}
-        job = metadata.get(JOB_KEY.encode(), b"").decode(errors="replace")
+        footer = read_footer(file.metadata)
+        job = footer.get(JOB_KEY)
         if job != self.job.fingerprint:
             yield f"a shard of the job {job or '(none)'}, expected {self.job.fingerprint}"
         settings = (self.record.numerics or self.job.numerics).to_json()
-        if metadata.get(NUMERICS_KEY.encode()) != settings.encode():
+        if footer.get(NUMERICS_KEY) != settings:
             yield "its numeric settings are not those that the manifest names"
         schema = self.job.schema.arrow
         if not file.schema_arrow.equals(schema):
             found, expected = describe_columns(file.schema_arrow), describe_columns(schema)
             yield f"the columns {found}, expected {expected}"
             return
-        if metadata.get(_FEATURES_KEY) != schema.metadata[_FEATURES_KEY]:
+        if footer.get(_FEATURES_KEY) != schema.metadata[_FEATURES_KEY.encode()].decode():
             yield "its features are not those of the job"
         if file.metadata.num_rows != self.record.rows:
             yield f"{file.metadata.num_rows} rows; the manifest says {self.record.rows}"

@@ -78,8 +78,8 @@ def decode_rows(
     schema = folder.job.schema
     column = _caption_column(schema.kept)
     columns = [] if column is None else [column]
-    reader = ShardReader(folder.path, shards, folder.manifest.job, schema, columns)
-    batch = reader.gather(numbers, wanted - starts[numbers]).batch(0, len(wanted))
+    gathered = ShardReader(folder, columns).gather(numbers, wanted - starts[numbers])
+    batch = gathered.batch(0, len(wanted))
     return _decode(tokenizer, batch), _captions(batch, column, schema.kept)
 
 
