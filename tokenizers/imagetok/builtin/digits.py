@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, NamedSplit
 
-from imagetok.builtin.png import png_bytes
 from imagetok.errors import DataError, MissingExtraError
 
 TEST_EVERY = 6
@@ -48,8 +47,5 @@ def digits_dataset(split: str = "train") -> Dataset:
     features = Features(
         {"image": Image(), "label": ClassLabel(names=[str(digit) for digit in range(10)])}
     )
-    columns = {
-        "image": [{"bytes": png_bytes(image), "path": None} for image in pixels],
-        "label": digits.target[rows].tolist(),
-    }
+    columns = {"image": list(pixels), "label": digits.target[rows].tolist()}
     return Dataset.from_dict(columns, features=features, split=NamedSplit(split))

@@ -1,4 +1,4 @@
-"""Scenes of `builtin:shapes`: what stands in image number n, before any pixel is drawn.
+"""Scenes of `builtin:shapes` and their captions: what stands in image number n, and where.
 
 A scene is a background and one to four objects that do not overlap. It is a pure function of its
 index. Positions and lengths are fractions of the image's side, whole multiples of 1/4096, and
@@ -163,6 +163,21 @@ def scene(index: int) -> Scene:
     return Scene(background, tuple(objects))
 
 
+def caption(scene: Scene) -> str:
+    """Describe a scene in one English phrase, objects in the scene's order.
+
+    Every relation is that of the first-named object to another one, read along the axis on which
+    the two centres lie further apart: "a large red circle above a small blue striped square, left
+    of a small green star and below a large pink dotted ring".
+    """
+    first, *others = scene.objects
+    relations = [f"{_relation(first, other)} {_describe(other)}" for other in others]
+    text = " ".join([_describe(first), ", ".join(relations[:-1])]).strip()
+    if len(relations) > 1:
+        return f"{text} and {relations[-1]}"
+    return " ".join([text, *relations])
+
+
 def _draw_background(draws: _Draws) -> Background:
     tone = draws.choice(("light", "dark"))
     start = _draw_tone(draws, tone)
@@ -198,3 +213,15 @@ def _apart(x: int, y: int, radius: int, other: tuple[str, int, int, int]) -> boo
     _, other_radius, other_x, other_y = other
     distance = math.ceil((radius + other_radius) * _REACH) + _GAP
     return (x - other_x) ** 2 + (y - other_y) ** 2 >= distance**2
+
+
+def _describe(drawn: SceneObject) -> str:
+    texture = [] if drawn.texture == "solid" else [drawn.texture]
+    return " ".join(["a", drawn.size, drawn.colour, *texture, drawn.shape])
+
+
+def _relation(first: SceneObject, other: SceneObject) -> str:
+    across, down = first.x - other.x, first.y - other.y
+    if abs(across) > abs(down):
+        return "left of" if across < 0 else "right of"
+    return "above" if down < 0 else "below"

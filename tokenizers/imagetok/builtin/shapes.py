@@ -13,10 +13,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, NamedSplit, Value
 
-from imagetok.builtin.captions import caption
 from imagetok.builtin.drawing import MAX_SIZE, MIN_SIZE, render
-from imagetok.builtin.png import png_bytes
-from imagetok.builtin.scenes import COLOURS, MAX_OBJECTS, SHAPES, TEXTURES, scene
+from imagetok.builtin.scenes import COLOURS, MAX_OBJECTS, SHAPES, TEXTURES, caption, scene
 from imagetok.errors import DataError
 
 DRAWING_VERSION = 1
@@ -107,18 +105,14 @@ def shapes_dataset(
 def _rows(start: int, count: int, size: int, drawing_version: int) -> Iterator[dict[str, Any]]:
     """Rows of a range of scenes; `drawing_version` only tells cached datasets apart."""
     for index in range(start, start + count):
-        yield _row(index, size)
-
-
-def _row(index: int, size: int) -> dict[str, Any]:
-    drawn = scene(index)
-    first = drawn.objects[0]
-    return {
-        "image": {"bytes": png_bytes(render(drawn, size)), "path": None},
-        "caption": caption(drawn),
-        "shape": first.shape,
-        "colour": first.colour,
-        "texture": first.texture,
-        "count": str(len(drawn.objects)),
-        "index": index,
-    }
+        drawn = scene(index)
+        first = drawn.objects[0]
+        yield {
+            "image": render(drawn, size),
+            "caption": caption(drawn),
+            "shape": first.shape,
+            "colour": first.colour,
+            "texture": first.texture,
+            "count": str(len(drawn.objects)),
+            "index": index,
+        }
