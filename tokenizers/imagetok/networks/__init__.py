@@ -4,7 +4,6 @@
 that they build.
 """
 
-from imagetok.networks.activation_checkpoint import checkpoint_activations
 from imagetok.networks.conv import (
     ConvDecoder,
     ConvDecoderConfig,
@@ -18,7 +17,13 @@ from imagetok.networks.dalle import (
     DalleEncoderConfig,
 )
 from imagetok.networks.mlp import MlpDecoder, MlpDecoderConfig, MlpEncoder, MlpEncoderConfig
-from imagetok.networks.network import Decoder, DecoderConfig, Encoder, EncoderConfig
+from imagetok.networks.network import (
+    Decoder,
+    DecoderConfig,
+    Encoder,
+    EncoderConfig,
+    checkpoint_activations,
+)
 
 __all__ = [
     "ConvDecoder",

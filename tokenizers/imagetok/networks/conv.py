@@ -14,9 +14,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imagetok.config.registry import PartConfig
-from imagetok.networks.activation_checkpoint import CheckpointedBlock
-from imagetok.networks.network import Blocks, Channels, DecoderConfig, EncoderConfig
-from imagetok.networks.relu_init import initialize_relu_network
+from imagetok.networks.network import (
+    Blocks,
+    Channels,
+    CheckpointedBlock,
+    DecoderConfig,
+    EncoderConfig,
+    initialize_relu_network,
+)
 
 
 class _ConvSizes(PartConfig):

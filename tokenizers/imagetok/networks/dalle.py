@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imagetok.config.registry import PartConfig
-from imagetok.networks.activation_checkpoint import CheckpointedBlock
-from imagetok.networks.network import DecoderConfig, EncoderConfig
+from imagetok.networks.network import CheckpointedBlock, DecoderConfig, EncoderConfig
 
 SQUEEZE = 0.1
 """The encoder sees pixels squeezed to [SQUEEZE, 1 - SQUEEZE], as the likelihood scores them."""

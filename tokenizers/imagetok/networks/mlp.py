@@ -16,8 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from imagetok.config.registry import PartConfig
-from imagetok.networks.network import Channels, DecoderConfig, EncoderConfig
-from imagetok.networks.relu_init import initialize_relu_network
+from imagetok.networks.network import (
+    Channels,
+    DecoderConfig,
+    EncoderConfig,
+    initialize_relu_network,
+)
 
 
 class _MlpSizes(PartConfig):
