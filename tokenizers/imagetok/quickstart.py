@@ -21,6 +21,7 @@ import numpy as np
 from torch import Generator, Tensor
 
 from imagetok.builtin import check_rate, check_scene, first_index, render, scene
+from imagetok.data import name_evaluation_split
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.images import grid_image
 from imagetok.images.rendering import save_image
@@ -62,7 +63,7 @@ def run_quickstart(system: str, output_dir: Path) -> None:
     if system not in SYSTEMS:
         raise ConfigError(f"unknown system '{system}'; choose one of: {', '.join(SYSTEMS)}")
     started = time.perf_counter()
-    config = load_recipe(f"{system}-shapes")
+    config = name_evaluation_split(load_recipe(f"{system}-shapes"))
     show(
         f"training {system} on {config.data.name}, {config.train.steps} steps of "
         f"{config.train.batch_size} images"
@@ -166,7 +167,7 @@ def _tokenize(
         tokenizer_dir,
         data.name,
         tokens,
-        split=data.evaluation_split,
+        split=data.evaluation_split or "test",
         keep=("caption",),
         limit=NUM_TOKENIZED,
         device=str(tokenizer.device),
@@ -193,7 +194,7 @@ def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, images: list[Path
     )
     load = "from imagetok import ImageTokenizer; tok = ImageTokenizer.from_pretrained"
     train = ["imagetok", "train", str(folder.parent / "config.yaml"), "data.name=./photos"]
-    train += ["data.split=train[:90%]", "data.evaluation_split=train[90%:]"]
+    train += ["data.holdout=10%"]
     shards = str(folder.parent / TOKENS)
     read = "from imagetok.shards import TokenDataset; print(next(iter(TokenDataset"
     lines = [

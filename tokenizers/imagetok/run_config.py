@@ -19,7 +19,7 @@ from imagetok.config.optimization import (
 from imagetok.config.recipe import read_recipe
 from imagetok.config.registry import PartField
 from imagetok.config.strict_config import Config
-from imagetok.dataset_ref import DatasetRef
+from imagetok.dataset_ref import DatasetRef, ReadingConfig
 from imagetok.objectives import ObjectiveConfig
 from imagetok.tokenizer_config import TokenizerConfig
 
@@ -31,7 +31,7 @@ RESERVED_NAMES = frozenset({"model", "average", "optimizer", "data", "tokenizer"
 """Names in checkpoints and logs that no objective can have."""
 
 
-class DataConfig(Config):
+class DataConfig(ReadingConfig):
     """The images of a run.
 
     Attributes:
@@ -41,7 +41,9 @@ class DataConfig(Config):
         subset: Configuration name of a dataset that has several.
         revision: Commit, branch or tag of a dataset on the Hub.
         split: Split to train on.
-        evaluation_split: Split to validate and evaluate on.
+        evaluation_split: Split to validate and evaluate on. None takes `holdout` where rows are
+            held out, otherwise the one that there is of `test` and `validation`; a run records
+            which it was.
         image_column: Column of the images; None finds the one with an Image feature.
         crop_scale: Training crops have the shape of `image_size`; their side is drawn from this
             range of shares of the largest one that fits. None takes the evaluation transform's
@@ -57,13 +59,16 @@ class DataConfig(Config):
         window: Size of the shuffle buffer of a streamed dataset in images, over all shuffle
             streams.
         max_error_rate: Largest share of rows that cannot be read; each is replaced by another.
+
+    `split_dirs`, `labels`, `metadata`, `sidecars`, `holdout`, `stratify` and `holdout_salt` are
+    those of `DatasetRef`.
     """
 
     name: Annotated[str, Field(min_length=1)]
     subset: str | None = None
     revision: str | None = None
     split: str = "train"
-    evaluation_split: str = "test"
+    evaluation_split: str | None = None
     image_column: str | None = None
     crop_scale: tuple[Fraction, Fraction] | None = None
     flip: bool = False
@@ -81,19 +86,21 @@ class DataConfig(Config):
             )
         return self
 
-    @property
-    def training_ref(self) -> DatasetRef:
-        """The dataset to train on."""
-        return self._ref(self.split)
+    @model_validator(mode="after")
+    def _reading_is_consistent(self) -> Self:
+        self.ref(self.split)
+        return self
 
-    @property
-    def evaluation_ref(self) -> DatasetRef:
-        """The dataset to validate and evaluate on."""
-        return self._ref(self.evaluation_split)
-
-    def _ref(self, split: str) -> DatasetRef:
+    def ref(self, split: str) -> DatasetRef:
+        """A split of the dataset."""
         return DatasetRef(
-            self.name, split, self.subset, self.revision, self.image_column, self.streaming
+            self.name,
+            split,
+            self.subset,
+            self.revision,
+            self.image_column,
+            self.streaming,
+            **self.reading(),
         )
 
 

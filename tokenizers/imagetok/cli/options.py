@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
@@ -77,6 +80,116 @@ PrivateOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def read_stratify(value: str | bool) -> bool | int:
+    """The value of `--stratify`, as text or as its default.
+
+    Raises:
+        BadParameter: It is neither true, false nor a number.
+    """
+    words = {"true": True, "false": False}
+    text = str(value).lower()
+    if text in words:
+        return words[text]
+    if not text.isdecimal():
+        raise typer.BadParameter(f"'{value}' is neither true, false nor a number of images")
+    return int(text)
+
+
+READING_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "split_dirs": (
+        Annotated[
+            bool | None,
+            typer.Option(
+                "--split-dirs/--no-split-dirs",
+                help="Whether the folders directly below a folder of images are its splits; "
+                "otherwise their names decide.",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "labels": (
+        Annotated[
+            str,
+            typer.Option(
+                help="Labels of images in folders: by the name of their folder (`parent`), by its "
+                "path (`path`), `none`, or `auto`."
+            ),
+        ],
+        "auto",
+    ),
+    "metadata": (
+        Annotated[
+            str,
+            typer.Option(help="`strict` refuses images that the metadata file does not name."),
+        ],
+        "auto",
+    ),
+    "sidecars": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--sidecars", help="Read columns from `.txt` and `.json` files beside images."
+            ),
+        ],
+        False,
+    ),
+    "holdout": (
+        Annotated[
+            str | None,
+            typer.Option(
+                help="Share of `train`, as in `10%`, that becomes the split `holdout`.",
+                show_default=False,
+            ),
+        ],
+        None,
+    ),
+    "stratify": (
+        Annotated[
+            Any,
+            typer.Option(
+                parser=read_stratify,
+                metavar="[true|COUNT]",
+                help="Hold out the same share, or this many rows, of every label.",
+                show_default=False,
+            ),
+        ],
+        False,
+    ),
+    "holdout_salt": (
+        Annotated[str, typer.Option(help="Another text holds out other rows.", show_default=False)],
+        "",
+    ),
+}
+"""The options that say how rows are found and divided: types and defaults by parameter name."""
+
+
+def with_reading_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command `READING_OPTIONS`, whose values it may take as the mapping `reading`."""
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    own = [
+        parameter.replace(annotation=hints[name])
+        for name, parameter in signature.parameters.items()
+        if name != "reading"
+    ]
+    takes_them = "reading" in signature.parameters
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for name, (kind, default) in READING_OPTIONS.items()
+    ]
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        reading = {name: values.pop(name) for name in READING_OPTIONS}
+        command(**values, **({"reading": reading} if takes_them else {}))
+
+    hints.pop("reading", None)
+    run.__annotations__ = hints | {name: kind for name, (kind, _) in READING_OPTIONS.items()}
+    run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+    return run
 
 
 def given(value: T | None, option: str) -> T:

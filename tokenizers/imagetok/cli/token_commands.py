@@ -24,6 +24,7 @@ from imagetok.cli.options import (
     check_parent,
     given,
     load_alone,
+    with_reading_options,
 )
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ NOT_OF_THE_CONFIG = {"output_dir", "rank", "world_size", "finalize", "plugins"}
 
 
 @app.command()
+@with_reading_options
 def tokenize(
     context: typer.Context,
     tokenizer: DiscreteTokenizerOption = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ from imagetok.cli.options import (
     check_parent,
     given,
     load_alone,
+    with_reading_options,
 )
 from imagetok.config.recipe import recipe_names
 
@@ -162,7 +163,9 @@ def train(
 
 
 @app.command()
+@with_reading_options
 def evaluate(
+    reading: dict[str, Any],
     tokenizer: TokenizerOption,
     dataset: Annotated[str, typer.Option(help=DATASET_HELP, show_default=False)],
     tokenizer_revision: TokenizerRevisionOption = None,
@@ -195,7 +198,8 @@ def evaluate(
         tokenizer, revision=tokenizer_revision, device=join_processes(device), dtype=dtype
     )
     assert loaded.origin is not None
-    rows = open_images(dataset, split, subset=subset, revision=revision, image_column=image_column)
+    where = {"subset": subset, "revision": revision, "image_column": image_column}
+    rows = open_images(dataset, split, **where, **reading)
     figures = measure(loaded, rows, metrics=metric or (), batch_size=batch_size)
     figures = {EVALUATED_KEY: loaded.origin.sha256, **figures}
     if collectives.rank() > 0:

@@ -23,7 +23,11 @@ from typing import TYPE_CHECKING, Any
 from imagetok.dataset_ref import DatasetRef
 
 if TYPE_CHECKING:
-    from imagetok.data.evaluation_data import evaluation_batches, open_evaluation
+    from imagetok.data.evaluation_data import (
+        evaluation_batches,
+        name_evaluation_split,
+        open_evaluation,
+    )
     from imagetok.data.image_rows import ImageRows, open_images, open_rows
     from imagetok.data.image_stream import (
         ImageStream,
@@ -55,6 +59,7 @@ _HOMES = {
     "check_error_share": "unreadable_rows",
     "evaluation_batches": "evaluation_data",
     "fixed_rows": "sample_order",
+    "name_evaluation_split": "evaluation_data",
     "name_some": "unreadable_rows",
     "open_evaluation": "evaluation_data",
     "open_image_stream": "image_stream",
@@ -83,6 +88,7 @@ __all__ = [
     "check_error_share",
     "evaluation_batches",
     "fixed_rows",
+    "name_evaluation_split",
     "name_some",
     "open_evaluation",
     "open_image_stream",

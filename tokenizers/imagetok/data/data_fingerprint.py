@@ -61,7 +61,7 @@ def content_fingerprint(dataset: Dataset, image_column: str) -> str:
         for column in dataset.column_names:
             values = batch.column(column)
             if column in files:
-                _add(digest, _file_sizes(values))
+                _add(digest, file_sizes(values))
             elif _is_plain(values.type):
                 _add(digest, values.to_pylist())
     for row in fixed_rows(len(dataset), NUM_SAMPLES):
@@ -126,7 +126,7 @@ def _is_plain(kind: pa.DataType) -> bool:
     )
 
 
-def _file_sizes(values: pa.ChunkedArray) -> list[int | None]:
+def file_sizes(values: pa.ChunkedArray) -> list[int | None]:
     """Size in bytes of each file, without reading it; None where there is none."""
     if not pa.types.is_struct(values.type):
         return list(pc.binary_length(values).to_pylist())

@@ -22,10 +22,18 @@ from datasets import Dataset, IterableDataset
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
+from imagetok.data.holdout import HOLDOUT_SPLIT
 from imagetok.data.image_rows import ImageRows, as_stored_image, open_rows, undecoded
 from imagetok.data.image_stream import StreamedFiles
 from imagetok.data.remote_file import read_file
-from imagetok.data.source import Source, data_errors, find_location, split_ranges, take_split
+from imagetok.data.source import (
+    Source,
+    data_errors,
+    find_location,
+    open_source,
+    split_ranges,
+    take_split,
+)
 from imagetok.data.unreadable_rows import prepare_image
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError, InvalidValueError
@@ -33,8 +41,55 @@ from imagetok.files import atomic_path, make_folder
 from imagetok.images import Preprocessor
 from imagetok.run_config import RunConfig
 
+EVALUATION_SPLITS = ("test", "validation")
+"""Splits that a run is evaluated on unless its config names one, the first that there is."""
+
 _LENGTHS = (2**50, 2**51)
 """Two lengths that no dataset has: a slice that is the same for both depends on neither."""
+
+
+def name_evaluation_split(config: RunConfig, cache_dir: str | Path | None = None) -> RunConfig:
+    """A run's config with the split that it is evaluated on, which a recipe may leave open.
+
+    Args:
+        config: The run. Where it names no split, that is `holdout` if rows are held out, otherwise
+            the one that there is of `test` and `validation`.
+        cache_dir: Where `datasets` keeps what it draws, downloads and converts.
+
+    Raises:
+        DataError: There is none, or the dataset cannot be opened.
+    """
+    data = config.data
+    if data.evaluation_split is not None:
+        return config
+    ref = data.ref(data.split)
+    split = HOLDOUT_SPLIT if ref.holds_out else _evaluation_split(ref, cache_dir)
+    return config.model_copy(update={"data": data.model_copy(update={"evaluation_split": split})})
+
+
+def _evaluation_split(ref: DatasetRef, cache_dir: str | Path | None) -> str:
+    splits = split_names(ref, cache_dir)
+    for split in EVALUATION_SPLITS:
+        if split in splits:
+            return split
+    raise DataError(
+        f"'{ref.name}' has no split {' or '.join(EVALUATION_SPLITS)} to evaluate on; its splits "
+        f"are: {', '.join(splits)}. Hold rows out by data.holdout=10%, or name a split by "
+        "data.evaluation_split"
+    )
+
+
+def split_names(ref: DatasetRef, cache_dir: str | Path | None = None) -> list[str]:
+    """Names of the splits of a dataset, whichever split the reference names.
+
+    Raises:
+        DataError: The dataset cannot be opened.
+    """
+    cache = None if cache_dir is None else str(cache_dir)
+    location = find_location(ref) if ref.streaming and not ref.is_builtin else None
+    if location is None or location.is_ready(cache):
+        return list(open_source(ref, cache).lengths)
+    return StreamedFiles(ref, location, cache).splits
 
 
 def open_evaluation(config: RunConfig, cache_dir: str | Path | None = None) -> ImageRows:
@@ -49,7 +104,9 @@ def open_evaluation(config: RunConfig, cache_dir: str | Path | None = None) -> I
         DataError: The dataset, the split or the column cannot be used.
         UnwritableFileError: The images of a streamed dataset cannot be kept.
     """
-    ref = config.data.evaluation_ref
+    split = name_evaluation_split(config, cache_dir).data.evaluation_split
+    assert split is not None
+    ref = config.data.ref(split)
     location = find_location(ref) if ref.streaming and not ref.is_builtin else None
     cache = None if cache_dir is None else str(cache_dir)
     if location is None or location.is_ready(cache):

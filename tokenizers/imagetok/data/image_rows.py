@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Image, IterableDataset, Value
 from datasets.features.features import FeatureType
 
 from imagetok.data.data_fingerprint import content_fingerprint
+from imagetok.data.holdout import hold_out
 from imagetok.data.remote_file import is_remote, read_file
 from imagetok.data.source import data_errors, open_source, take_split
 from imagetok.dataset_ref import DatasetRef
@@ -89,8 +90,15 @@ class ImageRows:
         Raises:
             DataError: The row does not exist or has no image, or its archive cannot be read.
         """
-        value = self._images[self._check(row)][self.image_column]
-        return fetch_image(as_stored_image(value), self.describe(row))
+        return fetch_image(self.stored(row), self.describe(row))
+
+    def stored(self, row: int) -> StoredImage | None:
+        """What a row holds, which may be the path of a file; None where it has no image.
+
+        Raises:
+            DataError: The row does not exist.
+        """
+        return as_stored_image(self._images[self._check(row)][self.image_column])
 
     picture = image
     """The older name of `image`."""
@@ -125,6 +133,7 @@ def open_images(
     revision: str | None = None,
     image_column: str | None = None,
     cache_dir: str | Path | None = None,
+    **reading: Any,
 ) -> ImageRows:
     """Open a dataset of images, to be read row by row.
 
@@ -140,13 +149,15 @@ def open_images(
         image_column: Column of the images, an Image or binary one; None finds the only column
             with an Image feature.
         cache_dir: Where `datasets` keeps what it draws, downloads and converts.
+        reading: Entries of `DatasetRef` that say how rows are found and divided, such as
+            `holdout="10%"`.
 
     Raises:
         DataError: The dataset, the split or the column cannot be used; the message lists those
             that can.
         MissingExtraError: `builtin:digits` without scikit-learn.
     """
-    return open_rows(DatasetRef(name, split, subset, revision, image_column), cache_dir)
+    return open_rows(DatasetRef(name, split, subset, revision, image_column, **reading), cache_dir)
 
 
 def open_rows(ref: DatasetRef, cache_dir: str | Path | None = None) -> ImageRows:
@@ -157,7 +168,13 @@ def open_rows(ref: DatasetRef, cache_dir: str | Path | None = None) -> ImageRows
         cache_dir: As in `open_images`; so are the errors.
     """
     cache = None if cache_dir is None else str(cache_dir)
-    dataset, identity = take_split(open_source(ref, cache), ref)
+    source = open_source(ref, cache)
+    if ref.holds_out:
+        source = hold_out(source, ref, lambda rows: _as_images(rows, None, ref))
+    return _as_images(*take_split(source, ref), ref)
+
+
+def _as_images(dataset: Dataset, identity: str | None, ref: DatasetRef) -> ImageRows:
     column = find_column(dataset.features, ref)
     return ImageRows(ref.name, ref.split, undecoded(dataset), column, identity)
 

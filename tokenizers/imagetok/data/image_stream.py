@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from datasets import Dataset, Features, IterableDataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
@@ -121,6 +121,7 @@ def open_stream(
     revision: str | None = None,
     image_column: str | None = None,
     cache_dir: str | Path | None = None,
+    **reading: Any,
 ) -> ImageStream:
     """Open a dataset of images, to be read file by file.
 
@@ -132,12 +133,14 @@ def open_stream(
         revision: Commit, branch or tag of a dataset on the Hub.
         image_column: Column of the images; None finds the only one with an Image feature.
         cache_dir: Where `datasets` keeps what it draws and downloads.
+        reading: As in `open_images`.
 
     Raises:
         DataError: The dataset, the split or the column cannot be used; the message lists those
             that can.
     """
-    return open_image_stream(DatasetRef(name, split, subset, revision, image_column), cache_dir)
+    ref = DatasetRef(name, split, subset, revision, image_column, **reading)
+    return open_image_stream(ref, cache_dir)
 
 
 def open_image_stream(ref: DatasetRef, cache_dir: str | Path | None = None) -> ImageStream:

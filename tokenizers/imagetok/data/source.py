@@ -14,7 +14,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -61,6 +61,11 @@ _FILE_KINDS = (
 _BUILTIN_OPTIONS = {"shapes": ("count", "size"), "digits": ()}
 
 
+def row_numbers(split: str, rows: Dataset) -> list[str]:
+    """The identities of rows of which no more is known than where they stand."""
+    return list(map(str, range(len(rows))))
+
+
 @dataclass(frozen=True)
 class Source:
     """A dataset whose splits are loaded when they are taken.
@@ -69,11 +74,14 @@ class Source:
         lengths: Number of rows of each split.
         load: From the name of a split to its rows.
         identity: What fixes the content of every row, where that is known without reading it.
+        identities: From the name of a split and its rows to the identity of each row, by which
+            rows are held out.
     """
 
     lengths: Mapping[str, int]
     load: Callable[[str], Dataset]
     identity: str | None = None
+    identities: Callable[[str, Dataset], Sequence[str]] = row_numbers
 
 
 def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:

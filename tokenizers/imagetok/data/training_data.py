@@ -328,7 +328,7 @@ def open_training(
     Raises:
         DataError: The dataset, the split or the column cannot be used.
     """
-    ref = config.data.training_ref
+    ref = config.data.ref(config.data.split)
     if ref.streaming:
         return StreamedData(config, open_image_stream(ref, cache_dir), preprocessor)
     return MappedData(config, open_rows(ref, cache_dir), preprocessor)

@@ -22,6 +22,7 @@ from datasets import Features
 from pydantic import Field, model_validator
 
 from imagetok.config.strict_config import Config, StrictInteger
+from imagetok.dataset_ref import ReadingConfig
 from imagetok.errors import ConfigError, UnreadableFileError
 from imagetok.files import naming_os_errors
 from imagetok.shards.shard_schema import ShardSchema
@@ -73,8 +74,8 @@ class TokenizerSource(Config):
         return self
 
 
-class InputSource(Config):
-    """The rows that are tokenized.
+class InputSource(ReadingConfig):
+    """The rows that are tokenized; how they are found and divided, as in `DatasetRef`.
 
     Attributes:
         name: Dataset as `imagetok.data.open_images` takes it; for a folder or file its bare name,

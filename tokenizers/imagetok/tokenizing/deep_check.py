@@ -107,6 +107,7 @@ def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> JobInp
         source.revision if name == source.name else None,
         source.image_column,
         source.streaming,
+        **source.reading(),
     )
     if dataset is None and not (ref.is_builtin or "/" in name or source.revision is not None):
         raise DataError(

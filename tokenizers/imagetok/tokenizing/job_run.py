@@ -68,6 +68,7 @@ def tokenize_dataset(
     world_size: int | None = None,
     allow_mixed_numerics: bool = False,
     progress: bool = True,
+    **reading: Any,
 ) -> Manifest:
     """Tokenize a dataset, together with the other processes of the job.
 
@@ -101,6 +102,7 @@ def tokenize_dataset(
         world_size: Number of processes; None asks the launcher's environment.
         allow_mixed_numerics: Go on with a job that was begun under other numeric settings.
         progress: Show a bar on rank 0.
+        reading: As in `open_images`.
 
     Returns:
         The manifest, once all processes have done their part.
@@ -135,6 +137,7 @@ def tokenize_dataset(
         max_error_rate=max_error_rate,
         allow_mixed_numerics=allow_mixed_numerics,
         progress=progress,
+        **reading,
     )
     return run_job(config, output_dir, find_rank_info(rank, world_size), loaded)
 

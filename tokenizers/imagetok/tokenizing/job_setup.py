@@ -114,6 +114,7 @@ def describe_job(config: TokenizeConfig, tokenizer: ImageTokenizer, rows: JobInp
             streaming=bool(rows.files),
             num_rows=rows.num_rows,
             limit=config.limit,
+            **config.dataset.reading(),
         ).to_dict(),
         "units": Units(
             rows_per_shard=config.rows_per_shard,

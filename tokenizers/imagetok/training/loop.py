@@ -23,6 +23,7 @@ from imagetok.data import (
     TrainingBatch,
     TrainingData,
     check_error_share,
+    name_evaluation_split,
     open_evaluation,
     open_training,
 )
@@ -112,6 +113,7 @@ def train(
     """
     plan_run(config)  # whatever cannot be built is refused before anything is read or written
     accelerator = build_accelerator(config.train)
+    config = collectives.from_main(lambda: name_evaluation_split(config))
     collectives.from_main(lambda: check_trackers(config.train.trackers))
     with closing(RunFolder(Path(output_dir), PATIENCE if resume else 0.0)) as folder:
         collectives.from_main(folder.take)

@@ -87,7 +87,10 @@ def find_recipe(config: RunConfig) -> tuple[str, list[str]] | None:
     for name in recipe_names():
         recipe = load_recipe(name)
         if recipe.tokenizer.bottleneck.type == config.tokenizer.bottleneck.type:
-            changes = list(_changes(_public_values(recipe), _public_values(config)))
+            values = _public_values(recipe)
+            if recipe.data.evaluation_split is None:
+                values["data"]["evaluation_split"] = config.data.evaluation_split
+            changes = list(_changes(values, _public_values(config)))
             found.append((len(changes), name, changes))
     count, name, changes = min(found, default=(MOST_CHANGES + 1, "", []))
     return (name, changes) if count <= MOST_CHANGES else None
