@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from imagetok.cards import write_model_card
 from imagetok.errors import InvalidValueError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
 from imagetok.hub import Pushed, is_repo_id, load_remote_model, push_model, read_subfolder
+from imagetok.hub.branch import PushOptions
+from imagetok.hub.repo_commit import FetchOptions
 from imagetok.modelfile import (
     CARD_FILE,
     MODEL_FILE,
@@ -49,9 +51,8 @@ def open_pretrained(
     name: str | os.PathLike[str],
     *,
     expect: Callable[[TokenizerConfig], Mapping[str, Tensor]],
-    revision: str | None = None,
     subfolder: str | None = None,
-    **remote: Any,
+    **options: Unpack[FetchOptions],
 ) -> tuple[ModelFiles, Origin]:
     """Read the files of a saved tokenizer, and say where they came from.
 
@@ -59,9 +60,8 @@ def open_pretrained(
         name: Local folder, or repository `user/name` on the Hub; a folder that exists wins.
         expect: Gives the tensors that a config's model wants, so that files which disagree are
             refused before anything is built.
-        revision: Branch, tag or commit on the Hub; None is its main branch.
         subfolder: Folder in the repository that holds the tokenizer.
-        remote: What `load_remote_model` takes besides: `token`, `cache_dir`, `local_files_only`.
+        options: As for `imagetok.hub.repo_commit.FetchOptions`; only the Hub has a revision.
 
     Raises:
         ModelFileError: The folder or a file is missing, damaged, or disagrees with itself.
@@ -71,11 +71,9 @@ def open_pretrained(
         InvalidTypeError: name is not a path.
     """
     if isinstance(name, str) and is_repo_id(name):
-        found = load_remote_model(
-            name, revision=revision, subfolder=subfolder, expect=expect, **remote
-        )
+        found = load_remote_model(name, subfolder=subfolder, expect=expect, **options)
         return found.files, Origin(name, found.revision, found.folder, found.files.sha256)
-    if revision is not None:
+    if (revision := options.get("revision")) is not None:
         raise InvalidValueError(
             f"revision={revision!r} is of a repository on the Hub, and {os.fspath(name)!r} "
             "is none: name it user/name, or leave the revision out"
@@ -124,7 +122,7 @@ def push_pretrained(
     config: TokenizerConfig | None,
     tensors: Mapping[str, Tensor],
     origin: Origin | None,
-    **options: Any,
+    **options: Unpack[PushOptions],
 ) -> Pushed:
     """Save a tokenizer to a temporary folder and push it, in one commit.
 
@@ -133,7 +131,7 @@ def push_pretrained(
         config: What rebuilds the tokenizer.
         tensors: Its `state_dict()`.
         origin: Where it was loaded from, if it was.
-        options: What `push_model` takes besides.
+        options: As for `imagetok.hub.branch.PushOptions`.
 
     Raises:
         HubAccessError, HubError: The Hub refuses or cannot be reached.

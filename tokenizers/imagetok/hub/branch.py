@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
+from urllib.parse import quote
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, constants
 from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
@@ -96,18 +97,43 @@ class Head:
         return there.blob_id == git_hash(upload.read())
 
 
+class PushOptions(TypedDict, total=False):
+    """Where and how to push, as all functions that push take it by keyword.
+
+    Attributes:
+        private: Whether a repository that is made is private; None is the account's default. One
+            that is there and public is refused where it was to be private.
+        revision: Branch to push to, made where it is missing; None is the main branch.
+        commit_message: Title of the commits, and of the pull request.
+        create_pr: Open a pull request instead of writing to the branch, with several commits if
+            it takes them.
+        token: As for `hub_api`.
+    """
+
+    private: bool | None
+    revision: str | None
+    commit_message: str | None
+    create_pr: bool
+    token: str | bool | None
+
+
 class Branch:
     """A branch of a repository on the Hub, or a pull request to it.
 
     Args:
         repo_id: `user/name`.
         repo_type: `"model"` or `"dataset"`.
-        revision: The branch; None is the main one.
+        title: Title of the commits where `commit_message` gives none.
+        private: As for `PushOptions`, like all that follow.
+        revision: The branch.
+        commit_message: Title of the commits.
         create_pr: Put the first commit into a new pull request to the branch, and further ones
             into the same.
-        token: As for `hub_api`.
+        token: Who asks.
 
     Attributes:
+        page: Address of the repository.
+        url: Address of the repository, or of the branch where one is named.
         pull_request: Address of the pull request, once there is one.
 
     Raises:
@@ -118,20 +144,26 @@ class Branch:
         self,
         repo_id: str,
         repo_type: str,
+        title: str = "Push with imagetok",
+        *,
+        private: bool | None = None,
         revision: str | None = None,
+        commit_message: str | None = None,
         create_pr: bool = False,
         token: str | bool | None = None,
     ) -> None:
         self._revision, self._create_pr = check_revision(repo_id, revision), create_pr
+        self._private, self._message = private, commit_message or title
         if "/" not in repo_id:
             raise HubAccessError(f"'{repo_id}' names no namespace on the Hub; expected user/name")
         self._api, self._repo_id = hub_api(token), repo_id
         self._repo: dict[str, Any] = {"repo_id": repo_id, "repo_type": repo_type}
         kind = "" if repo_type == "model" else f"{repo_type}s/"
         self.page = f"{constants.ENDPOINT}/{kind}{repo_id}"
+        self.url = self.page if revision is None else f"{self.page}/tree/{quote(revision, safe='')}"
         self.pull_request: str | None = None
 
-    def prepare(self, private: bool | None = None) -> None:
+    def prepare(self) -> None:
         """Create the repository and the branch if they are missing.
 
         Raises:
@@ -141,9 +173,9 @@ class Branch:
         api, repo = self._api, self._repo
         calling(
             f"creating {self._repo_id}",
-            lambda: api.create_repo(**repo, private=private, exist_ok=True),
+            lambda: api.create_repo(**repo, private=self._private, exist_ok=True),
         )
-        if private and not self._read(lambda: api.repo_info(**repo)).private:
+        if self._private and not self._read(lambda: api.repo_info(**repo)).private:
             raise HubAccessError(
                 f"{self._repo_id} is there already and is public: make it private in its settings "
                 "on the Hub, or push without asking for a private one"
@@ -186,7 +218,6 @@ class Branch:
 
     def commit(
         self,
-        message: str,
         uploads: Sequence[Upload],
         deleted: Sequence[str],
         head: Head,
@@ -195,7 +226,6 @@ class Branch:
         """Upload files and commit them, and deletions, on top of `head`.
 
         Args:
-            message: Title of the commit.
             uploads: Files that are new or changed.
             deleted: Paths to delete.
             head: The commit that all this was found from.
@@ -225,7 +255,7 @@ class Branch:
             elif sent and self._sha(self._revision) != head.sha:
                 return None
             sent = True
-            return self._send(operations, message, head.sha)
+            return self._send(operations, head.sha)
 
         return calling(f"committing to {self._repo_id}", commit)
 
@@ -262,10 +292,13 @@ class Branch:
         tree = self._api.list_repo_tree(**self._repo, revision=sha, recursive=True)
         return Head(sha, {file.path: file for file in tree if isinstance(file, RepoFile)})
 
-    def _send(self, operations: Sequence[Any], message: str, parent: str) -> str | None:
+    def _send(self, operations: Sequence[Any], parent: str) -> str | None:
         try:
             made = self._api.create_commit(
-                operations=operations, commit_message=message, parent_commit=parent, **self._target
+                operations=operations,
+                commit_message=self._message,
+                parent_commit=parent,
+                **self._target,
             )
         except HfHubHTTPError as error:
             if error.response.status_code == _PRECONDITION_FAILED:

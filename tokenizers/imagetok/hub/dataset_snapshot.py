@@ -10,17 +10,16 @@ snapshot goes. Only the manifest's list of shards is read here: `imagetok.shards
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from imagetok.config import printable
 from imagetok.files import file_sha256, naming_os_errors
 from imagetok.hub.client import calling, hub_api
-from imagetok.hub.repo_commit import RemoteFile, RepoCommit
+from imagetok.hub.repo_commit import FetchOptions, RemoteFile, RepoCommit
 from imagetok.modelfile import CARD_FILE
 
 MANIFEST_FILE, JOB_FILE = "manifest.json", "job.json"
@@ -53,23 +52,12 @@ class _Shard:
     sha256: str
 
 
-def fetch_dataset(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-) -> Snapshot:
+def fetch_dataset(repo_id: str, **options: Unpack[FetchOptions]) -> Snapshot:
     """Fetch a tokenized dataset; shards that are in the cache are not fetched again.
 
     Args:
         repo_id: `user/name`.
-        revision: Branch, tag, PR reference or commit; None is the main branch. It is resolved
-            once, by one request; none is made for a commit that is in the cache.
-        token: As for `hub_api`.
-        cache_dir: Cache for the Hub's files; None is huggingface_hub's own.
-        local_files_only: Take what is in the cache, and make no request.
+        options: As for `FetchOptions`.
 
     Raises:
         UnreadableFileError: The manifest is damaged, or a shard is not what it lists. It was
@@ -78,14 +66,7 @@ def fetch_dataset(
             complete tokenized dataset.
         HubError: The Hub cannot be reached.
     """
-    commit = RepoCommit.resolve(
-        repo_id,
-        "dataset",
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    commit = RepoCommit.resolve(repo_id, "dataset", **options)
     manifest, job = (commit.need(name, _NO_DATASET) for name in (MANIFEST_FILE, JOB_FILE))
     for file in (manifest, job, commit.fetch(CARD_FILE)):
         if file is not None:

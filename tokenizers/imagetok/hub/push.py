@@ -15,13 +15,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
-from urllib.parse import quote
+from typing import NoReturn, Unpack
 
 from tqdm.auto import tqdm
 
 from imagetok.errors import HubAccessError, HubError
-from imagetok.hub.branch import Branch, Head, Upload, client_bars_off
+from imagetok.hub.branch import Branch, Head, PushOptions, Upload, client_bars_off
 from imagetok.hub.card_merge import merge_card
 from imagetok.modelfile import (
     CARD_FILE,
@@ -58,14 +57,7 @@ class Pushed:
 
 
 def push_model(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
+    folder: str | os.PathLike[str], repo_id: str, **options: Unpack[PushOptions]
 ) -> Pushed:
     """Push a tokenizer's folder in one commit; there is none if nothing differs.
 
@@ -75,11 +67,7 @@ def push_model(
         folder: Holds model.safetensors, and perhaps config.json, README.md, evaluation.json and
             reconstructions.png.
         repo_id: `user/name`; created if it is missing.
-        private: Make the repository private; None is the namespace's default.
-        revision: Branch, created if it is missing; None is the main one.
-        commit_message: Title of the commit, and of the pull request.
-        create_pr: Open a pull request instead of changing the branch.
-        token: None takes the one that `hf auth login` saved or HF_TOKEN.
+        options: As for `PushOptions`.
 
     Raises:
         ModelFileError: The folder holds no tokenizer, or a damaged one; nothing is pushed.
@@ -88,22 +76,21 @@ def push_model(
         HubError: The Hub cannot be reached or kept failing.
     """
     folder = Path(folder)
-    branch = Branch(repo_id, "model", revision, create_pr, token)
+    branch = Branch(repo_id, "model", "Push tokenizer with imagetok", **options)
     sha256 = load_model(folder).sha256
     evaluation = (EVALUATION_FILE, PICTURES_FILE) if carry_evaluation(folder, folder) else ()
     names = [MODEL_FILE, CONFIG_FILE, CARD_FILE, *evaluation]
     closing = [Upload(name, folder / name) for name in names if (folder / name).exists()]
     present = {upload.name for upload in closing}
     absent = [name for name in (EVALUATION_FILE, PICTURES_FILE) if name not in present]
-    branch.prepare(private)
+    branch.prepare()
     push = _Push(
         branch,
         bulk=[],
         closing=closing,
         find_stale=lambda head: _find_stale_evaluation(branch, head, absent, sha256),
-        message=commit_message or "Push tokenizer with imagetok",
     )
-    return _pushed(branch, revision, push.run(tqdm(disable=True)))
+    return push.run(tqdm(disable=True))
 
 
 def push_files(
@@ -115,12 +102,9 @@ def push_files(
     owned: Sequence[str],
     card: str | None = None,
     repo_type: str = "dataset",
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
+    title: str = "Push files with imagetok",
     progress: bool = True,
+    **options: Unpack[PushOptions],
 ) -> Pushed:
     """Push many files, in one commit or in several of a thousand of them.
 
@@ -137,12 +121,9 @@ def push_files(
             in the last commit.
         card: Content of README.md, in place of what lies in the folder.
         repo_type: `"dataset"` or `"model"`.
-        private: As for `push_model`, like all that follow.
-        revision: Branch.
-        commit_message: Title.
-        create_pr: Open a pull request, with several commits if it takes them.
-        token: None takes the one that `hf auth login` saved or HF_TOKEN.
+        title: Title of the commits where `commit_message` gives none.
         progress: Show a bar.
+        options: As for `PushOptions`.
 
     Raises:
         UnreadableFileError: A file is missing.
@@ -150,12 +131,12 @@ def push_files(
         HubError: As `push_model`; what was pushed stays, and pushing again resumes.
     """
     folder = Path(folder)
-    branch = Branch(repo_id, repo_type, revision, create_pr, token)
+    branch = Branch(repo_id, repo_type, title, **options)
     uploads = {name: Upload(name, folder / name) for name in (*bulk, *closing)}
     if card is not None:
         uploads[CARD_FILE] = Upload(CARD_FILE, card.encode())
     total = sum(upload.size for upload in uploads.values())
-    branch.prepare(private)
+    branch.prepare()
     push = _Push(
         branch,
         bulk=[uploads[name] for name in bulk],
@@ -163,13 +144,12 @@ def push_files(
         find_stale=lambda head: [
             name for name in head.files if name.startswith(tuple(owned)) and name not in uploads
         ],
-        message=commit_message or "Push files with imagetok",
     )
     with (
         client_bars_off(),
         tqdm(total=total, desc="push", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        return _pushed(branch, revision, push.run(bar))
+        return push.run(bar)
 
 
 def prepare_repository(
@@ -181,8 +161,8 @@ def prepare_repository(
         HubAccessError: As `push_model`; also for a repository that may be read but not written.
         HubError: As `push_model`.
     """
-    branch = Branch(repo_id, "model", token=token)
-    branch.prepare(private)
+    branch = Branch(repo_id, "model", private=private, token=token)
+    branch.prepare()
     branch.check_writable()
 
 
@@ -195,17 +175,15 @@ class _Push:
         bulk: Files that may be many.
         closing: Files of the last commit.
         find_stale: Finds the paths on the branch that the last commit deletes.
-        message: Title of the commits.
     """
 
     branch: Branch
     bulk: Sequence[Upload]
     closing: Sequence[Upload]
     find_stale: Callable[[Head], list[str]]
-    message: str
 
-    def run(self, bar: tqdm[NoReturn]) -> str:
-        """Commit until nothing is left to do; returns the last commit."""
+    def run(self, bar: tqdm[NoReturn]) -> Pushed:
+        """Commit until nothing is left to do."""
         for _ in range(MOST_RESTARTS + len(self.bulk) // COMMIT_FILES):
             head = self.branch.read_head()
             pending, differing = _missing(self.bulk, head), _missing(self.closing, head)
@@ -219,12 +197,12 @@ class _Push:
                 names = (upload.name for upload in differing if upload.name != CARD_FILE)
                 stale = [name for name in names if name in head.files]
             if not uploads and not stale:
-                return head.sha
-            made = self.branch.commit(self.message, uploads, stale, head, bar.update)
+                return Pushed(self.branch.url, head.sha, self.branch.pull_request)
+            made = self.branch.commit(uploads, stale, head, bar.update)
             if made is None:
                 logger.warning("warning: %s has moved on; reading it again", self.branch.page)
             elif last:
-                return made
+                return Pushed(self.branch.url, made, self.branch.pull_request)
         raise HubError(
             f"{self.branch.page} kept changing while it was pushed to: push again when nobody "
             "else does"
@@ -269,8 +247,3 @@ def _find_stale_evaluation(
         model = head.files.get(MODEL_FILE)
         fresh = model is not None and model.lfs is not None and model.lfs.sha256 == sha256
     return [] if fresh else there
-
-
-def _pushed(branch: Branch, revision: str | None, sha: str) -> Pushed:
-    tree = "" if revision is None else f"/tree/{quote(revision, safe='')}"
-    return Pushed(f"{branch.page}{tree}", sha, branch.pull_request)

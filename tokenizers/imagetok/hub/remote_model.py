@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from huggingface_hub import constants, get_session, hf_hub_url
 from huggingface_hub.utils import (  # type: ignore[attr-defined]
@@ -35,7 +35,7 @@ from imagetok.errors import HubError, ModelFileError
 from imagetok.files import naming_os_errors
 from imagetok.hub.address import read_subfolder
 from imagetok.hub.client import calling, hub_api
-from imagetok.hub.repo_commit import RemoteFile, RepoCommit, has_hash, is_sha256
+from imagetok.hub.repo_commit import FetchOptions, RemoteFile, RepoCommit, has_hash, is_sha256
 from imagetok.modelfile import (
     CONFIG_FILE,
     EVALUATION_FILE,
@@ -97,24 +97,17 @@ class RemoteInfo:
 def load_remote_model(
     repo_id: str,
     *,
-    revision: str | None = None,
     subfolder: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
     expect: Callable[[TokenizerConfig], Mapping[str, Tensor]] | None = None,
+    **options: Unpack[FetchOptions],
 ) -> RemoteModel:
     """Fetch, check and read a tokenizer; what is in the cache is not fetched again.
 
     Args:
         repo_id: `user/name`.
-        revision: Branch, tag, PR reference or commit; None is the main branch. It is resolved
-            once, by one request; none is made for a commit that is in the cache.
         subfolder: Folder in the repository that holds the tokenizer.
-        token: As for `hub_api`.
-        cache_dir: Cache for the Hub's files; None is huggingface_hub's own.
-        local_files_only: Take what is in the cache, and make no request.
         expect: As for `load_model`.
+        options: As for `FetchOptions`.
 
     Raises:
         ModelFileError: A file is damaged, written by another program or by a newer version, or
@@ -124,14 +117,7 @@ def load_remote_model(
         InvalidValueError: subfolder leads out of the repository.
     """
     prefix = read_subfolder(subfolder)
-    commit = RepoCommit.resolve(
-        repo_id,
-        "model",
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
+    commit = RepoCommit.resolve(repo_id, "model", **options)
     config = commit.need(prefix + CONFIG_FILE, _NO_TOKENIZER)
     commit.check(config)
     for name in (EVALUATION_FILE, PICTURES_FILE):
@@ -143,19 +129,14 @@ def load_remote_model(
 
 
 def read_remote_info(
-    repo_id: str,
-    *,
-    revision: str | None = None,
-    subfolder: str | None = None,
-    token: str | bool | None = None,
+    repo_id: str, *, subfolder: str | None = None, **options: Unpack[FetchOptions]
 ) -> RemoteInfo:
     """Read config, shapes and figures, without fetching the weights.
 
     Args:
         repo_id: `user/name`.
-        revision: Branch, tag, PR reference or commit; None is the main branch.
         subfolder: Folder in the repository that holds the tokenizer.
-        token: As for `hub_api`.
+        options: As for `FetchOptions`.
 
     Raises:
         ModelFileError: The model's header or evaluation.json is damaged, or written by another
@@ -165,7 +146,7 @@ def read_remote_info(
         InvalidValueError: subfolder leads out of the repository.
     """
     prefix = read_subfolder(subfolder)
-    commit = RepoCommit.resolve(repo_id, "model", revision=revision, token=token)
+    commit = RepoCommit.resolve(repo_id, "model", **options)
     name = prefix + MODEL_FILE
     found = commit.describe(name)
     if found is None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import RemoteEntryNotFoundError, RepositoryNotFoundError
@@ -40,6 +41,23 @@ TRIES_BEFORE_CACHE = 2
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MOST_LINKS = 8
+
+
+class FetchOptions(TypedDict, total=False):
+    """What to fetch and from where, as all functions that fetch take it by keyword.
+
+    Attributes:
+        revision: Branch, tag, PR reference (`refs/pr/1`) or commit; None is the main branch. It is
+            resolved once, by one request; none is made for a commit that is in the cache.
+        token: As for `hub_api`.
+        cache_dir: Cache for the Hub's files; None is huggingface_hub's own.
+        local_files_only: Take what is in the cache, and make no request.
+    """
+
+    revision: str | None
+    token: str | bool | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
 
 
 @dataclass(frozen=True)
@@ -98,9 +116,9 @@ class RepoCommit:
         Args:
             repo_id: `user/name`.
             repo_type: `model` or `dataset`.
-            revision: Branch, tag, PR reference (`refs/pr/1`) or commit; None is the main branch.
-            token: As for `hub_api`.
-            cache_dir: Cache to use; None is huggingface_hub's own.
+            revision: As for `FetchOptions`, like all that follow.
+            token: Who asks.
+            cache_dir: Cache to use.
             local_files_only: Make no request.
 
         Raises:
@@ -117,7 +135,7 @@ class RepoCommit:
         if commit.offline and known is None:
             raise HubAccessError(
                 f"revision '{wanted}' of {repo_id} is not in the cache '{cache.parent}', "
-                f"{_nor_here(repo_id)}, and {commit.why_offline}; load it once with the network"
+                f"{_nor_here(repo_id)}, and {commit._why_offline}"
             )
         if commit.offline or (known is not None and is_commit(wanted)):
             return commit
@@ -136,9 +154,10 @@ class RepoCommit:
         return self.local_files_only or bool(constants.HF_HUB_OFFLINE)
 
     @property
-    def why_offline(self) -> str:
-        """What keeps requests from being made, in words."""
-        return f"{'local_files_only' if self.local_files_only else 'HF_HUB_OFFLINE'} is set"
+    def _why_offline(self) -> str:
+        """What keeps requests from being made, and what to do about a file that is missing."""
+        setting = "local_files_only" if self.local_files_only else "HF_HUB_OFFLINE"
+        return f"{setting} is set; load it once with the network"
 
     @property
     def place(self) -> str:
@@ -191,7 +210,7 @@ class RepoCommit:
             return HubAccessError(f"{self.place} has no '{name}': {meaning}")
         return HubAccessError(
             f"'{name}' of {self.place} is not in the cache '{self.cache.parent}', and "
-            f"{self.why_offline}; load it once with the network"
+            f"{self._why_offline}"
         )
 
     def describe(self, name: str) -> HfFileMetadata | None:

@@ -6,12 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Unpack
 
 from imagetok.arguments import read_folder
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, UnreadableFileError
 from imagetok.files import naming_os_errors
 from imagetok.hub import Pushed, fetch_dataset, is_repo_id, push_files
+from imagetok.hub.branch import PushOptions
 from imagetok.shards.dataset_card import render_card
 from imagetok.shards.job import CARD_FILE, DATA, ERRORS, JOB_FILE, MANIFEST_FILE, Job, read_job
 from imagetok.shards.manifest import Manifest, read_manifest
@@ -154,12 +155,8 @@ def push_dataset(
     folder: str | os.PathLike[str],
     repo_id: str,
     *,
-    private: bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    create_pr: bool = False,
-    token: str | bool | None = None,
     progress: bool = True,
+    **options: Unpack[PushOptions],
 ) -> Pushed:
     """Push a complete tokenized dataset to the Hub, without sending again what is there already.
 
@@ -171,12 +168,8 @@ def push_dataset(
     Args:
         folder: Folder that `imagetok tokenize` filled.
         repo_id: Repository `user/name`; made where it is missing.
-        private: Whether a repository that is made is private; None is the account's default.
-        revision: Branch to push to, made where it is missing; None is the main branch.
-        commit_message: First line of the commits.
-        create_pr: Open a pull request instead of writing to the branch.
-        token: Token to write with; None takes the one that `hf auth login` saved.
         progress: Show a progress bar.
+        options: As for `imagetok.hub.branch.PushOptions`.
 
     Raises:
         UnreadableFileError: The folder is not a complete tokenized dataset.
@@ -193,10 +186,7 @@ def push_dataset(
         repo_id,
         owned=(f"{DATA}/", f"{ERRORS}/"),
         card=render_card(opened.job, opened.manifest.totals, opened.manifest.fingerprint, repo_id),
-        private=private,
-        revision=revision,
-        commit_message=commit_message or "Push tokenized dataset with imagetok",
-        create_pr=create_pr,
-        token=token,
+        title="Push tokenized dataset with imagetok",
         progress=progress,
+        **options,
     )
