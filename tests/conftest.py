@@ -11,10 +11,11 @@ import re
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,9 +117,18 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture
-def logged_in(loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> LoopbackHub:
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits between two tries to reach the Hub."""
+    for name in ("FIRST_WAIT", "LONGEST_ASKED_WAIT"):
+        monkeypatch.setattr(f"imagetok.hub.client.{name}", 0.0)
+    impatient = SimpleNamespace(**vars(time) | {"sleep": lambda _: None})
+    monkeypatch.setattr("huggingface_hub.utils._http.time", impatient)
+
+
+@pytest.fixture
+def logged_in(
+    loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, no_waits: None
+) -> LoopbackHub:
     """The Hub, where this machine is the user `user`, and nobody waits between tries."""
     monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
-    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     return loopback_hub

@@ -20,55 +20,39 @@ from imagetok.cards.markdown import (
 from nasty_texts import NASTY
 
 MARKDOWN = MarkdownIt("commonmark").enable("table")
-TEXTS = pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
 
 
-@TEXTS
-def test_a_plain_text_is_one_short_line_of_printable_characters(text: str) -> None:
-    shown = plain(text)
+@pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
+def test_no_text_breaks_out_of_the_place_that_it_is_made_for(text: str) -> None:
+    shown, shown_code = plain(text), code(text)
     assert shown.isprintable()
     assert len(shown) <= LONGEST
     assert not set("`|<>") & set(shown)
     assert plain(shown) == shown
     shown.encode()
+    paragraph, inline, _ = MARKDOWN.parse(f"before {shown_code} after")
+    assert paragraph.type == "paragraph_open"
+    assert inline.children is not None
+    assert [child.type for child in inline.children] == ["text", "code_inline", "text"]
+    assert inline.children[1].content == (shown or "(empty)")
+    lines = ["| a | b |", "| --- | --- |", f"| {shown_code} | 1 |", f"| 2 | {shown_code} |"]
+    types = [token.type for token in MARKDOWN.parse("\n".join(lines))]
+    assert (types[0], types[-1]) == ("table_open", "table_close")
+    assert (types.count("tr_open"), types.count("td_open")) == (3, 4)
+    literal, word = python_text(text), shell_word(text)
+    assert ast.literal_eval(literal) == text
+    assert (literal + word).isprintable()
+    assert "<" not in literal + word
+    values = {"name": shown, "list": [shown]}
+    fence, *lines, end = front_matter(values).split("\n")
+    assert fence == end == "---"
+    assert "---" not in lines
+    assert yaml.safe_load("\n".join(lines)) == values
 
 
 def test_a_plain_text_that_does_no_harm_is_not_changed() -> None:
     for text in ("user/name", "builtin:shapes?size=16&count=64", "my photos (2)", "日本語 🦆"):
         assert plain(text) == text
-
-
-@TEXTS
-def test_code_is_one_piece_of_code(text: str) -> None:
-    paragraph, inline, _ = MARKDOWN.parse(f"before {code(text)} after")
-    assert paragraph.type == "paragraph_open"
-    assert inline.children is not None
-    assert [child.type for child in inline.children] == ["text", "code_inline", "text"]
-    assert inline.children[1].content == (plain(text) or "(empty)")
-
-
-@TEXTS
-def test_a_table_keeps_its_rows_and_cells(text: str) -> None:
-    lines = ["| a | b |", "| --- | --- |", f"| {code(text)} | 1 |", f"| 2 | {code(text)} |"]
-    tokens = MARKDOWN.parse("\n".join(lines))
-    types = [token.type for token in tokens]
-    assert types[0] == "table_open"
-    assert types[-1] == "table_close"
-    assert (types.count("tr_open"), types.count("td_open")) == (3, 4)
-
-
-@TEXTS
-def test_a_literal_of_python_is_the_text(text: str) -> None:
-    literal = python_text(text)
-    assert ast.literal_eval(literal) == text
-    assert literal.isprintable()
-    assert "<" not in literal
-
-
-@TEXTS
-def test_a_word_of_a_command_is_one_line_without_tags(text: str) -> None:
-    assert shell_word(text).isprintable()
-    assert "<" not in shell_word(text)
 
 
 @pytest.mark.parametrize("name", sorted(NASTY.keys() - {"controls", "surrogate"}))
@@ -91,12 +75,3 @@ def test_words_that_need_no_quotes_have_none() -> None:
         "'a b'",
         "'it'\"'\"'s'",
     ]
-
-
-@TEXTS
-def test_front_matter_is_read_back(text: str) -> None:
-    values = {"name": plain(text), "list": [plain(text)]}
-    fence, *lines, end = front_matter(values).split("\n")
-    assert fence == end == "---"
-    assert "---" not in lines
-    assert yaml.safe_load("\n".join(lines)) == values

@@ -68,19 +68,20 @@ def failing(*errors: BaseException) -> Callable[[], str]:
 # What passes
 
 
-@pytest.mark.parametrize("status", [408, 429, 500, 502, 503, 504])
-def test_a_busy_hub_is_asked_again(
-    loopback_hub: LoopbackHub, ask: Callable[[], str], status: int
-) -> None:
-    loopback_hub.fail(path=INFO, status=status, times=client.TRIES - 1)
-    assert ask() == loopback_hub.head(REPO)
-
-
-@pytest.mark.parametrize("fault", [{"drop": True}, {"truncate": 5}, {"swap": b"<html>"}], ids=str)
-def test_a_broken_connection_is_made_again(
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *({"status": status, "times": client.TRIES - 1} for status in (408, 429, 500, 502, 503)),
+        {"times": 2, "drop": True},
+        {"times": 2, "truncate": 5},
+        {"times": 2, "swap": b"<html>"},
+    ],
+    ids=str,
+)
+def test_a_busy_hub_and_a_broken_connection_are_tried_again(
     loopback_hub: LoopbackHub, ask: Callable[[], str], fault: dict[str, Any]
 ) -> None:
-    loopback_hub.fail(path=INFO, times=2, **fault)
+    loopback_hub.fail(path=INFO, **fault)
     assert ask() == loopback_hub.head(REPO)
 
 
@@ -90,14 +91,24 @@ def test_every_silence_of_the_network_is_tried_again(waits: list[float], name: s
     assert len(waits) == 1
 
 
-def test_waits_grow_to_a_bound_and_the_last_failure_is_told(
-    loopback_hub: LoopbackHub, ask: Callable[[], str], waits: list[float]
+def test_waits_grow_to_a_bound_each_try_is_told_and_so_is_the_last_failure(
+    loopback_hub: LoopbackHub,
+    ask: Callable[[], str],
+    waits: list[float],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     loopback_hub.fail(path=INFO, status=503, times=None)
-    with pytest.raises(HubError, match="reading user/tiny: the Hub answered 503; gave up after 7"):
+    with (
+        caplog.at_level(logging.WARNING, client.__name__),
+        pytest.raises(HubError, match="reading user/tiny: the Hub answered 503; gave up after 7"),
+    ):
         ask()
     assert waits == [1, 2, 4, 8, 16, 32]
     assert len(loopback_hub.requests) == client.TRIES
+    assert [told for told in caplog.messages if told.startswith("warning: ")] == [
+        f"warning: reading user/tiny: the Hub answered 503; trying again in {wait:.0f} s ({n} of 7)"
+        for n, wait in enumerate(waits, 2)
+    ]
 
 
 def test_no_wait_of_its_own_is_longer_than_a_minute(
@@ -141,19 +152,6 @@ def test_a_date_to_retry_after_is_waited_for(
     loopback_hub.fail(path=INFO, status=503, headers={"Retry-After": date})
     ask()
     assert 100 < waits[0] <= 200
-
-
-def test_each_new_try_is_told(
-    loopback_hub: LoopbackHub, ask: Callable[[], str], caplog: pytest.LogCaptureFixture
-) -> None:
-    loopback_hub.fail(path=INFO, status=503, times=3)
-    with caplog.at_level(logging.WARNING, client.__name__):
-        ask()
-    assert [told for told in caplog.messages if told.startswith("warning: ")] == [
-        "warning: reading user/tiny: the Hub answered 503; trying again in 1 s (2 of 7)",
-        "warning: reading user/tiny: the Hub answered 503; trying again in 2 s (3 of 7)",
-        "warning: reading user/tiny: the Hub answered 503; trying again in 4 s (4 of 7)",
-    ]
 
 
 def test_nobody_at_the_address_is_told_as_such(

@@ -57,6 +57,12 @@ def local(tmp_path: Path) -> Path:
     return tmp_path / "tok"
 
 
+@pytest.fixture(params=["map-style", "streamed"])
+def streaming(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """Options of `tokenize`, for both ways of reading a dataset."""
+    return ("--streaming",) if request.param == "streamed" else ()
+
+
 @pytest.fixture
 def pushed(logged_in: LoopbackHub, local: Path) -> str:
     """The commit of the tokenizer `user/tok` on the Hub."""
@@ -272,7 +278,6 @@ def test_an_unfinished_job_is_not_pushed(
 
 
 @pytest.mark.parametrize("kind", ["parquet", "classes", "metadata", "webdataset"])
-@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_ids_are_those_of_the_same_images_in_a_folder(
     logged_in: LoopbackHub,
     tokenize: Run,
@@ -311,7 +316,6 @@ def test_a_job_goes_on_with_the_commit_that_it_was_begun_with(
     assert shards_of(out) == shards_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_a_dataset_that_moves_between_two_runs_of_a_job_is_refused_and_its_old_commit_goes_on(
     logged_in: LoopbackHub,
     tokenize: Run,
@@ -337,7 +341,6 @@ def test_a_dataset_that_moves_between_two_runs_of_a_job_is_refused_and_its_old_c
     assert shards_of(out) == shards_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_a_dataset_that_moves_while_it_is_read_is_read_at_one_commit(
     logged_in: LoopbackHub,
     tokenize: Run,
@@ -373,7 +376,6 @@ def test_what_is_cached_of_a_dataset_serves_a_silent_hub_under_its_own_commit_on
     told(ended, 2, f"in the cache lies commit {old} in place of {new}")
 
 
-@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_verify_and_decode_find_tokenizer_and_dataset_at_their_commits(
     logged_in: LoopbackHub,
     run: Run,
@@ -400,7 +402,6 @@ def test_verify_and_decode_find_tokenizer_and_dataset_at_their_commits(
     assert grids[0] == grids[1]
 
 
-@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_refused_rows_of_the_hub_are_told_by_their_place_in_the_repository(
     logged_in: LoopbackHub,
     tokenize: Run,
@@ -421,7 +422,6 @@ def test_refused_rows_of_the_hub_are_told_by_their_place_in_the_repository(
     assert "huggingface" not in path.read_text()
 
 
-@pytest.mark.parametrize("streaming", [(), ("--streaming",)])
 def test_addresses_of_files_are_refused_in_words(
     logged_in: LoopbackHub,
     tokenize: Run,

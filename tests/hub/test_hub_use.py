@@ -17,7 +17,6 @@ from imagetok.build import build_parts
 from imagetok.errors import HubAccessError, InvalidValueError
 from imagetok.training import train
 from loopback_hub import LoopbackHub
-from readme_blocks import blocks
 from tiny_data import png
 from tiny_runs import DATA, SYSTEMS, contents, tiny_run
 
@@ -44,12 +43,6 @@ def encoded(tokenizer: ImageTokenizer) -> torch.Tensor:
 def titles(server: LoopbackHub, revision: str = "main") -> list[str]:
     """Titles of the commits but the first, oldest first."""
     return [commit.title for commit in server.commits(REPO, revision)][-2::-1]
-
-
-def edit_card(server: LoopbackHub) -> None:
-    """Write above the generated block, as a person does in the browser."""
-    text = server.read(REPO, CARD).decode()
-    server.commit(REPO, {CARD: text.replace(hub.CARD_BEGIN, EDIT + hub.CARD_BEGIN)})
 
 
 def told(ended: Ended, code: int, *words: str) -> None:
@@ -98,22 +91,6 @@ def test_what_is_pushed_comes_back_the_same(logged_in: LoopbackHub, system: str)
     assert (loaded.origin.name, loaded.origin.revision) == (REPO, pushed.revision)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
-def test_the_code_of_the_card_runs_as_it_is_written(
-    logged_in: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tokenizer = make_tokenizer(system)
-    tokenizer.push_to_hub(REPO)
-    card = logged_in.read(REPO, CARD).decode()
-    (block,) = [block for block in blocks(card) if block.language == "python"]
-    assert f'from_pretrained("{REPO}")' in block.text
-    names: dict[str, Any] = {}
-    exec(block.text, names)
-    assert names["tok"].revision == logged_in.head(REPO)
-    assert names["decoded"].size == (16, 16)
-
-
 def test_one_commit_brings_all_and_its_address_is_printed(
     logged_in: LoopbackHub, run: Run, trained: Path
 ) -> None:
@@ -126,14 +103,9 @@ def test_one_commit_brings_all_and_its_address_is_printed(
     assert {name for name in here if on_hub[name] != here[name]} == {CARD}
     assert f"# `{REPO}`" in on_hub[CARD].decode()
     assert re.search(r"\| PSNR.*\d+\.\d+ dB", on_hub[CARD].decode())
-
-
-def test_pushing_again_makes_no_commit(logged_in: LoopbackHub, run: Run, trained: Path) -> None:
-    run("push", trained, REPO)
-    head = logged_in.head(REPO)
     assert run("push", trained, REPO).code == 0
     ImageTokenizer.from_pretrained(REPO).push_to_hub(REPO)
-    assert logged_in.head(REPO) == head
+    assert len(titles(logged_in)) == 1, "nothing has changed since"
 
 
 def test_a_subfolder_holds_a_tokenizer_of_its_own(
@@ -165,74 +137,47 @@ def test_a_private_repository_opens_with_its_token_only(
     told(run("info", REPO), 2, REPO, "log in with `hf auth login`, set HF_TOKEN")
 
 
-def test_a_branch_is_pushed_to_and_loaded_from(
-    logged_in: LoopbackHub, run: Run, saved: Path
-) -> None:
-    ended = run("push", saved, REPO, "--revision", "trial", "--commit-message", "Try it")
-    assert ended.out == f"{logged_in.endpoint}/{REPO}/tree/trial\n"
-    assert titles(logged_in, "trial") == ["Try it"]
-    assert logged_in.files(REPO) == {}
-    loaded = ImageTokenizer.from_pretrained(REPO, revision="trial")
-    assert loaded.revision == logged_in.head(REPO, "trial")
-    assert run("info", REPO, "--tokenizer-revision", "trial").code == 0
-
-
-def test_a_pull_request_is_opened_and_its_address_printed(
-    logged_in: LoopbackHub, run: Run, saved: Path
+@pytest.mark.parametrize("revision", ["trials/one", "refs/pr/1"])
+def test_options_say_where_to_push(
+    logged_in: LoopbackHub, run: Run, saved: Path, revision: str
 ) -> None:
     logged_in.create(REPO)
-    ended = run("push", saved, REPO, "--create-pr")
-    assert ended.out == f"{logged_in.endpoint}/{REPO}/discussions/1\n"
+    options = ["--create-pr"] if revision == "refs/pr/1" else ["--revision", revision]
+    page = "discussions/1" if revision == "refs/pr/1" else "tree/trials%2Fone"
+    ended = run("push", saved, REPO, *options, "--commit-message", "Try it")
+    assert ended.out == f"{logged_in.endpoint}/{REPO}/{page}\n"
+    assert titles(logged_in, revision) == ["Try it"]
     assert logged_in.files(REPO) == {}
-    loaded = ImageTokenizer.from_pretrained(REPO, revision="refs/pr/1")
+    loaded = ImageTokenizer.from_pretrained(REPO, revision=revision)
+    assert loaded.revision == logged_in.head(REPO, revision)
     assert loaded.fingerprint == make_tokenizer().fingerprint
-
-
-def test_an_older_commit_stays_within_reach(logged_in: LoopbackHub) -> None:
-    first = make_tokenizer(seed=0).push_to_hub(REPO)
-    second = make_tokenizer(seed=1).push_to_hub(REPO)
-    assert first.revision != second.revision
-    for seed, revision in ((0, first.revision), (1, second.revision), (1, None)):
-        loaded = ImageTokenizer.from_pretrained(REPO, revision=revision)
-        assert loaded.fingerprint == make_tokenizer(seed=seed).fingerprint
+    assert run("info", REPO, "--tokenizer-revision", revision).code == 0
 
 
 # Cards and figures
 
 
-def test_a_card_that_was_edited_on_the_hub_outlives_a_push_of_other_weights(
+def test_what_people_wrote_outlives_a_push_of_other_weights_and_figures_do_not(
     logged_in: LoopbackHub, run: Run, trained: Path, saved: Path
 ) -> None:
     run("push", trained, REPO)
-    edit_card(logged_in)
-    assert run("push", saved, REPO).code == 0
-    card = logged_in.read(REPO, CARD).decode()
-    assert card.count(EDIT) == 1
-    assert card.count(hub.CARD_BEGIN) == card.count(hub.CARD_END) == 1
-    assert not re.search(r"\| PSNR.*\d+\.\d+ dB", card), "the figures are of other weights"
-    assert logged_in.files(REPO).keys() == CORE
-
-
-def test_what_a_person_wrote_into_the_card_here_goes_along(
-    logged_in: LoopbackHub, run: Run, saved: Path
-) -> None:
+    text = logged_in.read(REPO, CARD).decode()
+    logged_in.commit(REPO, {CARD: text.replace(hub.CARD_BEGIN, EDIT + hub.CARD_BEGIN)})
+    changed = ImageTokenizer.from_pretrained(REPO)
+    with torch.no_grad():
+        next(changed.decoder.parameters()).add_(1)
+    for push in (lambda: run("push", saved, REPO), lambda: changed.push_to_hub(REPO)):
+        push()
+        card = logged_in.read(REPO, CARD).decode()
+        assert card.count(EDIT) == card.count(hub.CARD_BEGIN) == card.count(hub.CARD_END) == 1
+        assert not re.search(r"\| PSNR.*\d+\.\d+ dB", card), "the figures are of other weights"
+        assert logged_in.files(REPO).keys() == CORE
     text = (saved / CARD).read_text("utf-8")
     (saved / CARD).write_text(text.replace(hub.CARD_BEGIN, EDIT + hub.CARD_BEGIN), "utf-8")
-    run("push", saved, REPO)
-    card = logged_in.read(REPO, CARD).decode()
-    assert card.count(EDIT) == 1
-    assert f'from_pretrained("{REPO}")' in card
-
-
-def test_figures_stay_here_once_the_weights_are_others(
-    logged_in: LoopbackHub, trained: Path
-) -> None:
-    tokenizer = ImageTokenizer.from_pretrained(trained)
-    with torch.no_grad():
-        next(tokenizer.decoder.parameters()).add_(1)
-    tokenizer.push_to_hub(REPO)
-    assert logged_in.files(REPO).keys() == CORE
-    assert not re.search(r"\| PSNR.*\d+\.\d+ dB", logged_in.read(REPO, CARD).decode())
+    run("push", saved, "user/copy")
+    card = logged_in.read("user/copy", CARD).decode()
+    assert card.count(EDIT) == 1, "what is written here goes along"
+    assert 'from_pretrained("user/copy")' in card
 
 
 def test_a_tokenizer_goes_on_to_another_repository_with_its_figures(
@@ -258,9 +203,12 @@ def test_a_tokenizer_put_together_by_hand_is_not_pushed(logged_in: LoopbackHub) 
     assert not logged_in.requests
 
 
-def test_without_a_token_it_is_said_how_to_get_one(
+def test_it_is_said_why_a_push_is_not_allowed(
     logged_in: LoopbackHub, run: Run, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    logged_in.create("stranger/tiny", files={"notes.txt": "theirs"})
+    told(run("push", saved, "stranger/tiny"), 2, "stranger/tiny")
+    assert logged_in.files("stranger/tiny") == {"notes.txt": b"theirs"}
     monkeypatch.delenv("HF_TOKEN")
     told(run("push", saved, REPO), 2, REPO, "log in with `hf auth login`, set HF_TOKEN")
     assert not logged_in.has(REPO)
@@ -280,14 +228,6 @@ def test_a_token_is_never_shown(
         assert ended.code == 2
         assert token not in ended.out + ended.err
     assert not logged_in.has(REPO)
-
-
-def test_a_repository_of_others_is_not_written(
-    logged_in: LoopbackHub, run: Run, saved: Path
-) -> None:
-    logged_in.create("stranger/tiny", files={"notes.txt": "theirs"})
-    told(run("push", saved, "stranger/tiny"), 2, "stranger/tiny")
-    assert logged_in.files("stranger/tiny") == {"notes.txt": b"theirs"}
 
 
 def test_a_hub_that_is_down_is_told_with_code_1(
@@ -332,27 +272,6 @@ def test_a_name_of_neither_is_told_to_be_neither(logged_in: LoopbackHub, run: Ru
 def test_a_revision_is_of_repositories_only(loopback_hub: LoopbackHub, saved: Path) -> None:
     with pytest.raises(InvalidValueError, match="is of a repository on the Hub"):
         ImageTokenizer.from_pretrained(saved, revision="main")
-
-
-# The cache
-
-
-def test_a_cache_of_its_own_is_used_and_serves_without_the_network(
-    logged_in: LoopbackHub, tmp_path: Path
-) -> None:
-    make_tokenizer().push_to_hub(REPO)
-    loaded = ImageTokenizer.from_pretrained(REPO, cache_dir=tmp_path / "cache")
-    assert loaded.origin is not None
-    assert (tmp_path / "cache") in loaded.origin.folder.parents
-    with pytest.raises(HubAccessError, match="local_files_only is set; load it once with"):
-        ImageTokenizer.from_pretrained(REPO, local_files_only=True)
-    with logged_in.recording() as requests:
-        again = ImageTokenizer.from_pretrained(
-            REPO, cache_dir=tmp_path / "cache", local_files_only=True
-        )
-    assert not requests
-    assert again.revision == loaded.revision
-    assert again.fingerprint == loaded.fingerprint
 
 
 # The commands

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,21 +19,16 @@ from hub_models import make_config
 
 from imagetok import hub
 from imagetok.errors import HubAccessError, HubError, ModelFileError, UnreadableFileError
-from imagetok.hub import Pushed, branch, client
+from imagetok.hub import Pushed, branch
 from imagetok.hub import push as pushing
 from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
-from loopback_hub import CDN, LoopbackHub
+from loopback_hub import CDN, HUB, LoopbackHub
+
+pytestmark = pytest.mark.usefixtures("no_waits")
 
 REPO = "user/tiny"
 COMMIT = r"/commit/"
 MODEL_FILES = {hub.MODEL_FILE, hub.CONFIG_FILE, "README.md"}
-
-
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.0)
-    monkeypatch.setattr(client, "LONGEST_ASKED_WAIT", 0.0)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
 
 
 def card(text: str = "new") -> str:
@@ -137,54 +134,23 @@ def test_figures_of_other_weights_on_the_hub_go_with_the_weights(
     push()
     assert loopback_hub.files(REPO) == on_disk(model)
     assert len(commits(loopback_hub)) == 2
-
-
-def test_an_image_without_figures_goes_only_with_other_weights(
-    loopback_hub: LoopbackHub, model: Path, push: Callable[..., Pushed]
-) -> None:
-    push()
     loopback_hub.commit(REPO, {hub.PICTURES_FILE: b"\x89PNG"})
     push()
-    assert hub.PICTURES_FILE in loopback_hub.files(REPO)
-    save_model(model, seed=1)
+    assert hub.PICTURES_FILE in loopback_hub.files(REPO), "nothing says that it is of others"
+    save_model(model, seed=2)
     push()
     assert hub.PICTURES_FILE not in loopback_hub.files(REPO)
-
-
-def test_a_repository_is_made_private_on_request(
-    loopback_hub: LoopbackHub, push: Callable[..., Pushed]
-) -> None:
-    push(private=True)
-    assert loopback_hub.repository(REPO).private
-    push(private=True)
 
 
 def test_what_is_to_be_private_does_not_land_in_public(
     loopback_hub: LoopbackHub, push: Callable[..., Pushed]
 ) -> None:
-    loopback_hub.create(REPO)
+    for _ in range(2):
+        push(private=True)
+        assert loopback_hub.repository(REPO).private
+    loopback_hub.repository(REPO).private = False
     with pytest.raises(HubAccessError, match="is public"):
         push(private=True)
-    assert commits(loopback_hub) == []
-
-
-def test_a_missing_branch_is_made(loopback_hub: LoopbackHub, push: Callable[..., Pushed]) -> None:
-    pushed = push(revision="trials/one")
-    assert pushed.revision == loopback_hub.head(REPO, "trials/one")
-    assert pushed.url.endswith(f"/{REPO}/tree/trials%2Fone")
-    assert loopback_hub.files(REPO) == {}
-    assert loopback_hub.files(REPO, "trials/one").keys() == MODEL_FILES
-    assert push(revision="trials/one").revision == pushed.revision
-
-
-def test_a_pull_request_leaves_the_branch_alone(
-    loopback_hub: LoopbackHub, push: Callable[..., Pushed]
-) -> None:
-    pushed = push(create_pr=True, commit_message="Better weights")
-    assert pushed.pull_request == f"{loopback_hub.endpoint}/{REPO}/discussions/1"
-    assert pushed.revision == loopback_hub.head(REPO, "refs/pr/1")
-    assert commits(loopback_hub, "refs/pr/1") == ["Better weights"]
-    assert commits(loopback_hub) == []
 
 
 def test_a_pull_request_goes_to_a_repository_of_others(
@@ -192,7 +158,9 @@ def test_a_pull_request_goes_to_a_repository_of_others(
 ) -> None:
     push()
     (model / "README.md").write_text(card("corrected"), "utf-8")
-    pushed = pushing.push_model(model, REPO, create_pr=True, token=loopback_hub.stranger_token)
+    with pytest.raises(HubAccessError, match=r"write token.*settings/tokens"):
+        push(token=loopback_hub.read_token)
+    pushed = push(create_pr=True, token=loopback_hub.stranger_token)
     assert pushed.pull_request is not None
     assert b"corrected" in loopback_hub.read(REPO, "README.md", "refs/pr/1")
     assert b"corrected" not in loopback_hub.read(REPO, "README.md")
@@ -243,24 +211,19 @@ def test_a_branch_that_never_rests_is_given_up(
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("---\na: [\n---\n", "not valid YAML in line"), ("---\n- a\n---\n", "of type list")],
+    [
+        (b"---\na: [\n---\n", "not valid YAML in line"),
+        (b"---\n- a\n---\n", "of type list"),
+        (b"caf\xe9", "not UTF-8 text"),
+    ],
 )
-def test_a_card_whose_metadata_cannot_be_kept_is_not_overwritten(
-    loopback_hub: LoopbackHub, push: Callable[..., Pushed], text: str, named: str
+def test_a_card_that_cannot_be_kept_is_not_overwritten(
+    loopback_hub: LoopbackHub, push: Callable[..., Pushed], text: bytes, named: str
 ) -> None:
     loopback_hub.create(REPO, files={"README.md": text})
     with pytest.raises(HubAccessError, match=named):
         push()
-    assert loopback_hub.files(REPO) == {"README.md": text.encode()}
-
-
-def test_a_card_that_is_not_a_text_is_not_overwritten(
-    loopback_hub: LoopbackHub, push: Callable[..., Pushed]
-) -> None:
-    loopback_hub.create(REPO, files={"README.md": b"caf\xe9"})
-    with pytest.raises(HubAccessError, match="not UTF-8 text"):
-        push()
-    assert loopback_hub.files(REPO) == {"README.md": b"caf\xe9"}
+    assert loopback_hub.files(REPO) == {"README.md": text}
 
 
 def test_a_card_that_arrives_damaged_is_read_again(
@@ -329,19 +292,6 @@ def test_each_passing_fault_is_outlasted_and_one_commit_lands(
     assert (pushed.pull_request is not None) == create_pr
 
 
-def test_a_lost_answer_is_told_and_the_commit_is_looked_for(
-    loopback_hub: LoopbackHub, push: Callable[..., Pushed], caplog: pytest.LogCaptureFixture
-) -> None:
-    loopback_hub.fail(path=COMMIT, drop=True, after=True)
-    with caplog.at_level(logging.WARNING, "imagetok"):
-        push()
-    assert any(
-        re.search(r"warning: committing to user/tiny: the connection to the Hub failed", told)
-        for told in caplog.messages
-    )
-    assert len(loopback_hub.seen("POST", COMMIT)) == 1
-
-
 def test_somebody_elses_commit_is_not_taken_for_a_lost_one(
     loopback_hub: LoopbackHub, push: Callable[..., Pushed]
 ) -> None:
@@ -360,16 +310,6 @@ def test_somebody_elses_pull_request_is_not_taken_for_a_lost_one(
     push(create_pr=True)
     loopback_hub.fail(path=COMMIT, drop=True)
     assert push(create_pr=True).revision == loopback_hub.head(REPO, "refs/pr/2")
-
-
-def test_a_hub_that_stays_down_is_given_up_in_words(
-    loopback_hub: LoopbackHub, push: Callable[..., Pushed]
-) -> None:
-    loopback_hub.fail(path=COMMIT, status=503, times=None)
-    with pytest.raises(HubError, match="committing to user/tiny: the Hub answered 503; gave up"):
-        push()
-    assert len(loopback_hub.seen("POST", COMMIT)) == client.TRIES
-    assert commits(loopback_hub) == []
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
@@ -403,10 +343,27 @@ def test_a_repository_of_no_name_is_refused(
     assert not loopback_hub.requests
 
 
-def test_a_token_that_may_not_write_is_told_so(loopback_hub: LoopbackHub, model: Path) -> None:
-    loopback_hub.create(REPO)
-    with pytest.raises(HubAccessError, match=r"write token.*settings/tokens"):
-        pushing.push_model(model, REPO, token=loopback_hub.read_token)
+@pytest.mark.slow
+def test_weights_travel_by_xet_where_it_is_switched_on(
+    loopback_hub: LoopbackHub, model: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("hf_xet")
+    loopback_hub.create(REPO, private=True)
+    loopback_hub.use_xet(tmp_path / "xet")
+    code = f"""
+from imagetok import hub
+hub.push_model({str(model)!r}, {REPO!r})
+print(hub.load_remote_model({REPO!r}).files.sha256)
+"""
+    settings = {"HF_HUB_DISABLE_XET": "0", "HF_TOKEN": loopback_hub.token}
+    command, environment = [sys.executable, "-c", code], os.environ | settings
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert loopback_hub.files(REPO) == on_disk(model)
+    assert done.stdout.strip() == hub.load_model(model).sha256
+    assert {request.origin for request in loopback_hub.requests} == {HUB}, "nothing went by LFS"
+    assert loopback_hub.seen("GET", "xet-write-token")
+    assert loopback_hub.seen("GET", "xet-read-token")
 
 
 # Tokenized datasets

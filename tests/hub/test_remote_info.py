@@ -14,13 +14,10 @@ from imagetok.errors import HubAccessError, InvalidValueError, ModelFileError
 from imagetok.hub.remote_model import FIRST_BYTES, read_remote_info
 from loopback_hub import CDN, LoopbackHub, Request
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 REPO = "user/model"
 MODEL = hub.MODEL_FILE
-
-
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
 
 
 def header_of(model: bytes) -> tuple[dict[str, Any], bytes]:
@@ -111,12 +108,8 @@ def damaged(kind: str) -> bytes:
     count, weight = header["bottleneck.count"], header["encoder.weight"]
     ours = json.loads(header["__metadata__"]["imagetok"])
     match kind:
-        case "cut":
-            return model[:-1]
         case "longer":
             return model + b"\0"
-        case "an endless header":
-            return struct.pack("<Q", 2**63) + model[8:]
         case "a header beyond the end":
             return struct.pack("<Q", len(model)) + model[8:]
         case "overlap":
@@ -125,36 +118,24 @@ def damaged(kind: str) -> bytes:
             weight.update(dtype="F16", shape=[2, 12])
         case "deep":
             return with_header(b"[" * 50_000, data)
-        case "foreign":
-            header["__metadata__"] = {"format": "pt"}
-        case "future":
-            ours["format_version"] = 2
-            header["__metadata__"]["imagetok"] = json.dumps(ours)
         case "config":
             ours["config"]["channels"] = 2
             header["__metadata__"]["imagetok"] = json.dumps(ours)
         case "empty":
             return b""
-        case "pickle":
-            return b"\x80\x04K\x01."
     return with_header(header, data)
 
 
 @pytest.mark.parametrize(
     ("kind", "fault"),
     [
-        ("cut", "damaged"),
         ("longer", "damaged"),
-        ("an endless header", "damaged"),
         ("a header beyond the end", "damaged"),
         ("overlap", "damaged"),
         ("half precision", "tensor 'encoder.weight' has dtype F16, expected float32"),
         ("deep", "damaged"),
-        ("foreign", "was not saved by imagetok"),
-        ("future", "format version 2.*upgrade"),
         ("config", "channels: found 2"),
         ("empty", "damaged"),
-        ("pickle", "it is a pickle"),
     ],
 )
 def test_a_damaged_header_is_refused_by_name(

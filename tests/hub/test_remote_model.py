@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_models import below, make_config, model_files
+from hub_models import below, model_files
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from imagetok import hub
@@ -23,14 +23,11 @@ from imagetok.hub import repo_commit
 from imagetok.hub.remote_model import RemoteModel, load_remote_model
 from loopback_hub import CDN, LoopbackHub, Request
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 REPO = "user/model"
 CACHE = Path(constants.HF_HUB_CACHE) / "models--user--model"
 NAMES = [hub.CONFIG_FILE, hub.EVALUATION_FILE, hub.PICTURES_FILE, hub.MODEL_FILE]
-
-
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
 
 
 @pytest.fixture
@@ -81,17 +78,6 @@ except ImagetokError as error:
 
 
 # One commit, fetched once
-
-
-def test_all_files_come_as_they_were_pushed(
-    loopback_hub: LoopbackHub, files: dict[str, bytes]
-) -> None:
-    model = load_remote_model(REPO)
-    assert contents(model) == files
-    assert (model.repo_id, model.revision) == (REPO, loopback_hub.head(REPO))
-    assert model.files.config == make_config()
-    assert model.files.sha256 == hashlib.sha256(files[hub.MODEL_FILE]).hexdigest()
-    assert model.folder == model.files.path.parent
 
 
 def test_branches_tags_and_pull_requests_give_what_lies_there(
@@ -154,18 +140,6 @@ def other_bytes(content: bytes) -> bytes:
     return bytes(byte ^ 0x55 for byte in content)
 
 
-def test_only_the_damaged_file_is_fetched_again(
-    loopback_hub: LoopbackHub, files: dict[str, bytes]
-) -> None:
-    loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", corrupt=-1)
-    with pytest.raises(ModelFileError):
-        load_remote_model(REPO)
-    with loopback_hub.recording() as requests:
-        load_remote_model(REPO)
-    assert of_files(requests)
-    assert all(hub.MODEL_FILE in request.target for request in of_files(requests))
-
-
 def test_the_other_tokenizer_of_the_repository_in_place_of_the_right_one_is_refused(
     loopback_hub: LoopbackHub, files: dict[str, bytes]
 ) -> None:
@@ -183,7 +157,27 @@ def test_a_file_that_changed_in_the_cache_is_refused_and_fetched_again(
     (model.folder / name).resolve().write_bytes(other_bytes(files[name]))
     with pytest.raises(ModelFileError, match=f"'{name}' of {REPO} at commit {model.revision}"):
         load_remote_model(REPO, local_files_only=True)
-    assert contents(load_remote_model(REPO)) == files
+    with loopback_hub.recording() as requests:
+        assert contents(load_remote_model(REPO)) == files
+    assert all(name in request.target for request in of_files(requests)), "only what is damaged"
+    (model.folder / name).unlink()
+    if name in (hub.CONFIG_FILE, hub.MODEL_FILE):
+        with pytest.raises(HubAccessError, match=f"'{name}' of .* local_files_only is set"):
+            load_remote_model(REPO, local_files_only=True)
+    else:
+        assert load_remote_model(REPO, local_files_only=True).files.tensors
+
+
+def test_a_refused_file_that_cannot_be_removed_stays_and_that_is_said(
+    loopback_hub: LoopbackHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise UnwritableFileError("cannot remove it")
+
+    monkeypatch.setattr(repo_commit, "remove_cached", fail)
+    loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", corrupt=-1)
+    with pytest.raises(ModelFileError, match="it stays in the cache: cannot remove it"):
+        load_remote_model(REPO)
 
 
 def test_a_cache_without_links_is_guarded_as_well(
@@ -216,55 +210,11 @@ def test_a_config_that_differs_from_the_header_is_an_error_from_the_hub(
     assert seed_of(load_remote_model(REPO)) == 0
 
 
-@pytest.mark.parametrize(
-    "content", [b"\x80\x04K\x01.", b"PK\x03\x04", b"version https://git-lfs.github.com/spec/v1\n"]
-)
-def test_what_is_not_a_model_is_refused_in_words(loopback_hub: LoopbackHub, content: bytes) -> None:
-    loopback_hub.create(REPO, files={**model_files(), hub.MODEL_FILE: content})
-    with pytest.raises(ModelFileError, match=rf"'model\.safetensors' of {REPO} at commit .* it is"):
-        load_remote_model(REPO)
-
-
 def test_tensors_that_do_not_fit_the_config_are_refused(
     loopback_hub: LoopbackHub, files: dict[str, bytes]
 ) -> None:
     with pytest.raises(ModelFileError, match=rf"{REPO} .* do not fit the config: unexpected"):
         load_remote_model(REPO, expect=lambda config: {})
-
-
-def test_a_cache_that_cannot_be_written_keeps_what_is_refused_and_says_so(
-    loopback_hub: LoopbackHub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: object) -> None:
-        raise UnwritableFileError("cannot remove it")
-
-    monkeypatch.setattr(repo_commit, "remove_cached", fail)
-    loopback_hub.fail(method="GET", path=f"{hub.MODEL_FILE}$", corrupt=-1)
-    with pytest.raises(ModelFileError, match="it stays in the cache: cannot remove it"):
-        load_remote_model(REPO)
-
-
-# What is not there, or not allowed
-
-
-@pytest.mark.parametrize("name", [hub.CONFIG_FILE, hub.MODEL_FILE])
-def test_a_repository_without_a_tokenizer_is_told(loopback_hub: LoopbackHub, name: str) -> None:
-    files = model_files()
-    del files[name]
-    loopback_hub.create(REPO, files=files)
-    for subfolder, missing in ((None, name), ("nowhere", f"nowhere/{hub.CONFIG_FILE}")):
-        told = f"{REPO} at commit .* has no '{missing}': no tokenizer of imagetok lies there"
-        with pytest.raises(HubAccessError, match=told):
-            load_remote_model(REPO, subfolder=subfolder)
-
-
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_file_that_is_not_allowed_is_told_at_once(
-    loopback_hub: LoopbackHub, files: dict[str, bytes], status: int
-) -> None:
-    loopback_hub.fail(path=f"{hub.MODEL_FILE}$", times=None, status=status)
-    with pytest.raises(HubAccessError, match=f"fetching '{hub.MODEL_FILE}' of {REPO}"):
-        load_remote_model(REPO)
 
 
 # Offline
@@ -283,17 +233,3 @@ def test_offline_the_cache_serves_or_is_told_to_lack_it_and_no_request_is_made(
     assert told.startswith("HubAccessError revision 'main' of user/other is not in the cache")
     assert told.endswith("HF_HUB_OFFLINE is set; load it once with the network")
     assert requests == []
-
-
-def test_a_file_that_the_cache_lacks_is_named(
-    loopback_hub: LoopbackHub, files: dict[str, bytes]
-) -> None:
-    model = load_remote_model(REPO)
-    model.files.path.unlink()
-    with pytest.raises(HubAccessError, match=rf"'{hub.MODEL_FILE}' of .* local_files_only is set"):
-        load_remote_model(REPO, local_files_only=True)
-    for name in (hub.EVALUATION_FILE, hub.PICTURES_FILE):
-        (model.folder / name).unlink()
-    load_remote_model(REPO)
-    (model.folder / hub.EVALUATION_FILE).unlink()
-    assert load_remote_model(REPO, local_files_only=True).files.tensors

@@ -20,6 +20,8 @@ from imagetok.hub.dataset_snapshot import CHECKED_FILE
 from imagetok.hub.repo_commit import RepoCommit, remove_cached
 from loopback_hub import CDN, HUB, LoopbackHub
 
+pytestmark = pytest.mark.usefixtures("no_waits")
+
 REPO = "user/thing"
 
 
@@ -86,37 +88,21 @@ def wanted(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if not name.startswith("errors/")}
 
 
-@pytest.fixture(autouse=True)
-def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagetok.hub.client.FIRST_WAIT", 0.0)
-
-
 # Names
 
 
-@pytest.mark.parametrize("name", ["user/name", "a-b/c.d_e", "User/v1.0"])
-def test_a_user_and_a_name_mean_the_hub(name: str) -> None:
-    assert is_repo_id(name)
-
-
-@pytest.mark.parametrize("name", ["/user/name", "./name", "../name", "~/name", ".a/b", ""])
-@pytest.mark.parametrize("suffix", ["", "/", "/more"])
-def test_what_looks_like_a_path_is_one(name: str, suffix: str) -> None:
-    assert not is_repo_id(f"{name}{suffix}")
-
-
-@pytest.mark.parametrize(
-    "name", ["name", "a\\name", "a\\b/c", "C:/name", "user/na me", "user/name.git"]
-)
-def test_what_no_repository_can_be_called_is_a_path(name: str) -> None:
-    assert not is_repo_id(name)
-
-
-def test_what_exists_here_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_and_a_name_mean_the_hub_and_all_else_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert is_repo_id("runs/name")
-    (tmp_path / "runs" / "name").mkdir(parents=True)
-    assert not is_repo_id("runs/name")
+    for name in ("user/name", "a-b/c.d_e", "User/v1.0"):
+        assert is_repo_id(name)
+    for name in ("/user/name", "./name", "../name", "~/name", ".a/b", ""):
+        assert not any(is_repo_id(f"{name}{suffix}") for suffix in ("", "/", "/more"))
+    for name in ("name", "a\\b", "a\\b/c", "C:/name", "user/na me", "user/name.git"):
+        assert not is_repo_id(name)
+    (tmp_path / "user" / "name").mkdir(parents=True)
+    assert not is_repo_id("user/name"), "it exists here"
 
 
 @pytest.mark.parametrize("revision", ["", "../../../x", "/x", "a b", "a\\b", "a..b", "x/.y"])

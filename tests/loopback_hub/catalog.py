@@ -20,16 +20,14 @@ class User:
     Attributes:
         name: the user's name, and a namespace.
         role: of the token: `write`, or `read`.
-        organizations: further namespaces that the user may write to.
     """
 
     name: str
     role: str = "write"
-    organizations: tuple[str, ...] = ()
 
     def owns(self, namespace: str) -> bool:
         """Whether the repositories of a namespace are the user's own."""
-        return namespace == self.name or namespace in self.organizations
+        return namespace == self.name
 
 
 @dataclass

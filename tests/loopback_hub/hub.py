@@ -75,10 +75,6 @@ class LoopbackHub:
         """
         self._catalog.xet = XetStore(folder)
 
-    def add_user(self, token: str, user: User) -> None:
-        """Let a token stand for a user."""
-        self._catalog.users[token] = user
-
     def create(
         self,
         repo: str,

@@ -7,30 +7,12 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from loopback_hub.cards import card_of, parse_card, tags_of
-from loopback_hub.catalog import INVALID_TOKEN, Catalog
+from loopback_hub.catalog import Catalog
 from loopback_hub.messages import Answer, RefusedError, Request, json_answer
 from loopback_hub.repositories import Blob, Commit, Files, Repository, folders
 
 EXPANDED_PAGE_SIZE = 50
 Parts = Mapping[str, str]
-
-
-def whoami(catalog: Catalog, request: Request, _parts: Parts) -> Answer:
-    """GET /api/whoami-v2."""
-    user = catalog.user(request)
-    if user is None:
-        raise RefusedError(401, INVALID_TOKEN)
-    token = {"displayName": "test", "role": user.role, "createdAt": "2024-01-01T00:00:00.000Z"}
-    return json_answer(
-        {
-            "type": "user",
-            "id": user.name,
-            "name": user.name,
-            "fullname": user.name,
-            "orgs": [{"type": "org", "name": name} for name in user.organizations],
-            "auth": {"type": "access_token", "accessToken": token},
-        }
-    )
 
 
 def validate_yaml(catalog: Catalog, request: Request, _parts: Parts) -> Answer:
@@ -75,12 +57,6 @@ def info(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     return json_answer(told)
 
 
-def auth_check(catalog: Catalog, request: Request, parts: Parts) -> Answer:
-    """GET /api/{kind}/{repo}/auth-check."""
-    catalog.downloadable(request, parts["kind"], parts["repo"])
-    return json_answer({})
-
-
 def refs(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     """GET /api/{kind}/{repo}/refs."""
     repository = catalog.readable(request, parts["kind"], parts["repo"])
@@ -92,22 +68,6 @@ def refs(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     if request.flag("include_prs"):
         told["pullRequests"] = repository.refs_under("refs/pr/")
     return json_answer(told)
-
-
-def commits(catalog: Catalog, request: Request, parts: Parts) -> Answer:
-    """GET /api/{kind}/{repo}/commits/{rev}, the newest first."""
-    repository = catalog.readable(request, parts["kind"], parts["repo"])
-    told = [
-        {
-            "id": commit.sha,
-            "title": commit.title,
-            "message": commit.message,
-            "authors": [{"user": commit.author}],
-            "date": commit.date,
-        }
-        for commit in repository.history(repository.resolve(parts["rev"]))
-    ]
-    return _page(catalog, request, told, catalog.page_size)
 
 
 def tree(catalog: Catalog, request: Request, parts: Parts) -> Answer:

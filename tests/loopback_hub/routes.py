@@ -16,18 +16,14 @@ REV = r"(?P<rev>refs/(?:pr|convert)/[^/]+|[^/]+)"
 STORED = rf"(?P<kind>models|datasets|spaces)/{REPO}/(?P<oid>[0-9a-f]{{64}})"
 
 ROUTES: tuple[tuple[str, str, str, Endpoint], ...] = (
-    (HUB, "GET", r"/api/whoami-v2", reading.whoami),
     (HUB, "POST", r"/api/validate-yaml", reading.validate_yaml),
     (HUB, "POST", r"/api/repos/create", writing.create),
     (HUB, "GET", rf"{API}", reading.info),
     (HUB, "GET", rf"{API}/revision/{REV}", reading.info),
-    (HUB, "GET", rf"{API}/auth-check", reading.auth_check),
     (HUB, "GET", rf"{API}/refs", reading.refs),
-    (HUB, "GET", rf"{API}/commits/{REV}", reading.commits),
     (HUB, "GET", rf"{API}/tree/{REV}(?:/(?P<path>.+))?", reading.tree),
     (HUB, "POST", rf"{API}/paths-info/{REV}", reading.paths_info),
     (HUB, "POST", rf"{API}/branch/(?P<branch>.+)", writing.create_branch),
-    (HUB, "DELETE", rf"{API}/branch/(?P<branch>.+)", writing.delete_branch),
     (HUB, "POST", rf"{API}/tag/{REV}", writing.create_tag),
     (HUB, "POST", rf"{API}/preupload/{REV}", writing.preupload),
     (HUB, "POST", rf"{API}/commit/{REV}", writing.commit),

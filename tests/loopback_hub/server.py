@@ -53,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.sent is not None:
             self.close_connection = True
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_CONNECT = _handle  # noqa: N815
+    do_GET = do_HEAD = do_POST = do_PUT = do_CONNECT = _handle  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
         """Write nothing: the requests are kept."""

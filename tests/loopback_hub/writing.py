@@ -52,17 +52,6 @@ def create_branch(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     return _add_ref(repository, f"refs/heads/{branch}", start)
 
 
-def delete_branch(catalog: Catalog, request: Request, parts: Parts) -> Answer:
-    """DELETE /api/{kind}/{repo}/branch/{branch}."""
-    repository, _ = catalog.writable(request, parts["kind"], parts["repo"])
-    ref = f"refs/heads/{parts['branch']}"
-    if parts["branch"] == MAIN:
-        raise RefusedError(403, "Cannot delete the main branch")
-    if repository.refs.pop(ref, None) is None:
-        raise RefusedError(404, f"Reference does not exist: {ref}", "RevisionNotFound")
-    return json_answer({"success": True})
-
-
 def create_tag(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     """POST /api/{kind}/{repo}/tag/{rev}."""
     repository, _ = catalog.writable(request, parts["kind"], parts["repo"])

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import stat
-import struct
 import subprocess
 import sys
 import warnings
@@ -75,13 +74,10 @@ def test_equal_saves_give_equal_bytes_in_any_order_of_the_tensors(tmp_path: Path
     modelfile.save_model(tmp_path / "b", make_config(), dict(reversed(tensors.items())))
     for name in (modelfile.MODEL_FILE, modelfile.CONFIG_FILE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
-def test_what_was_loaded_saves_to_the_same_bytes(tmp_path: Path) -> None:
-    first = save(tmp_path / "a")
     files = modelfile.load_model(tmp_path / "a")
-    modelfile.save_model(tmp_path / "b", files.config, files.tensors)
-    assert (tmp_path / "b" / modelfile.MODEL_FILE).read_bytes() == first.read_bytes()
+    modelfile.save_model(tmp_path / "c", files.config, files.tensors)
+    saved = [tmp_path / folder / modelfile.MODEL_FILE for folder in ("a", "c")]
+    assert saved[0].read_bytes() == saved[1].read_bytes()
 
 
 def test_the_header_has_one_key_of_canonical_json(tmp_path: Path) -> None:
@@ -180,21 +176,6 @@ def test_a_missing_folder_and_a_folder_without_a_model_are_told_apart(tmp_path: 
         modelfile.load_model(tmp_path)
 
 
-def test_a_flipped_byte_anywhere_is_refused_or_harmless_and_never_leaks(tmp_path: Path) -> None:
-    path = save(tmp_path)
-    (tmp_path / modelfile.CONFIG_FILE).unlink()
-    good, expected = path.read_bytes(), modelfile.load_model(tmp_path)
-    header_end = 8 + struct.unpack("<Q", good[:8])[0]
-    for place in range(header_end):
-        path.write_bytes(good[:place] + bytes([good[place] ^ 0x01]) + good[place + 1 :])
-        try:
-            files = modelfile.load_model(tmp_path)
-        except ModelFileError:
-            continue
-        # The digest is the tensors'; a changed but valid value of the config shows in config.json.
-        assert modelfile.tensors_digest(files.tensors) == modelfile.tensors_digest(expected.tensors)
-
-
 def test_a_file_that_is_replaced_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,13 +193,6 @@ def test_a_file_that_is_replaced_while_it_is_read_is_refused(
 
 
 # config.json
-
-
-def test_config_json_is_a_readable_copy(tmp_path: Path) -> None:
-    save(tmp_path)
-    text = (tmp_path / modelfile.CONFIG_FILE).read_text()
-    assert TokenizerConfig.from_json(text) == make_config()
-    assert text.count("\n") > 10
 
 
 def test_a_config_json_that_differs_gives_way_to_the_header_with_a_warning(tmp_path: Path) -> None:
@@ -248,14 +222,6 @@ def test_an_equal_save_keeps_the_evaluation_and_another_removes_it(tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == [modelfile.CONFIG_FILE, modelfile.MODEL_FILE]
 
 
-def test_an_evaluation_that_does_not_parse_vouches_for_nothing(tmp_path: Path) -> None:
-    save(tmp_path)
-    (tmp_path / modelfile.EVALUATION_FILE).write_text("{")
-    assert not modelfile.carry_evaluation(tmp_path, tmp_path)
-    save(tmp_path)
-    assert not (tmp_path / modelfile.EVALUATION_FILE).exists()
-
-
 def test_evaluation_and_images_are_carried_along_to_equal_weights_only(tmp_path: Path) -> None:
     save(tmp_path / "a")
     sha256 = modelfile.load_model(tmp_path / "a").sha256
@@ -269,11 +235,8 @@ def test_evaluation_and_images_are_carried_along_to_equal_weights_only(tmp_path:
     assert not modelfile.carry_evaluation(tmp_path / "a", tmp_path / "other")
     assert sorted(os.listdir(tmp_path / "other")) == [modelfile.CONFIG_FILE, modelfile.MODEL_FILE]
     assert modelfile.carry_evaluation(tmp_path / "a", tmp_path / "a")
-
-
-def test_a_folder_without_evaluation_has_nothing_to_carry(tmp_path: Path) -> None:
-    save(tmp_path / "a")
-    save(tmp_path / "b")
-    assert not modelfile.carry_evaluation(tmp_path / "a", tmp_path / "b")
+    assert not modelfile.carry_evaluation(tmp_path / "other", tmp_path / "equal"), "it has none"
     with pytest.raises(UnreadableFileError, match="nowhere"):
         modelfile.carry_evaluation(tmp_path / "a", tmp_path / "nowhere")
+    (tmp_path / "a" / modelfile.EVALUATION_FILE).write_text("{")
+    assert not modelfile.carry_evaluation(tmp_path / "a", tmp_path / "a")

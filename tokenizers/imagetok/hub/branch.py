@@ -124,12 +124,7 @@ class Branch:
         repo_id: `user/name`.
         repo_type: `"model"` or `"dataset"`.
         title: Title of the commits where `commit_message` gives none.
-        private: As for `PushOptions`, like all that follow.
-        revision: The branch.
-        commit_message: Title of the commits.
-        create_pr: Put the first commit into a new pull request to the branch, and further ones
-            into the same.
-        token: Who asks.
+        private, revision, commit_message, create_pr, token: As for `PushOptions`.
 
     Attributes:
         page: Address of the repository.

@@ -135,7 +135,7 @@ class RepoCommit:
         if commit.offline and known is None:
             raise HubAccessError(
                 f"revision '{wanted}' of {repo_id} is not in the cache '{cache.parent}', "
-                f"{_nor_here(repo_id)}, and {commit._why_offline}"
+                f"nor is there a folder '{repo_id}' here, and {commit._why_offline}"
             )
         if commit.offline or (known is not None and is_commit(wanted)):
             return commit
@@ -261,7 +261,7 @@ class RepoCommit:
 
     @contextmanager
     def refusing_wrong_sizes(self, what: str) -> Iterator[None]:
-        """Name the file whose download had another size than announced, and was not kept."""
+        """Name the file that arrived with another size than announced, and was not kept."""
         try:
             yield
         except OSError as error:
@@ -371,11 +371,6 @@ def _remember(cache: Path, revision: str, commit: str) -> None:
             write_atomic(path, commit.encode())
 
 
-def _nor_here(repo_id: str) -> str:
-    """What to add for a name that is not a repository's, and may be meant as a path."""
-    return f"nor is there a folder '{repo_id}' here"
-
-
 def _ask(
     repo_id: str, repo_type: str, revision: str, token: str | bool | None, known: str | None
 ) -> str:
@@ -403,7 +398,8 @@ def _ask(
     except HubAccessError as error:
         if type(error.__cause__) is not RepositoryNotFoundError:  # a gated one is a kind of it
             raise
-        raise HubAccessError(f"{error}; {_nor_here(repo_id)}") from error.__cause__
+        told = f"{error}; nor is there a folder '{repo_id}' here"
+        raise HubAccessError(told) from error.__cause__
     if found is not None:
         return found
     assert known is not None

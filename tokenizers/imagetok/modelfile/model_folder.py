@@ -84,7 +84,11 @@ def save_model(
     values = config.to_dict()
     save_tensors(folder / MODEL_FILE, tensors, {"config": values, "format_version": FORMAT_VERSION})
     write_json(folder / CONFIG_FILE, values)
-    _remove_stale_evaluation(folder)
+    with naming_os_errors("renew", folder):
+        present = (folder / EVALUATION_FILE).exists()
+        if present and read_evaluation(folder, file_sha256(folder / MODEL_FILE)) is None:
+            for name in (PICTURES_FILE, EVALUATION_FILE):
+                (folder / name).unlink(missing_ok=True)
 
 
 def load_model(
@@ -247,11 +251,3 @@ def read_text(path: Path) -> bytes:
     if len(text) > MAX_TEXT_SIZE:
         raise OSError(f"it has over {MAX_TEXT_SIZE} bytes")
     return text
-
-
-def _remove_stale_evaluation(folder: Path) -> None:
-    with naming_os_errors("renew", folder):
-        present = (folder / EVALUATION_FILE).exists()
-        if present and read_evaluation(folder, file_sha256(folder / MODEL_FILE)) is None:
-            for name in (PICTURES_FILE, EVALUATION_FILE):
-                (folder / name).unlink(missing_ok=True)
