@@ -186,7 +186,7 @@ def test_token_dataset_reads_from_the_hub_what_it_reads_from_the_folder(
     first = logged_in.head(TOKENS, repo_type="dataset")
     make_tokenizer(seed=1).save_pretrained(tmp_path / "other")
     assert tokenize(tmp_path / "others", tokenizer=tmp_path / "other").code == 0
-    run("push-dataset", tmp_path / "others", TOKENS)
+    run("push-dataset", tmp_path / "others", TOKENS, "--replace")
     for folder, revision in ((tokens, first), (tmp_path / "others", None)):
         here = TokenDataset(folder, seed=3, batch_size=5)
         there = TokenDataset(TOKENS, seed=3, batch_size=5, revision=revision)
@@ -224,7 +224,7 @@ def test_an_interrupted_push_is_not_taken_for_the_whole_and_goes_on(
     assert len(list(TokenDataset(TOKENS))) == ROWS
 
 
-def test_ids_of_another_tokenizer_take_the_place_of_all_shards_and_the_card_keeps_its_text(
+def test_ids_of_another_tokenizer_take_the_place_of_all_shards_on_request(
     logged_in: LoopbackHub, run: Run, tokenize: Run, tokens: Path, tmp_path: Path
 ) -> None:
     run("push-dataset", tokens, TOKENS)
@@ -234,7 +234,8 @@ def test_ids_of_another_tokenizer_take_the_place_of_all_shards_and_the_card_keep
     make_tokenizer(seed=1).save_pretrained(tmp_path / "other")
     out = tmp_path / "others"
     assert tokenize(out, "--rows-per-shard", 8, tokenizer=tmp_path / "other").code == 0
-    assert run("push-dataset", out, TOKENS).code == 0
+    told(run("push-dataset", out, TOKENS), 2, "'train' is of another job", "--replace")
+    assert run("push-dataset", out, TOKENS, "--replace").code == 0
     files, here = logged_in.files(TOKENS, repo_type="dataset"), contents(out)
     assert files.keys() == {*here, "LICENSE"}
     assert {name for name in here if files[name] != here[name]} == {"README.md"}

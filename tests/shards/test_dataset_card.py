@@ -21,7 +21,7 @@ from tiny_jobs import do_job, streamed_job, table_of, tiny_job
 
 from imagetok.hub.card_merge import CARD_BEGIN, CARD_END, merge_card
 from imagetok.shards import Job, JobFolder, finalize, read_manifest
-from imagetok.shards.dataset_card import render_card
+from imagetok.shards.dataset_card import CardSplit, render_card
 from nasty_texts import NASTY as TEXTS
 from readme_blocks import blocks
 
@@ -180,7 +180,7 @@ def test_the_card_says_what_the_dataset_is_and_how_to_read_it(tmp_path: Path) ->
     assert front_matter(folder)["configs"] == [
         {
             "config_name": "default",
-            "data_files": [{"split": "train", "path": "data/**/*.parquet"}],
+            "data_files": [{"split": "train", "path": "data/**/train-*.parquet"}],
         }
     ]
 
@@ -240,7 +240,7 @@ def test_the_code_of_a_card_reads_the_folder_that_it_lies_in(
 def test_a_pushed_card_names_its_repository_and_the_tokenizers_commit(tmp_path: Path) -> None:
     job = tiny_job(tokenizer__name="user/tokenizer", tokenizer__revision="c" * 40)
     manifest = read_manifest(finished(tmp_path, job))
-    text = render_card(job, manifest.totals, manifest.fingerprint, repo_id="user/tokens")
+    text = render_card([CardSplit(job, manifest.totals, manifest.fingerprint)], "user/tokens")
     loading, decoding, training = (block.text for block in blocks(text))
     assert 'load_dataset("user/tokens", split="train")' in loading
     assert f'from_pretrained("user/tokenizer", revision="{"c" * 40}")' in decoding
@@ -275,8 +275,9 @@ def test_texts_of_users_stay_where_they_stand(tmp_path: Path, name: str) -> None
         )
 
     manifest = read_manifest(finished(tmp_path, tiny_job()))
-    calm = render_card(job("calm"), manifest.totals, manifest.fingerprint, repo_id="calm")
-    card = render_card(job(text), manifest.totals, manifest.fingerprint, repo_id=text)
+    figures = manifest.totals, manifest.fingerprint
+    calm = render_card([CardSplit(job("calm"), *figures)], "calm")
+    card = render_card([CardSplit(job(text), *figures)], text)
     card.encode()
     kinds = [shape(one.split("\n---\n", 1)[1]) for one in (card, calm)]
     assert kinds[0] == kinds[1]

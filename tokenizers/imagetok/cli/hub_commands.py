@@ -64,11 +64,20 @@ def push_dataset(
     revision: BranchOption = None,
     commit_message: MessageOption = None,
     create_pr: PullRequestOption = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Delete from the repository what stands against this dataset: shards of its split "
+            "by another job, and splits of another tokenizer or with other columns.",
+        ),
+    ] = False,
 ) -> None:
     """Push a tokenized dataset to the Hugging Face Hub, shards first, card and manifest last.
 
-    After a stop at any moment the same command goes on; what has arrived is not sent again.
-    `load_dataset("user/name")` and `TokenDataset("user/name")` read it.
+    It becomes a split beside those of the repository. After a stop at any moment the same command
+    goes on; what has arrived is not sent again. `load_dataset("user/name")` and
+    `TokenDataset("user/name", split="test")` read it.
     """
     from imagetok.reports import show
     from imagetok.shards import push_dataset as push_shards
@@ -76,6 +85,7 @@ def push_dataset(
     pushed = push_shards(
         folder,
         repository,
+        replace=replace,
         private=private,
         revision=revision,
         commit_message=commit_message,

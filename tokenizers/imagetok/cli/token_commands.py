@@ -171,6 +171,13 @@ def tokenize(
 @app.command()
 def verify(
     folder: TokensArgument,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split to check; with it, FOLDER may be the name of a dataset on the Hub.",
+            show_default=False,
+        ),
+    ] = None,
     deep: Annotated[
         bool,
         typer.Option("--deep", help="Tokenize a sample of the rows again, and compare."),
@@ -203,13 +210,14 @@ def verify(
     from imagetok.shards.verification import verify as check
     from imagetok.tokenizing.deep_check import compare_rows
 
-    report = check(folder)
+    place = folder if split is None else str(folder)
+    report = check(place, split=split)
     show(str(report))
     if not report.is_sound:
         raise TokenizingError(f"'{folder}' has {len(report.faults)} faults")
     if not deep:
         return
-    opened = open_folder(folder)
+    opened = open_folder(place, split=split)
     model = _load(opened, tokenizer, device, opened.job.numerics.dtype)
     found = compare_rows(opened, model, dataset, rows)
     show("\n".join(found.faults) or f"{found.rows} rows tokenized again: the same ids")

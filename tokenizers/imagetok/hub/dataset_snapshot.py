@@ -10,7 +10,8 @@ snapshot goes. Only the manifest's list of shards is read here: `imagetok.shards
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from imagetok.hub.client import calling, hub_api
 from imagetok.hub.repo_commit import FetchOptions, RemoteFile, RepoCommit
 from imagetok.modelfile import CARD_FILE
 
-MANIFEST_FILE, JOB_FILE = "manifest.json", "job.json"
+MANIFEST_FILE, JOB_FILE, JOBS = "manifest.json", "job.json", "jobs"
 CHECKED_FILE = ".imagetok-checked"
 
 _NO_DATASET = "no tokenized dataset of imagetok, or its upload is not finished"
@@ -36,11 +37,14 @@ class Snapshot:
         folder: The folder of its files on this machine.
         repo_id: `user/name`.
         revision: The commit that all files come from.
+        place: Where job.json and manifest.json lie in it: `jobs/<split>/`, or nothing for the split
+            that the repository began with.
     """
 
     folder: Path
     repo_id: str
     revision: str
+    place: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,21 @@ class _Shard:
     sha256: str
 
 
-def fetch_dataset(repo_id: str, **options: Unpack[FetchOptions]) -> Snapshot:
+def fetch_dataset(
+    repo_id: str,
+    *,
+    split: str | None = None,
+    check: Callable[[Snapshot], object] = lambda _: None,
+    **options: Unpack[FetchOptions],
+) -> Snapshot:
     """Fetch a tokenized dataset; shards that are in the cache are not fetched again.
 
     Args:
         repo_id: `user/name`.
+        split: Split to fetch; None, or one that has no folder of its own in the repository, is the
+            split that the repository began with, whatever its name is.
+        check: Called once job.json and manifest.json are there, before any shard is fetched; an
+            error that it raises ends the call.
         options: As for `FetchOptions`.
 
     Raises:
@@ -67,14 +81,45 @@ def fetch_dataset(repo_id: str, **options: Unpack[FetchOptions]) -> Snapshot:
         HubError: The Hub cannot be reached.
     """
     commit = RepoCommit.resolve(repo_id, "dataset", **options)
-    manifest, job = (commit.need(name, _NO_DATASET) for name in (MANIFEST_FILE, JOB_FILE))
+    place = _find_place(commit, split)
+    manifest, job = (commit.need(place + name, _NO_DATASET) for name in (MANIFEST_FILE, JOB_FILE))
     for file in (manifest, job, commit.fetch(CARD_FILE)):
         if file is not None:
             commit.check(file)
+    snapshot = Snapshot(commit.folder, repo_id, commit.revision, place)
     shards = _read_shards(commit, manifest)
-    _fetch_shards(commit, shards)
-    _check_shards(commit, shards)
-    return Snapshot(commit.folder, repo_id, commit.revision)
+    check(snapshot)
+    checked = commit.folder / place / CHECKED_FILE
+    _fetch_shards(commit, shards, checked)
+    _check_shards(commit, shards, checked)
+    return snapshot
+
+
+def fetch_beside(snapshot: Snapshot, name: str, token: str | bool | None = None) -> None:
+    """Fetch one more file of a snapshot's commit, such as an error report.
+
+    Raises:
+        UnreadableFileError: It arrived damaged.
+        HubAccessError, HubError: As `fetch_dataset`.
+    """
+    cache = snapshot.folder.parents[2]
+    commit = RepoCommit.resolve(
+        snapshot.repo_id, "dataset", revision=snapshot.revision, token=token, cache_dir=cache
+    )
+    commit.check(commit.need(name, _NO_DATASET))
+
+
+def split_place(split: str) -> str:
+    """Folder of the job and the manifest of a split that the repository did not begin with."""
+    return f"{JOBS}/{split}/"
+
+
+def _find_place(commit: RepoCommit, split: str | None) -> str:
+    """See `Snapshot.place`; names that no split has lead nowhere."""
+    if split is None or not re.fullmatch(r"\w+(\.\w+)*", split):
+        return ""
+    place = split_place(split)
+    return "" if commit.fetch(place + MANIFEST_FILE) is None else place
 
 
 def _read_shards(commit: RepoCommit, manifest: RemoteFile) -> list[_Shard]:
@@ -99,31 +144,35 @@ def _read_shard(entry: dict[str, Any]) -> _Shard:
     return _Shard(path, size, sha256)
 
 
-def _fetch_shards(commit: RepoCommit, shards: Sequence[_Shard]) -> None:
+def _fetch_shards(commit: RepoCommit, shards: Sequence[_Shard], checked: Path) -> None:
     """Fetch the shards that are not in the cache."""
+    # Patterns without the numbers at the end, because each file is held against each of them.
+    patterns = sorted({re.sub(r"(-\d+)+\.parquet$", "-*", shard.path) for shard in shards})
     while left := [shard for shard in shards if not (commit.folder / shard.path).is_file()]:
-        _forget_check(commit)
+        _forget_check(checked)
         if not commit.offline:
-            calling(f"fetching {len(left)} shards of {commit.place}", lambda: _download(commit))
+            calling(
+                f"fetching {len(left)} shards of {commit.place}",
+                lambda: _download(commit, patterns),
+            )
         # If it does not reach the Hub, huggingface_hub may return a folder that lacks files. To
         # ask for one of them tells why, or helps.
         commit.need(left[0].path, _NO_DATASET)
 
 
-def _download(commit: RepoCommit) -> None:
+def _download(commit: RepoCommit, patterns: list[str]) -> None:
     with commit.refusing_wrong_sizes("a shard"):
         hub_api(commit.token).snapshot_download(
             commit.repo_id,
             repo_type=commit.repo_type,
             revision=commit.revision,
             cache_dir=commit.cache.parent,
-            allow_patterns="data/*.parquet",  # its `*` matches slashes as well
+            allow_patterns=patterns,
         )
 
 
-def _check_shards(commit: RepoCommit, shards: Sequence[_Shard]) -> None:
+def _check_shards(commit: RepoCommit, shards: Sequence[_Shard], checked: Path) -> None:
     """Compare the shards with the manifest, and remove those that differ from the cache."""
-    checked = commit.folder / CHECKED_FILE
     hashed = not checked.exists()
     wrong = [
         RemoteFile(shard.path, commit.folder / shard.path, shard.sha256)
@@ -133,7 +182,7 @@ def _check_shards(commit: RepoCommit, shards: Sequence[_Shard]) -> None:
     reason = f"it is not what {MANIFEST_FILE} lists, as {len(wrong)} of {len(shards)} shards"
     refusals = [commit.refuse(file, reason) for file in wrong]
     if refusals:
-        _forget_check(commit)
+        _forget_check(checked)
         raise refusals[0]
     if hashed:
         with suppress(OSError):  # in a cache that cannot be written, the next call hashes again
@@ -147,6 +196,6 @@ def _is_as_listed(path: Path, shard: _Shard, hashed: bool) -> bool:
     return not hashed or file_sha256(path) == shard.sha256
 
 
-def _forget_check(commit: RepoCommit) -> None:
-    with naming_os_errors("remove", commit.folder / CHECKED_FILE):
-        (commit.folder / CHECKED_FILE).unlink(missing_ok=True)
+def _forget_check(checked: Path) -> None:
+    with naming_os_errors("remove", checked):
+        checked.unlink(missing_ok=True)

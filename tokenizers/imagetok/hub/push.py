@@ -84,13 +84,12 @@ def push_model(
     present = {upload.name for upload in closing}
     absent = [name for name in (EVALUATION_FILE, PICTURES_FILE) if name not in present]
     branch.prepare()
-    push = _Push(
-        branch,
-        bulk=[],
-        closing=closing,
-        find_stale=lambda head: _find_stale_evaluation(branch, head, absent, sha256),
-    )
-    return push.run(tqdm(disable=True))
+
+    def find_goal(head: Head) -> Goal:
+        stale = _find_stale_evaluation(branch, head, absent, sha256)
+        return Goal(bulk=[], closing=closing, stale=stale)
+
+    return _Push(branch, find_goal).run(tqdm(disable=True))
 
 
 def push_files(
@@ -102,7 +101,6 @@ def push_files(
     owned: Sequence[str],
     card: str | None = None,
     repo_type: str = "dataset",
-    title: str = "Push files with imagetok",
     progress: bool = True,
     **options: Unpack[PushOptions],
 ) -> Pushed:
@@ -121,7 +119,6 @@ def push_files(
             in the last commit.
         card: Content of README.md, in place of what lies in the folder.
         repo_type: `"dataset"` or `"model"`.
-        title: Title of the commits where `commit_message` gives none.
         progress: Show a bar.
         options: As for `PushOptions`.
 
@@ -131,25 +128,41 @@ def push_files(
         HubError: As `push_model`; what was pushed stays, and pushing again resumes.
     """
     folder = Path(folder)
-    branch = Branch(repo_id, repo_type, title, **options)
+    branch = Branch(repo_id, repo_type, "Push files with imagetok", **options)
     uploads = {name: Upload(name, folder / name) for name in (*bulk, *closing)}
     if card is not None:
         uploads[CARD_FILE] = Upload(CARD_FILE, card.encode())
-    total = sum(upload.size for upload in uploads.values())
+
+    def find_goal(head: Head) -> Goal:
+        return Goal(
+            bulk=[uploads[name] for name in bulk],
+            closing=[uploads[name] for name in closing],
+            stale=[
+                name for name in head.files if name.startswith(tuple(owned)) and name not in uploads
+            ],
+        )
+
+    return push_goal(branch, find_goal, list(uploads.values()), progress)
+
+
+def push_goal(
+    branch: Branch, find_goal: Callable[[Head], Goal], uploads: Sequence[Upload], progress: bool
+) -> Pushed:
+    """Bring files to a branch, in as few commits as possible, with a bar.
+
+    Args:
+        branch: Where to push.
+        find_goal: Says what is to be there, given the commit that the branch is at.
+        uploads: The files; one that is missing is refused before anything is sent.
+        progress: Show the bar.
+    """
+    total = sum(upload.size for upload in uploads)
     branch.prepare()
-    push = _Push(
-        branch,
-        bulk=[uploads[name] for name in bulk],
-        closing=[uploads[name] for name in closing],
-        find_stale=lambda head: [
-            name for name in head.files if name.startswith(tuple(owned)) and name not in uploads
-        ],
-    )
     with (
         client_bars_off(),
         tqdm(total=total, desc="push", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        return push.run(bar)
+        return _Push(branch, find_goal).run(bar)
 
 
 def prepare_repository(
@@ -167,39 +180,58 @@ def prepare_repository(
 
 
 @dataclass(frozen=True)
+class Goal:
+    """What is to lie on a branch, as it is found from the commit that the branch is at.
+
+    Attributes:
+        bulk: Files that may be many: shards and error reports.
+        closing: Files of the last commit, which show that all is there.
+        stale: Paths on the branch that the last commit deletes.
+        withdrawn: Stale paths that go with the first of several commits, so that no reader takes
+            for whole what is being replaced.
+        interim: Files that commits before the last bring: a card of what is whole meanwhile.
+    """
+
+    bulk: Sequence[Upload]
+    closing: Sequence[Upload]
+    stale: Sequence[str]
+    withdrawn: Sequence[str] = ()
+    interim: Sequence[Upload] = ()
+
+
+@dataclass(frozen=True)
 class _Push:
-    """What is to lie on a branch, and the loop that brings it there.
+    """The loop that brings a branch to its goal.
 
     Attributes:
         branch: Where to commit.
-        bulk: Files that may be many.
-        closing: Files of the last commit.
-        find_stale: Finds the paths on the branch that the last commit deletes.
+        find_goal: Finds the goal from the commit that the branch is at.
     """
 
     branch: Branch
-    bulk: Sequence[Upload]
-    closing: Sequence[Upload]
-    find_stale: Callable[[Head], list[str]]
+    find_goal: Callable[[Head], Goal]
 
     def run(self, bar: tqdm[NoReturn]) -> Pushed:
         """Commit until nothing is left to do."""
-        for _ in range(MOST_RESTARTS + len(self.bulk) // COMMIT_FILES):
+        restarts = 0
+        while restarts < MOST_RESTARTS:
             head = self.branch.read_head()
-            pending, differing = _missing(self.bulk, head), _missing(self.closing, head)
+            goal = self.find_goal(head)
+            pending, differing = _missing(goal.bulk, head), _missing(goal.closing, head)
             bar.total = bar.n + sum(upload.size for upload in (*pending, *differing))
             last = len(pending) <= COMMIT_FILES
             if last:
-                closing = [self._merged(upload, head) for upload in self.closing]
-                uploads, stale = pending + _missing(closing, head), self.find_stale(head)
+                uploads = pending + self._missing_merged(goal.closing, head)
+                stale = list(goal.stale)
             else:
-                uploads = pending[:COMMIT_FILES]
-                names = (upload.name for upload in differing if upload.name != CARD_FILE)
-                stale = [name for name in names if name in head.files]
+                uploads = pending[:COMMIT_FILES] + self._missing_merged(goal.interim, head)
+                names = {upload.name for upload in differing} - {CARD_FILE}
+                stale = sorted((names | {*goal.withdrawn}) & head.files.keys())
             if not uploads and not stale:
                 return Pushed(self.branch.url, head.sha, self.branch.pull_request)
             made = self.branch.commit(uploads, stale, head, bar.update)
             if made is None:
+                restarts += 1
                 logger.warning("warning: %s has moved on; reading it again", self.branch.page)
             elif last:
                 return Pushed(self.branch.url, made, self.branch.pull_request)
@@ -207,6 +239,9 @@ class _Push:
             f"{self.branch.page} kept changing while it was pushed to: push again when nobody "
             "else does"
         )
+
+    def _missing_merged(self, uploads: Sequence[Upload], head: Head) -> list[Upload]:
+        return _missing([self._merged(upload, head) for upload in uploads], head)
 
     def _merged(self, upload: Upload, head: Head) -> Upload:
         """A card with what people wrote into the one on the branch; other files as they are."""

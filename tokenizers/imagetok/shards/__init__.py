@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from imagetok.shards.manifest import Manifest, finalize, read_manifest
     from imagetok.shards.shard_schema import RESERVED, ShardSchema
     from imagetok.shards.token_dataset import TokenDataset, TokenLoader
-    from imagetok.shards.token_folder import push_dataset
     from imagetok.shards.token_layout import TokenLayout
+    from imagetok.shards.token_repository import push_dataset
     from imagetok.shards.unit_writer import UnitWriter
     from imagetok.shards.verification import Report, verify
 
@@ -36,7 +36,7 @@ _HOMES = {
     "TokenLoader": "token_dataset",
     "UnitWriter": "unit_writer",
     "finalize": "manifest",
-    "push_dataset": "token_folder",
+    "push_dataset": "token_repository",
     "read_job": "job",
     "read_manifest": "manifest",
     "verify": "verification",

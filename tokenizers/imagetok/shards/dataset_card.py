@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import ClassLabel, DatasetInfo
@@ -22,55 +23,85 @@ _COLUMNS = {
 }
 
 
-def render_card(job: Job, totals: Totals, fingerprint: str, repo_id: str | None = None) -> str:
-    """Render README.md from the job and figures of its manifest alone.
+@dataclass(frozen=True)
+class CardSplit:
+    """A split as a card tells of it.
 
-    Args:
-        job: The job.
+    Attributes:
+        job: Its job.
         totals: Sums over its shards.
         fingerprint: Hash of the job and of all shards.
+    """
+
+    job: Job
+    totals: Totals
+    fingerprint: str
+
+
+def render_card(splits: Sequence[CardSplit], repo_id: str | None = None) -> str:
+    """Render README.md from jobs and figures of their manifests alone.
+
+    Args:
+        splits: The splits, of one tokenizer and with the same columns; the card's code reads the
+            first.
         repo_id: Repository on the Hub that the card's code reads from; None makes it read from the
             folder that holds the card.
     """
-    source = {
-        "dataset": job.input.name,
-        "subset": job.input.subset,
-        "revision": job.input.revision,
-        "split": job.input.split,
-        "image column": job.input.image_column,
-        "first rows": job.input.limit,
-        "fingerprint": job.input.fingerprint,
-    }
+    job = splits[0].job
     return render(
         "dataset_card.md.jinja",
-        _metadata(job, totals, fingerprint),
+        _metadata(splits),
         job=job,
         columns=list(_columns(job)),
-        source=source,
-        totals=totals,
+        names=[split.job.split_name for split in splits] if len(splits) > 1 else [],
+        source=_source([split.job for split in splits]),
+        totals=[split.totals for split in splits],
         errors_folder=ERRORS,
         repo_id=repo_id,
     )
 
 
-def _metadata(job: Job, totals: Totals, fingerprint: str) -> dict[str, Any]:
-    split = SplitInfo(job.split_name, num_bytes=totals.bytes, num_examples=totals.rows)
+def _source(jobs: Sequence[Job]) -> dict[str, list[object]]:
+    """What is known of the inputs: the values of all splits by title, where any has one."""
+    titles = {
+        "dataset": "name",
+        "subset": "subset",
+        "revision": "revision",
+        "split": "split",
+        "image column": "image_column",
+        "first rows": "limit",
+        "fingerprint": "fingerprint",
+    }
+    rows = {title: [getattr(job.input, key) for job in jobs] for title, key in titles.items()}
+    return {title: row for title, row in rows.items() if any(value is not None for value in row)}
+
+
+def _metadata(splits: Sequence[CardSplit]) -> dict[str, Any]:
+    totals = {split.job.split_name: split.totals for split in splits}
+    size = sum(each.bytes for each in totals.values())
     info = DatasetInfo(
-        features=job.schema.features,
-        splits=SplitDict({job.split_name: split}),
-        download_size=totals.bytes,
-        dataset_size=totals.bytes,
+        features=splits[0].job.schema.features,
+        splits=SplitDict(
+            {
+                name: SplitInfo(name, num_bytes=each.bytes, num_examples=each.rows)
+                for name, each in totals.items()
+            }
+        ),
+        download_size=size,
+        dataset_size=size,
     )
-    files = {"split": job.split_name, "path": f"{DATA}/**/*{SHARD_SUFFIX}"}
+    # By the names of the splits, since another split may be on its way to the same repository.
+    files = [{"split": name, "path": f"{DATA}/**/{name}-*{SHARD_SUFFIX}"} for name in totals]
     head: dict[str, Any] = {
         "license": UNKNOWN_LICENSE,
         "tags": ["imagetok", "image-tokens"],
-        "configs": [{"config_name": "default", "data_files": [files]}],
+        "configs": [{"config_name": "default", "data_files": files}],
     }
     DatasetInfosDict(default=info).to_dataset_card_data(head)
     # `datasets` tells what it has in its cache by the folder's name and by what stands here, not by
     # the files: without this it would take other ids of as many images for the same.
-    head["dataset_info"]["description"] = f"imagetok {fingerprint}"
+    fingerprints = " ".join(split.fingerprint for split in splits)
+    head["dataset_info"]["description"] = f"imagetok {fingerprints}"
     return head
 
 

@@ -254,13 +254,13 @@ def _refuse_foreign_files(folder: Path) -> None:
 
 
 def _refuse_other_job(folder: Path, lock: Lock, found: Job, job: Job, allow_mixed: bool) -> None:
-    plain = [line for line in _differences(found, job) if not line.startswith("numerics.")]
+    plain = [line for line in differences(found, job) if not line.startswith("numerics.")]
     if plain:
         raise DataError(
             f"'{folder}' is filled by another job{_at_work(lock)}: {'; '.join(plain)}. "
             f"{_remedy(found, job)}, or give a new folder"
         )
-    numeric = list(_differences(found.numerics, job.numerics))
+    numeric = list(differences(found.numerics, job.numerics))
     if numeric and not allow_mixed:
         raise DataError(
             f"'{folder}' was begun with other numeric settings{_at_work(lock)}, under which ids "
@@ -290,7 +290,7 @@ def _at_work(lock: Lock) -> str:
     return "" if lock.take() else ", at work this moment"
 
 
-def _differences(old: Config, new: Config) -> Iterator[str]:
+def differences(old: Config, new: Config) -> Iterator[str]:
     """Every entry in which two configurations differ, as `key: old there, new here`."""
     yield from _compare(old.to_dict(), new.to_dict(), "")
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from imagetok.config.strict_config import Config, StrictInteger
 from imagetok.errors import ConfigError, DataError, UnreadableFileError
 from imagetok.files import naming_os_errors, write_atomic
-from imagetok.shards.dataset_card import render_card
+from imagetok.shards.dataset_card import CardSplit, render_card
 from imagetok.shards.job import (
     CARD_FILE,
     JOB_FILE,
@@ -119,7 +119,7 @@ def finalize(
                 (folder / CARD_FILE).unlink(missing_ok=True)
             write_atomic(folder / MANIFEST_FILE, f"{text}\n".encode())
         if not (folder / CARD_FILE).exists():
-            card = render_card(job, manifest.totals, manifest.fingerprint)
+            card = render_card([CardSplit(job, manifest.totals, manifest.fingerprint)])
             write_atomic(folder / CARD_FILE, card.encode())
         for parent in job.paths.parents():
             remove_workspaces(folder / parent)

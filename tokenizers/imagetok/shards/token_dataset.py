@@ -113,9 +113,7 @@ class TokenDataset(IterableDataset[Item]):
         token: str | bool | None = None,
     ) -> None:
         super().__init__()
-        opened = open_folder(folder, revision=revision, token=token)
-        if split is not None:
-            opened.check_split(split)
+        opened = open_folder(folder, split=split, revision=revision, token=token)
         if tokenizer is not None:
             opened.check_tokenizer(tokenizer)
         opened.check_sizes()

@@ -6,15 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Unpack
+from typing import Protocol
 
 from imagetok.arguments import read_folder
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, UnreadableFileError
 from imagetok.files import naming_os_errors
-from imagetok.hub import Pushed, fetch_dataset, is_repo_id, push_files
-from imagetok.hub.branch import PushOptions
-from imagetok.shards.dataset_card import render_card
-from imagetok.shards.job import CARD_FILE, DATA, ERRORS, JOB_FILE, MANIFEST_FILE, Job, read_job
+from imagetok.hub import Snapshot, fetch_dataset, is_repo_id
+from imagetok.shards.job import JOB_FILE, Job, read_job
 from imagetok.shards.manifest import Manifest, read_manifest
 
 
@@ -34,19 +32,27 @@ class TokenFolder:
         path: Path of the folder.
         job: The job that filled it.
         manifest: What it holds.
+        snapshot: The commit on the Hub that it is of, which may hold more splits; None for a
+            folder on this machine, which holds one.
     """
 
     path: Path
     job: Job
     manifest: Manifest
+    snapshot: Snapshot | None = None
 
     def check_split(self, split: str) -> None:
         """Refuse any split but the folder's.
 
         Raises:
-            DataError: The folder holds another split.
+            DataError: The folder holds another split, or the repository does not hold this one.
         """
         if split != self.job.split_name:
+            if self.snapshot is not None:
+                raise DataError(
+                    f"'{self.snapshot.repo_id}' has no split '{split}': the first of its splits is "
+                    f"'{self.job.split_name}', and its card names them all"
+                )
             raise DataError(
                 f"'{self.path}' holds the split '{self.job.split_name}', not '{split}'; give "
                 f"split='{self.job.split_name}'"
@@ -112,15 +118,17 @@ class TokenFolder:
 def open_folder(
     folder: str | os.PathLike[str],
     *,
+    split: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> TokenFolder:
     """Open a tokenized dataset by its path, or by its name on the Hub.
 
-    One on the Hub is fetched into the cache as a whole, unless it is there already.
+    A split on the Hub is fetched into the cache as a whole, unless it is there already.
 
     Args:
         folder: Path, or repository `user/name`; a path that exists comes first.
+        split: Split to open; None is the only one of a folder, the first one of a repository.
         revision: Branch, tag or commit on the Hub; None is the main branch.
         token: Token for private repositories; None takes the one that `hf auth login` saved.
 
@@ -128,65 +136,35 @@ def open_folder(
         InvalidTypeError: `folder` is not a path.
         InvalidValueError: A revision is given for a path.
         UnreadableFileError: The manifest is missing, or a file is damaged.
-        DataError: The manifest belongs to another job than job.json.
+        DataError: There is no such split, or the manifest belongs to another job than job.json.
         HubAccessError: The repository or revision is missing, or access is not allowed.
         HubError: The Hub cannot be reached.
     """
     if isinstance(folder, str) and is_repo_id(folder):
-        path = fetch_dataset(folder, revision=revision, token=token).folder
-    elif revision is None:
-        path = read_folder(folder)
-    else:
+
+        def check(found: Snapshot) -> None:
+            _open(found.folder / found.place, found.folder, split, found)
+
+        found = fetch_dataset(folder, split=split, check=check, revision=revision, token=token)
+        return _open(found.folder / found.place, found.folder, split, found)
+    if revision is not None:
         raise InvalidValueError(
             f"revision={revision!r} names a revision on the Hub, but {os.fspath(folder)!r} is not "
             "a repository there: name it user/name, or leave the revision out"
         )
-    manifest = read_manifest(path)
-    job = read_job(path)
+    path = read_folder(folder)
+    return _open(path, path, split, None)
+
+
+def _open(place: Path, path: Path, split: str | None, snapshot: Snapshot | None) -> TokenFolder:
+    """Open the dataset whose job and manifest lie in one folder, and its shards in `path`."""
+    manifest, job = read_manifest(place), read_job(place)
     if job.fingerprint != manifest.job:
         raise DataError(
-            f"'{path}' has the manifest of the job {manifest.job} beside the {JOB_FILE} of "
+            f"'{place}' has the manifest of the job {manifest.job} beside the {JOB_FILE} of "
             f"{job.fingerprint}; one of the two was replaced"
         )
-    return TokenFolder(path, job, manifest)
-
-
-def push_dataset(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    progress: bool = True,
-    **options: Unpack[PushOptions],
-) -> Pushed:
-    """Push a complete tokenized dataset to the Hub, without sending again what is there already.
-
-    Shards come first and the manifest last, so that `TokenDataset` never takes a part for the
-    whole. Pushing again after an interruption continues. Shards of another dataset that lie in the
-    repository are removed. A card that was edited there is kept: only its generated block is
-    renewed.
-
-    Args:
-        folder: Folder that `imagetok tokenize` filled.
-        repo_id: Repository `user/name`; made where it is missing.
-        progress: Show a progress bar.
-        options: As for `imagetok.hub.branch.PushOptions`.
-
-    Raises:
-        UnreadableFileError: The folder is not a complete tokenized dataset.
-        HubAccessError: The token is missing or may not write there, or `repo_id` is not a name.
-        HubError: The Hub cannot be reached, or keeps failing.
-    """
-    opened = open_folder(Path(folder))
-    opened.check_sizes()
-    shards = opened.manifest.shards
-    return push_files(
-        opened.path,
-        [*(one.path for one in shards), *(one.errors_path for one in shards if one.refused)],
-        [JOB_FILE, MANIFEST_FILE, CARD_FILE],
-        repo_id,
-        owned=(f"{DATA}/", f"{ERRORS}/"),
-        card=render_card(opened.job, opened.manifest.totals, opened.manifest.fingerprint, repo_id),
-        title="Push tokenized dataset with imagetok",
-        progress=progress,
-        **options,
-    )
+    opened = TokenFolder(path, job, manifest, snapshot)
+    if split is not None:
+        opened.check_split(split)
+    return opened

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from imagetok.errors import UnreadableFileError
 from imagetok.files import TEMPORARY_PREFIX, file_sha256
+from imagetok.hub.dataset_snapshot import fetch_beside
 from imagetok.shards.job import CARD_FILE, JOB_FILE, MANIFEST_FILE, Job
 from imagetok.shards.row_order import Numbers
 from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY, read_footer
@@ -77,18 +78,33 @@ class Report:
         return f"{found.shards} shards with {found.rows} rows and {found.refused} refused: sound"
 
 
-def verify(folder: str | os.PathLike[str]) -> Report:
+def verify(
+    folder: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Report:
     """Check every file of a tokenized dataset.
 
     Args:
-        folder: Folder of a dataset with its manifest.
+        folder: Folder of a dataset with its manifest, or repository `user/name` on the Hub, of
+            which one split is checked.
+        split: As for `open_folder`, like all that follow.
+        revision: Branch, tag or commit on the Hub.
+        token: Token for private repositories.
 
     Raises:
         InvalidTypeError: `folder` is not a path.
         UnreadableFileError: The manifest or the job is missing or cannot be read.
-        DataError: The manifest belongs to another job than job.json.
+        DataError: There is no such split, or the manifest belongs to another job than job.json.
+        HubAccessError, HubError: As for `open_folder`.
     """
-    opened = open_folder(folder)
+    opened = open_folder(folder, split=split, revision=revision, token=token)
+    if opened.snapshot is not None:
+        for shard in opened.manifest.shards:
+            if shard.refused:
+                fetch_beside(opened.snapshot, shard.errors_path, token)
     checks, faults = _list_shards(opened)
     faults += [*_wrong_totals(opened), *_foreign_files(opened, checks)]
     for check in checks:
@@ -132,6 +148,8 @@ def _wrong_totals(opened: TokenFolder) -> Iterator[Fault]:
 
 def _foreign_files(opened: TokenFolder, checks: Sequence[ShardCheck]) -> Iterator[Fault]:
     """Files that do not belong to the dataset; hidden ones of other programs are ignored."""
+    if opened.snapshot is not None:  # the cache holds what was fetched, of all splits
+        return
     own = {JOB_FILE, MANIFEST_FILE, CARD_FILE, *(check.record.path for check in checks)}
     own |= {check.errors_path for check in checks if check.record.refused}
     for parent, folders, names in os.walk(opened.path):
