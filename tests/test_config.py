@@ -420,6 +420,16 @@ def test_training_options_of_a_dvae_are_not_part_of_its_identity(option: dict[st
     assert changed.identity() == config.identity()
 
 
+def test_a_config_without_a_colour_profile_is_what_it_was() -> None:
+    config = TokenizerConfig.from_dict(tokenizer())
+    assert config.preprocessing.color_profile == "ignore"
+    assert "color_profile" not in config.to_json()
+    assert config.identity()["preprocessing"] == {
+        "resize": "bicubic",
+        "background": [255, 255, 255],
+    }
+
+
 def test_what_decides_ids_or_latents_is_part_of_the_identity() -> None:
     kinds = [
         {},
@@ -427,6 +437,7 @@ def test_what_decides_ids_or_latents_is_part_of_the_identity() -> None:
         {"channels": 1},
         {"preprocessing": {"resize": "bilinear"}},
         {"preprocessing": {"background": [0, 0, 0]}},
+        {"preprocessing": {"color_profile": "srgb"}},
         {"encoder": {"type": "conv", "num_residual_blocks": 3}},
         {"bottleneck": {**VQ, "normalize": True}},
         {"bottleneck": {**VQ, "code_dim": 2}},

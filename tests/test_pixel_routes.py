@@ -1,4 +1,4 @@
-"""One image file gives the encoder the same bits on every route.
+"""One image file gives the encoder the same bits on every route, with a colour profile or without.
 
 The encoder of each route is watched. What it sees must be the file's 8-bit values divided by 255
 in float32 and correctly rounded: a route that multiplies by 1 / 255, or divides in another type,
@@ -8,16 +8,18 @@ differs in the last bit of many values.
 from __future__ import annotations
 
 import ast
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor
 
 import imagetok
+from icc_profiles import DISPLAY_P3, rgb_profile
 from imagetok import ImageTokenizer
 from imagetok.config import RunConfig
 from imagetok.data import open_images, open_training
@@ -25,7 +27,7 @@ from imagetok.evaluation import evaluate, reconstruction_grid
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.training import train
 from imagetok.training.initial_model import initialize_bottleneck
-from tiny_runs import tiny_run
+from tiny_runs import tiny_values
 
 COUNT = 8
 
@@ -34,24 +36,28 @@ Route = Callable[[ImageTokenizer, Path, Path], object]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files of 16 x 16 pixels that hold all 256 levels in every channel."""
+    """Files of 16 x 16 pixels that hold all 256 levels in every channel; half have a profile."""
     rng = np.random.default_rng(0)
     images = tmp_path / "images" / "train"
     images.mkdir(parents=True)
     for number in range(COUNT):
         channels = [rng.permutation(256).astype(np.uint8).reshape(16, 16) for _ in range(3)]
-        Image.fromarray(np.stack(channels, axis=-1)).save(images / f"{number}.png")
+        profile = rgb_profile(DISPLAY_P3) if number % 2 else None
+        image = Image.fromarray(np.stack(channels, axis=-1))
+        image.save(images / f"{number}.png", icc_profile=profile)
     return images.parent
 
 
 def run_on(folder: Path) -> RunConfig:
-    return tiny_run(
+    values = tiny_values(
         "vqvae",
         bottleneck={"codebook_size": COUNT, "kmeans_init": True},
         data={"name": str(folder), "evaluation_split": "train"},
         steps=1,
         batch_size=COUNT,
     )
+    values["tokenizer"]["preprocessing"] = {"color_profile": "srgb"}
+    return RunConfig.from_dict(values)
 
 
 def encode_files(tokenizer: ImageTokenizer, folder: Path, out: Path) -> None:
@@ -85,10 +91,15 @@ def take_a_step(tokenizer: ImageTokenizer, folder: Path, out: Path) -> None:
 
 
 def all_levels(folder: Path) -> set[bytes]:
-    """The bits that the encoder must see of each file, by numpy."""
+    """The bits that the encoder must see of each file, by numpy and littlecms."""
     expected = set()
     for path in folder.rglob("*.png"):
-        levels = np.moveaxis(np.asarray(Image.open(path)), -1, 0).astype(np.float32)
+        image: Image.Image | None = Image.open(path)
+        assert image is not None
+        if "icc_profile" in image.info:
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+            image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"))
+        levels = np.moveaxis(np.asarray(image), -1, 0).astype(np.float32)
         x = levels / np.float32(255)
         assert not np.array_equal(x, levels * np.float32(1 / 255))
         expected.add(x.tobytes())

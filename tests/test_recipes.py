@@ -31,6 +31,11 @@ def test_the_promised_recipes_are_there() -> None:
     assert recipe_names() == sorted(recipe_names())
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_new_tokenizers_convert_colours_to_srgb(name: str) -> None:
+    assert load_recipe(name).tokenizer.preprocessing.color_profile == "srgb"
+
+
 def test_the_vqvae_of_shapes_has_factor_4_and_512_codes() -> None:
     config = load_recipe("vqvae-shapes").tokenizer
     assert config.factors == (4, 4)

@@ -17,8 +17,21 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageFile
 from PIL.ExifTags import Base
 
-from imagetok.errors import ImageFileError, ImagetokError, ImageTypeError, ImageValueError
-from imagetok.images import FORMATS, MAX_PIXELS, Preprocessor, measure_image, read_image
+from imagetok.errors import (
+    ImageFileError,
+    ImagetokError,
+    ImageTypeError,
+    ImageValueError,
+    InvalidValueError,
+)
+from imagetok.images import (
+    FORMATS,
+    MAX_PIXELS,
+    MOST_PIXELS,
+    Preprocessor,
+    measure_image,
+    read_image,
+)
 
 Encode = Callable[..., bytes]
 
@@ -154,24 +167,36 @@ def test_a_huge_image_is_refused_before_it_is_decoded(
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_limit_holds_in_every_format(
-    encode: Encode, format: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_limit_holds_in_every_format(encode: Encode, format: str) -> None:
     content = encode(Image.new("RGB", (11, 10)), format)
-    monkeypatch.setattr("imagetok.images.pixels.MAX_PIXELS", 110)
-    assert read_image(content).shape == (3, 10, 11)
-    monkeypatch.setattr("imagetok.images.pixels.MAX_PIXELS", 109)
-    for source in (content, Image.open(io.BytesIO(content)), np.zeros((10, 11), np.uint8)):
-        with pytest.raises(ImageValueError, match="110 pixels, over the limit"):
-            read_image(source)
+    array = np.zeros((10, 11), np.uint8)
+    sources = (content, Image.open(io.BytesIO(content)), array, torch.from_numpy(array)[None])
+    for source in sources:
+        assert read_image(source, max_pixels=110).shape == (3, 10, 11)
+        for refused in (
+            lambda image: read_image(image, max_pixels=109),
+            lambda image: measure_image(image, 109),
+            Preprocessor((2, 2), max_pixels=109),
+        ):
+            with pytest.raises(ImageValueError, match="110 pixels, over the limit of 109 pixels"):
+                refused(source)
 
 
-def test_the_limit_is_50_megapixels_inclusive() -> None:
+def test_the_limit_is_50_megapixels_inclusive_unless_raised() -> None:
     assert MAX_PIXELS == 50_000_000
     strip = np.broadcast_to(np.uint8(7), (1, MAX_PIXELS))
     assert measure_image(strip) == (1, MAX_PIXELS)
-    with pytest.raises(ImageValueError, match="over the limit of 50 megapixels; shrink it"):
-        measure_image(np.broadcast_to(np.uint8(7), (1, MAX_PIXELS + 1)))
+    longer = np.broadcast_to(np.uint8(7), (1, MOST_PIXELS))
+    with pytest.raises(ImageValueError, match=r"of 50 megapixels; shrink it .* or raise max_pixe"):
+        measure_image(longer)
+    assert measure_image(longer, MOST_PIXELS) == (1, MOST_PIXELS)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 178_956_971, 1.0, True, None])
+def test_a_limit_is_at_most_what_pillow_opens(limit: object) -> None:
+    assert MOST_PIXELS == 2 * 89_478_485  # PIL.Image.MAX_IMAGE_PIXELS
+    with pytest.raises(InvalidValueError, match=r"expected an integer in 1\.\.178956970"):
+        Preprocessor((2, 2), max_pixels=limit)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("format", FORMATS)

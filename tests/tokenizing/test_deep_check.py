@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,14 @@ def test_ids_that_rounding_may_change_are_counted_and_no_faults() -> None:
 
 
 def test_a_row_that_should_have_been_refused_is_a_fault(
-    job: RunJob, tmp_path: Path, loaded: ImageTokenizer, monkeypatch: pytest.MonkeyPatch
+    job: RunJob, tmp_path: Path, loaded: ImageTokenizer
 ) -> None:
     source = save_images(tmp_path / "in", [png(0), png(1)])
     job(tmp_path / "out", dataset=str(source))
-    monkeypatch.setattr("imagetok.images.pixels.MAX_PIXELS", 3)
-    found = compare_rows(open_folder(tmp_path / "out"), loaded, source)
+    opened = open_folder(tmp_path / "out")
+    output = opened.job.output.model_copy(update={"max_pixels": 3})
+    stricter = replace(opened, job=opened.job.model_copy(update={"output": output}))
+    found = compare_rows(stricter, loaded, source)
     assert "row 0 has ids, and cannot be read" in found.faults[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -28,7 +29,8 @@ from small_jobs import (
 )
 
 from imagetok import ImageTokenizer, TokenizerConfig, open_images
-from imagetok.shards import read_manifest
+from imagetok.images import color_library
+from imagetok.shards import read_job, read_manifest
 from imagetok.tokenizing import TokenizingError
 from tiny_data import BROKEN, png, write_split
 from tiny_runs import tiny_values
@@ -150,6 +152,34 @@ def test_unreadable_rows_are_reported_with_reasons_and_left_out(
     }.items():
         assert words in reasons[row]
     assert not any("0x" in reason or "/" in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["the job's", "the tokenizer's"])
+def test_the_limit_of_pixels_is_the_jobs_and_recorded(
+    tmp_path: Path, tokenizer: Path, own: bool
+) -> None:
+    source = save_images(tmp_path / "in", [png(0, (20, 20)), png(1, (20, 21))])
+    before = ImageTokenizer.from_pretrained(tokenizer)
+    model = ImageTokenizer.from_pretrained(tokenizer, max_pixels=400 if own else 10)
+    limit = {} if own else {"max_pixels": 400}
+    run_job(tmp_path / "out", model, dataset=str(source), max_error_rate=0.5, **limit)
+    (line,) = errors_in(tmp_path / "out")
+    assert line["reason"].endswith(
+        "is 21 high and 20 wide, 420 pixels, over the limit of 400 pixels; shrink it or cut it "
+        "into pieces first"
+    )
+    job = read_job(tmp_path / "out")
+    assert job.output.max_pixels == 400
+    assert job.tokenizer.fingerprint == before.fingerprint
+
+
+def test_the_version_of_littlecms_is_recorded_where_it_decides(tmp_path: Path) -> None:
+    plain = make_tokenizer()
+    run_job(tmp_path / "plain", plain)
+    assert "littlecms" not in (tmp_path / "plain" / "job.json").read_text()
+    plain.preprocessor = replace(plain.preprocessor, color_profile="srgb")
+    run_job(tmp_path / "srgb", plain)
+    assert read_job(tmp_path / "srgb").numerics.versions.littlecms == color_library()
 
 
 def test_a_missing_file_is_reported_by_its_name_in_the_dataset(job: RunJob, tmp_path: Path) -> None:

@@ -267,6 +267,7 @@ def test_a_rank_waits_for_a_unit_in_work_and_takes_it_over_when_it_is_dropped(
         ({"keep": []}, "output.keep"),
         ({"limit": 5}, "input.limit: null there, 5 here"),
         ({"resize": "native"}, 'output.resize: "crop" there, "native" here'),
+        ({"max_pixels": 256}, "output.max_pixels: 50000000 there, 256 here"),
         ({"dataset": "builtin:shapes?size=16&count=41"}, "input.fingerprint"),
         ({"split": "test"}, 'input.split: "train" there, "test" here'),
         ({"batch_size": 5}, r"batch_size: 4 there, 5 here.*--allow-mixed-numerics"),

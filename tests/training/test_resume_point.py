@@ -204,6 +204,7 @@ def test_a_run_is_not_made_shorter(tmp_path: Path) -> None:
         ({"optimizer": {"lr": 5e-4}}, r"train\.optimizer\.lr was 0\.001 and is 0\.0005"),
         ({"batch_size": 16}, r"train\.batch_size was 8 and is 16"),
         ({"ema_decay": None}, r"train\.ema_decay was 0\.9 and is null"),
+        ({"data": {"max_pixels": 300}}, r"data\.max_pixels was 50000000 and is 300"),
         ({"data": {"flip": True}}, r"data\.crop_scale was \[0\.5, 1\.0\] and is null"),
         (
             {"bottleneck": {"codebook_size": 16}},

@@ -38,6 +38,7 @@ def build_parts(config: TokenizerConfig) -> Parts:
             channels=channels,
             resize=config.preprocessing.resize,
             background=config.preprocessing.background,
+            color_profile=config.preprocessing.color_profile,
         ),
         encoder=cast(nn.Module, encoder),
         bottleneck=bottleneck,

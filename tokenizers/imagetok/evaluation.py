@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from imagetok.cards import dataset_source, display_name
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
 from imagetok.errors import DataError, InvalidValueError
-from imagetok.images import grid_image, to_unit
+from imagetok.images import MAX_PIXELS, Preprocessor, grid_image, to_unit
 from imagetok.keys import make_keys
 from imagetok.launch import collectives, has_only_cpu, leave_group_at_exit
 from imagetok.metrics import (
@@ -183,12 +183,20 @@ def _report(
             "image_size": list(tokenizer.image_size),
             "channels": preprocessor.channels,
             "resize": f"{preprocessor.resize}, antialiased, of a centre crop",
+            **_later_entries(preprocessor),
             "data_range": 1.0,
             "dtype": str(tokenizer.dtype).removeprefix("torch."),
             "averaging": "mean over images of per-image values",
             **{m.config.type: m.config.protocol for m in metrics if m.config.protocol},
         },
     }
+
+
+def _later_entries(preprocessor: Preprocessor) -> dict[str, Any]:
+    """Entries of the protocol that version 1 did not have, where they are set."""
+    entries = {"color_profile": preprocessor.color_profile, "max_pixels": preprocessor.max_pixels}
+    defaults = {"color_profile": "ignore", "max_pixels": MAX_PIXELS}
+    return {key: value for key, value in entries.items() if value != defaults[key]}
 
 
 def join_processes(device: str = "auto") -> torch.device:

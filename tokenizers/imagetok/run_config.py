@@ -20,10 +20,12 @@ from imagetok.config.recipe import read_recipe
 from imagetok.config.registry import PartField
 from imagetok.config.strict_config import Config
 from imagetok.dataset_ref import DatasetRef, ReadingConfig
+from imagetok.images import MAX_PIXELS, MOST_PIXELS
 from imagetok.objectives import ObjectiveConfig
 from imagetok.tokenizer_config import TokenizerConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PixelLimit = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 
 DEFAULT_LANES = 8
 
@@ -59,10 +61,13 @@ class DataConfig(ReadingConfig):
         window: Size of the shuffle buffer of a streamed dataset in images, over all shuffle
             streams.
         max_error_rate: Largest share of rows that cannot be read; each is replaced by another.
+        max_pixels: Most pixels of an image; a row with more cannot be read.
 
     `split_dirs`, `labels`, `metadata`, `sidecars`, `holdout`, `stratify` and `holdout_salt` are
     those of `DatasetRef`.
     """
+
+    later_keys: ClassVar[frozenset[str]] = ReadingConfig.later_keys | {"max_pixels"}
 
     name: Annotated[str, Field(min_length=1)]
     subset: str | None = None
@@ -77,6 +82,7 @@ class DataConfig(ReadingConfig):
     lanes: Count | None = None
     window: Count = 1024
     max_error_rate: Fraction = 0.01
+    max_pixels: PixelLimit = MAX_PIXELS
 
     @model_validator(mode="after")
     def _crop_scale_is_a_range(self) -> Self:

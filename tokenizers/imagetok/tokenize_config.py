@@ -19,6 +19,7 @@ from imagetok.arguments import read_count
 from imagetok.config.strict_config import Config
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import InvalidTypeError
+from imagetok.images import MOST_PIXELS
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Text = Annotated[str, Field(min_length=1)]
@@ -54,6 +55,8 @@ class TokenizeConfig(Config):
         limit: Most rows to take, counted from the first; None takes all.
         resize: `crop` brings images to the tokenizer's size; `native` keeps each one's own, with
             the sides rounded down to the factor by a centre crop.
+        max_pixels: Most pixels of an image; a row with more is refused. None takes the tokenizer's
+            own limit, which is 50 million unless it was loaded with another one.
         rows_per_shard: Rows of the input that a shard stands for.
         batch_size: Images encoded at once; the last batch of a shard is padded.
         dtype: Type that the networks compute in: float32, bfloat16 or float16.
@@ -69,6 +72,7 @@ class TokenizeConfig(Config):
     keep: tuple[str, ...] = ()
     limit: Count | None = None
     resize: Literal["crop", "native"] = "crop"
+    max_pixels: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = None
     rows_per_shard: Count = 16384
     batch_size: Count = 32
     dtype: Text = "float32"
@@ -117,6 +121,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "tokenizer": partial(_read_name, "tokenizer"),
     "keep": list,
     "limit": partial(_read_optional_count, "limit"),
+    "max_pixels": partial(_read_optional_count, "max_pixels"),
     "rows_per_shard": partial(read_count, "rows_per_shard", least=1),
     "batch_size": partial(read_count, "batch_size", least=1),
     "dtype": lambda dtype: str(dtype).removeprefix("torch."),

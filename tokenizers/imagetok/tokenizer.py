@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import chain
 from typing import Any, Literal, Self, cast, get_args
 
@@ -216,6 +216,7 @@ class ImageTokenizer(nn.Module):
         local_files_only: bool = False,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        max_pixels: int | None = None,
     ) -> Self:
         """Load a saved tokenizer.
 
@@ -231,14 +232,15 @@ class ImageTokenizer(nn.Module):
             local_files_only: Take what is in the cache, and make no request.
             device: Where to put it; None is the CPU.
             dtype: Type of the two networks: float32, bfloat16 or float16; None is float32.
+            max_pixels: Most pixels of an image that is read, as the attribute of this name.
 
         Raises:
             ModelFileError: The folder or a file is missing, damaged, or disagrees with itself. A
                 damaged download is taken out of the cache, so that the next call fetches it again.
             HubAccessError: The repository, revision or file is not there, or not allowed.
             HubError: The Hub cannot be reached.
-            InvalidValueError: Unknown dtype, a device that this machine does not have, or a
-                revision given for a local folder.
+            InvalidValueError: Unknown dtype, a device that this machine does not have, a revision
+                given for a local folder, or a limit out of range.
             InvalidTypeError: name is not a path.
         """
         network_dtype, network_device = read_dtype(dtype), read_device(device)
@@ -253,6 +255,8 @@ class ImageTokenizer(nn.Module):
         )
         tokenizer = cls._from_files(files)
         tokenizer.origin = origin
+        if max_pixels is not None:
+            tokenizer.max_pixels = max_pixels
         return tokenizer.to(device=network_device, dtype=network_dtype)
 
     @classmethod
@@ -389,6 +393,18 @@ class ImageTokenizer(nn.Module):
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels that images are brought to."""
         return self.preprocessor.image_size
+
+    @property
+    def max_pixels(self) -> int:
+        """Most pixels of an image that is read: 50 million, unless set to at most 178,956,970.
+
+        It decides what is refused, and neither ids nor the fingerprint; it is not saved.
+        """
+        return self.preprocessor.max_pixels
+
+    @max_pixels.setter
+    def max_pixels(self, max_pixels: int) -> None:
+        self.preprocessor = replace(self.preprocessor, max_pixels=max_pixels)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -640,7 +656,7 @@ class ImageTokenizer(nn.Module):
 
     def _identity(self) -> dict[str, Any]:
         """What decides ids or latents besides the tensors."""
-        return self.config.identity() if self.config else asdict(self.preprocessor)
+        return self.config.identity() if self.config else self.preprocessor.identity()
 
     def _grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[0] // self._factors[0], size[1] // self._factors[1]

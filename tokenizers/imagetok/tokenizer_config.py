@@ -6,7 +6,7 @@ other here, before anything is allocated.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,10 +26,15 @@ class PreprocessingConfig(Config):
     Attributes:
         resize: Antialiased filter of the resize.
         background: Colour (red, green, blue) under transparent pixels.
+        color_profile: With `srgb`, colours of files and PIL images are converted to sRGB by the ICC
+            profile that they carry; with `ignore`, values are taken for sRGB.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"color_profile"})
 
     resize: Literal["bicubic", "bilinear"] = "bicubic"
     background: tuple[Byte, Byte, Byte] = (255, 255, 255)
+    color_profile: Literal["ignore", "srgb"] = "ignore"
 
 
 class TokenizerConfig(Config):

@@ -47,6 +47,16 @@ DtypeOption = Annotated[
     str, typer.Option(help="Type of the networks: `float32`, `bfloat16` or `float16`.")
 ]
 
+MaxPixelsOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=178_956_970,
+        help="Most pixels of an image, 50000000 by default; one with more is refused.",
+        show_default=False,
+    ),
+]
+
 
 def load_parts(context: typer.Context, modules: list[str] | None) -> list[str] | None:
     """Import the modules of `--import`, whose parts register themselves, before configs are read.
@@ -205,10 +215,14 @@ def check_parent(path: Path | None, option: str) -> None:
         raise typer.BadParameter(f"there is no folder '{path.parent}'", param_hint=option)
 
 
-def load_alone(tokenizer: str, revision: str | None, device: str, dtype: str) -> ImageTokenizer:
+def load_alone(
+    tokenizer: str, revision: str | None, device: str, dtype: str, max_pixels: int | None = None
+) -> ImageTokenizer:
     """Load a tokenizer for a process that works on its own."""
     from imagetok.launch import RankInfo, find_device
     from imagetok.tokenizer import ImageTokenizer
 
     own = find_device(device, RankInfo(0, 1, 0))
-    return ImageTokenizer.from_pretrained(tokenizer, revision=revision, device=own, dtype=dtype)
+    return ImageTokenizer.from_pretrained(
+        tokenizer, revision=revision, device=own, dtype=dtype, max_pixels=max_pixels
+    )

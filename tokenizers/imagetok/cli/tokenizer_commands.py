@@ -15,6 +15,7 @@ from imagetok.cli.options import (
     DtypeOption,
     ImageColumnOption,
     ImportOption,
+    MaxPixelsOption,
     PrivateOption,
     RevisionOption,
     SplitOption,
@@ -178,6 +179,7 @@ def evaluate(
     dtype: DtypeOption = "float32",
     metric: MetricOption = None,
     json_path: JsonOption = None,
+    max_pixels: MaxPixelsOption = None,
     plugins: ImportOption = None,
 ) -> None:
     """Measure a tokenizer: PSNR, SSIM, L1, bits, codebook usage and perplexity, or more by name.
@@ -195,7 +197,11 @@ def evaluate(
 
     check_parent(json_path, "--json")
     loaded = ImageTokenizer.from_pretrained(
-        tokenizer, revision=tokenizer_revision, device=join_processes(device), dtype=dtype
+        tokenizer,
+        revision=tokenizer_revision,
+        device=join_processes(device),
+        dtype=dtype,
+        max_pixels=max_pixels,
     )
     assert loaded.origin is not None
     where = {"subset": subset, "revision": revision, "image_column": image_column}
@@ -219,13 +225,14 @@ def reconstruct(
     tokenizer_revision: TokenizerRevisionOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_pixels: MaxPixelsOption = None,
     plugins: ImportOption = None,
 ) -> None:
     """Encode and decode images, and show originals above reconstructions."""
     from imagetok.reports import write_reconstructions
 
     check_parent(output, "--output")
-    model = load_alone(tokenizer, tokenizer_revision, device, dtype)
+    model = load_alone(tokenizer, tokenizer_revision, device, dtype, max_pixels)
     write_reconstructions(model, images, output)
 
 

@@ -20,7 +20,7 @@ from imagetok.data.image_rows import ImageRows
 from imagetok.data.sample_order import EpochOrder
 from imagetok.data.unreadable_rows import name_some, prepare_image
 from imagetok.errors import DataError, InvalidValueError
-from imagetok.images import Box, Preprocessor, center_box, read_image
+from imagetok.images import Box, Preprocessor, center_box
 from imagetok.keys import generator, make_key
 
 MAX_DRAWS = 20
@@ -66,7 +66,7 @@ class TrainTransform:
             ImagetokError: The image is refused.
         """
         preprocessor = self.preprocessor
-        pixels = read_image(image, preprocessor.channels, preprocessor.background)
+        pixels = preprocessor.read(image)
         pixels = preprocessor.fit(pixels, self._draw_box(pixels.shape[1], pixels.shape[2], key))
         return pixels.flip(-1) if self.flip and _draw(key, "flip") < 0.5 else pixels
 

@@ -15,11 +15,16 @@ import torch
 from torch import Tensor
 
 from imagetok.errors import ImageTypeError, ImageValueError
-from imagetok.images.pixels import CHANNELS, Pixels, check_size
+from imagetok.images.pixels import CHANNELS, MAX_PIXELS, Pixels, check_size
 
 
-def check_array(array: npt.NDArray[np.generic], name: str) -> None:
+def check_array(array: npt.NDArray[np.generic], name: str, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse an array that is neither a uint8 image nor a batch of them.
+
+    Args:
+        array: What may be one.
+        name: What messages call it.
+        max_pixels: Most pixels of an image.
 
     Raises:
         ImageTypeError: The dtype is not uint8.
@@ -49,11 +54,16 @@ def check_array(array: npt.NDArray[np.generic], name: str) -> None:
             f"(B, H, W, C) with 1, 3 or 4 channels; {remedy}"
         )
     height, width = shape if array.ndim == 2 else shape[-3:-1]
-    check_size(height, width, name)
+    check_size(height, width, name, max_pixels)
 
 
-def check_tensor(x: Tensor, name: str) -> None:
+def check_tensor(x: Tensor, name: str, max_pixels: int = MAX_PIXELS) -> None:
     """Refuse a tensor that is neither a uint8 image nor a batch of them.
+
+    Args:
+        x: What may be one.
+        name: What messages call it.
+        max_pixels: Most pixels of an image.
 
     Raises:
         ImageTypeError: The dtype is not uint8, or the tensor holds no plain values.
@@ -67,7 +77,7 @@ def check_tensor(x: Tensor, name: str) -> None:
             remedy = "float tensors are taken as prepared already; an image is uint8 in 0..255"
         raise ImageTypeError(f"{name} has dtype {x.dtype}; {remedy}")
     check_layout(x, CHANNELS, name)
-    check_size(x.shape[-2], x.shape[-1], name)
+    check_size(x.shape[-2], x.shape[-1], name, max_pixels)
 
 
 def check_readable(x: Tensor, name: str) -> None:
@@ -112,7 +122,11 @@ def tensor_to_pixels(x: Tensor) -> Pixels:
 
 
 def check_prepared(
-    x: Tensor, channels: tuple[int, ...], factors: tuple[int, int], name: str
+    x: Tensor,
+    channels: tuple[int, ...],
+    factors: tuple[int, int],
+    name: str,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Check a float tensor that is taken as already prepared.
 
@@ -121,6 +135,7 @@ def check_prepared(
         channels: Numbers of channels that are accepted.
         factors: Height and width must be divisible by these.
         name: What messages call the tensor.
+        max_pixels: Most pixels of an image.
 
     Returns:
         The same values as float32, detached, on the same device.
@@ -135,7 +150,7 @@ def check_prepared(
         raise ImageTypeError(f"{name} has dtype {x.dtype}; pass a float tensor in [0, 1]")
     check_layout(x, channels, name)
     height, width = x.shape[-2:]
-    check_size(height, width, name)
+    check_size(height, width, name, max_pixels)
     if height % factors[0] or width % factors[1]:
         raise ImageValueError(
             f"{name} is {height} high and {width} wide; prepared tensors are not resized, and "

@@ -2,7 +2,8 @@
 
 An image source is a path, the bytes of a file, a PIL image, a value of a dataset's image column
 (decoded, or as `{"bytes": ..., "path": ...}`), a uint8 array or a uint8 tensor. The same image
-gives the same pixels, whichever kind of source it comes from.
+gives the same pixels, whichever kind of source it comes from; only files and PIL images carry a
+colour profile.
 
 Files are opened by an allow-list of formats: Pillow's reader of a format is called directly, picked
 by the first bytes. What `Image.open` would add is unwanted: it tries every installed plugin, and it
@@ -36,15 +37,19 @@ from torch import Tensor
 
 from imagetok.errors import ImageFileError, ImagetokError, ImageTypeError, ImageValueError
 from imagetok.images.arrays import array_to_pixels, check_array, check_tensor, tensor_to_pixels
+from imagetok.images.color_profile import check_color_profile
 from imagetok.images.pixels import (
     MAX_PIXELS,
     Pixels,
+    check_limit,
     check_mode,
     check_size,
+    limit_text,
     orientation,
     pixels_of,
     to_channels,
 )
+from imagetok.images.png_stream import without_texts
 
 FileSource = str | os.PathLike[str] | bytes | bytearray | memoryview
 FILE_SOURCES: Final = (str, os.PathLike, bytes, bytearray, memoryview)
@@ -74,7 +79,13 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://|data:", re.IGNORECASE)
 
 
 def read_image(
-    source: object, channels: int = 3, background: tuple[int, int, int] = (255, 255, 255)
+    source: object,
+    channels: int = 3,
+    background: tuple[int, int, int] = (255, 255, 255),
+    *,
+    color_profile: str = "ignore",
+    max_pixels: int = MAX_PIXELS,
+    notes: list[str] | None = None,
 ) -> Tensor:
     """Read one image at its native size.
 
@@ -86,6 +97,11 @@ def read_image(
         source: The image.
         channels: 1 gray (ITU-R 601), 3 RGB, or 4 RGBA.
         background: RGB colour in 0..255 under transparent pixels; unused for 4 channels.
+        color_profile: `ignore`, or `srgb`: colours are converted to sRGB by the ICC profile that a
+            file or a PIL image carries.
+        max_pixels: Most pixels, read from the header of a file; at most 178,956,970.
+        notes: A list that gets a message where a profile cannot be applied, and the image is read
+            as if it had none.
 
     Returns:
         uint8 tensor (channels, H, W), on the CPU, in memory of its own.
@@ -96,11 +112,14 @@ def read_image(
         ImageValueError: The image has a layout that is not read, or is over the pixel limit, or
             the source is a URL.
         ImageTypeError: The source is not an image, or its kind of pixels is not read.
+        InvalidValueError: Another argument is none of these.
     """
-    return to_channels(_read(source), channels, background)
+    check_color_profile(color_profile)
+    check_limit(max_pixels)
+    return to_channels(_read(source, color_profile, max_pixels, notes), channels, background)
 
 
-def measure_image(source: object) -> tuple[int, int]:
+def measure_image(source: object, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of what `read_image` returns, after EXIF orientation.
 
     Only the header of a file is read, except for a PNG without EXIF before its pixels: there it
@@ -112,9 +131,9 @@ def measure_image(source: object) -> tuple[int, int]:
     """
     source = _unwrap(source)
     if not isinstance(source, (Image.Image, *FILE_SOURCES)):
-        height, width, _ = _read(source).shape
+        height, width, _ = _read(source, "ignore", max_pixels).shape
         return height, width
-    with _opened(source) as image:
+    with _opened(source, max_pixels) as image:
         if image.format == "PNG" and "exif" not in image.info:
             _load(image, source)
         # Pillow states a TIFF's size as it will be after orientation, and no other format's.
@@ -138,7 +157,7 @@ def describe(value: object) -> str:
 
 
 @contextmanager
-def pillow_errors(name: str, fault: str) -> Iterator[None]:
+def pillow_errors(name: str, fault: str, max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Replace whatever Pillow raises by an `ImageFileError` that says `name` and `fault`."""
     try:
         yield
@@ -146,27 +165,29 @@ def pillow_errors(name: str, fault: str) -> Iterator[None]:
         raise
     except Image.DecompressionBombError:
         raise ImageValueError(
-            f"{name} is over the limit of {MAX_PIXELS // 10**6} megapixels, or over the lower one "
-            "that this process has set as PIL.Image.MAX_IMAGE_PIXELS; shrink it first"
+            f"{name} is over the limit of {limit_text(max_pixels)}, or over the lower one that "
+            "this process has set as PIL.Image.MAX_IMAGE_PIXELS; shrink it first"
         ) from None
     except Exception:  # damaged files make Pillow raise nearly every builtin exception
         raise ImageFileError(f"{name} {fault}") from None
 
 
-def _read(source: object) -> Pixels:
+def _read(
+    source: object, color_profile: str, max_pixels: int, notes: list[str] | None = None
+) -> Pixels:
     source = _unwrap(source)
     name = describe(source)
     if isinstance(source, (Image.Image, *FILE_SOURCES)):
-        with _opened(source) as image:
+        with _opened(source, max_pixels) as image:
             _load(image, source)
             with pillow_errors(name, "cannot be converted; its palette or metadata is damaged"):
-                return pixels_of(image)
+                return pixels_of(image, color_profile, notes)
     if isinstance(source, np.ndarray):
-        check_array(source, name)
+        check_array(source, name, max_pixels)
         _check_is_one(source.ndim, name)
         return array_to_pixels(source)
     if isinstance(source, Tensor):
-        check_tensor(source, name)
+        check_tensor(source, name, max_pixels)
         _check_is_one(source.ndim, name)
         return tensor_to_pixels(source)
     raise ImageTypeError(f"{name} is no picture; pass {KINDS}")
@@ -197,19 +218,19 @@ def _check_is_one(axes: int, name: str) -> None:
 
 
 @contextmanager
-def _opened(source: Image.Image | FileSource) -> Iterator[Image.Image]:
+def _opened(source: Image.Image | FileSource, max_pixels: int) -> Iterator[Image.Image]:
     """A PIL image whose size and mode have been checked, and which need not be decoded yet.
 
     An image from a file can be decoded inside the `with` block only.
     """
     name = describe(source)
     if isinstance(source, Image.Image):
-        check_size(source.height, source.width, name)
+        check_size(source.height, source.width, name, max_pixels)
         check_mode(source, name)
         yield source
     else:
         with _stream(source, name) as stream:
-            yield _read_header(stream, name)
+            yield _read_header(stream, name, max_pixels)
 
 
 def _load(image: Image.Image, source: Image.Image | FileSource) -> None:
@@ -244,12 +265,10 @@ def _stream(source: FileSource, name: str) -> IO[bytes]:
         raise ImageFileError(f"{name} cannot be read: it is not a valid path") from None
 
 
-def _read_header(stream: IO[bytes], name: str) -> Image.Image:
-    try:
+def _read_header(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
+    with _reading(name):
         prefix = stream.read(_PREFIX_SIZE)
         stream.seek(0)
-    except OSError as error:
-        raise ImageFileError(f"{name} cannot be read: {error.strerror}") from None
     if not prefix:
         raise ImageFileError(f"{name} is empty; it was probably not written to its end")
     kind = next((kind for kind, (magic, _) in _READERS.items() if magic.match(prefix)), None)
@@ -258,9 +277,16 @@ def _read_header(stream: IO[bytes], name: str) -> Image.Image:
             f"{name} is of no format that is read, whatever its name says; convert it to one of: "
             + ", ".join(FORMATS)
         )
-    with pillow_errors(name, f"has a damaged header, or is of a kind of {kind} that is not read"):
+    profile = None
+    if kind == "PNG":
+        with _reading(name):
+            stream, profile = without_texts(stream)
+    fault = f"has a damaged header, or is of a kind of {kind} that is not read"
+    with pillow_errors(name, fault, max_pixels):
         image = _READERS[kind][1](stream)
-    check_size(image.height, image.width, name)
+    if profile is not None:
+        image.info["icc_profile"] = profile
+    check_size(image.height, image.width, name, max_pixels)
     try:
         check_mode(image, name)
     except ImageTypeError as error:
@@ -268,6 +294,14 @@ def _read_header(stream: IO[bytes], name: str) -> Image.Image:
     if isinstance(image, PngImagePlugin.PngImageFile):
         _check_transparent_color(image, name)
     return image
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ImageFileError(f"{name} cannot be read: {error.strerror}") from None
 
 
 def _check_transparent_color(image: PngImagePlugin.PngImageFile, name: str) -> None:

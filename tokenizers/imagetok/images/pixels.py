@@ -6,11 +6,16 @@
                                                        gray by ITU-R 601
 
 Arrays and tensors join at the second arrow, so that every conversion has one implementation. No
-image has more than `MAX_PIXELS` pixels, whatever it comes from.
+image has more pixels than a limit, `MAX_PIXELS` unless another one is given.
 
 Depth: 16-bit gray is divided by 257 and rounded. 16-bit *colour* reaches us as the upper 8 bits,
 because Pillow decodes no more of it: exact for 8-bit values scaled by 257, and otherwise up to one
-level lower or higher. Colour profiles are not applied; CMYK is converted by its plain formula.
+level lower or higher.
+
+Colour: with `color_profile="srgb"` the ICC profile that a file or a PIL image carries is applied to
+its 8-bit pixels, before alpha is composited and gray is made; see `color_profile.py`. With
+`"ignore"`, without a profile, and where a profile cannot be applied, values are taken for sRGB, and
+CMYK is converted by its plain formula. Arrays and tensors carry no profile.
 """
 
 from __future__ import annotations
@@ -24,11 +29,19 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from imagetok.errors import ImageTypeError, ImageValueError, InvalidValueError
+from imagetok.images.color_profile import ProfileError, to_srgb
 
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 50_000_000
-"""Most pixels of one image. An 11 kB file can unpack to far more than a machine's memory."""
+"""Most pixels of one image, unless more are allowed. An 11 kB file can unpack to far more than a
+machine's memory."""
+
+MOST_PIXELS = 178_956_970
+"""Most pixels that can be allowed: where Pillow itself ends, at twice its MAX_IMAGE_PIXELS."""
+
+LIMIT_REMEDY = f", or raise max_pixels, to at most {MOST_PIXELS}"
+"""How the message about an image over the limit ends."""
 
 CHANNELS = (1, 3, 4)
 """Channels that an image or a tokenizer can have: gray, RGB, RGBA."""
@@ -63,13 +76,33 @@ _DIVIDED_BY_257 = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
 _BITS_TAG, _PHOTOMETRIC_TAG, _BLACK_IS_ZERO = 258, 262, 1
 
 
-def check_size(height: int, width: int, name: str) -> None:
-    """Refuse an empty image, and one of more than `MAX_PIXELS`.
+def check_limit(max_pixels: int) -> None:
+    """Refuse a limit that is not an integer in 1..`MOST_PIXELS`.
+
+    Raises:
+        InvalidValueError: It is not.
+    """
+    if type(max_pixels) is not int or not 1 <= max_pixels <= MOST_PIXELS:
+        raise InvalidValueError(
+            f"max_pixels is {max_pixels!r}; expected an integer in 1..{MOST_PIXELS}, which is as "
+            "many pixels as Pillow opens"
+        )
+
+
+def limit_text(max_pixels: int) -> str:
+    """A limit as messages state it."""
+    millions, rest = divmod(max_pixels, 10**6)
+    return f"{max_pixels} pixels" if rest else f"{millions} megapixels"
+
+
+def check_size(height: int, width: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Refuse an empty image, and one of more pixels than a limit.
 
     Args:
         height: Height in pixels.
         width: Width in pixels.
         name: What the message calls the image.
+        max_pixels: The limit.
 
     Raises:
         ImageValueError: A side is zero, or height * width is over the limit.
@@ -78,10 +111,10 @@ def check_size(height: int, width: int, name: str) -> None:
         raise ImageValueError(
             f"{name} is {height} high and {width} wide; both sides must have at least one pixel"
         )
-    if height * width > MAX_PIXELS:
+    if height * width > max_pixels:
         raise ImageValueError(
             f"{name} is {height} high and {width} wide, {height * width} pixels, over the limit of "
-            f"{MAX_PIXELS // 10**6} megapixels; shrink it or cut it into pieces first"
+            f"{limit_text(max_pixels)}; shrink it or cut it into pieces first{LIMIT_REMEDY}"
         )
 
 
@@ -107,20 +140,48 @@ def check_mode(image: Image.Image, name: str) -> None:
         )
 
 
-def pixels_of(image: Image.Image) -> Pixels:
+def pixels_of(
+    image: Image.Image, color_profile: str = "ignore", notes: list[str] | None = None
+) -> Pixels:
     """The upright pixels of a decoded PIL image whose mode has been checked.
+
+    Args:
+        image: The image.
+        color_profile: `ignore`, or `srgb` to apply the profile that it carries.
+        notes: A list that gets a message where there is a profile that cannot be applied.
 
     Returns:
         uint8 array (H, W, C): C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA. It may share memory
         with the image.
     """
-    if image.mode in _WIDE_MODES:
-        pixels: Pixels = _narrow(image)
+    if color_profile == "ignore" or "icc_profile" not in image.info:
+        pixels = _plain(image)
     else:
-        mode = _TARGETS[image.mode][image.has_transparency_data]
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-        pixels = pixels if pixels.ndim == 3 else pixels[:, :, None]
+        try:
+            pixels = _in_srgb(image, image.info["icc_profile"])
+        except ProfileError as error:
+            pixels = _plain(image)
+            if notes is not None:
+                notes.append(f"its colour profile is ignored: {error}")
     return _upright(pixels, orientation(image))
+
+
+def _plain(image: Image.Image) -> Pixels:
+    if image.mode in _WIDE_MODES:
+        return _narrow(image)
+    mode = _TARGETS[image.mode][image.has_transparency_data]
+    pixels: Pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    return pixels if pixels.ndim == 3 else pixels[:, :, None]
+
+
+def _in_srgb(image: Image.Image, profile: object) -> Pixels:
+    if image.mode == "CMYK":
+        return to_srgb(np.asarray(image), "CMYK", profile)
+    pixels = _plain(image)
+    count = 1 if pixels.shape[-1] < 3 else 3
+    color, alpha = pixels[..., :count], pixels[..., count:]
+    color = to_srgb(color, "L" if count == 1 else "RGB", profile)
+    return np.concatenate([color, alpha], axis=-1)
 
 
 def _narrow(image: Image.Image) -> Pixels:

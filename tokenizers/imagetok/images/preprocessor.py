@@ -17,8 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,8 +35,9 @@ from imagetok.images.arrays import (
     check_readable,
     check_tensor,
 )
+from imagetok.images.color_profile import check_color_profile
 from imagetok.images.imagesource import FILE_SOURCES, KINDS, describe, pillow_errors, read_image
-from imagetok.images.pixels import CHANNELS, to_unit
+from imagetok.images.pixels import CHANNELS, MAX_PIXELS, check_limit, to_unit
 
 FILTERS = ("bicubic", "bilinear")
 """Names of the antialiased filters."""
@@ -56,6 +58,10 @@ class Preprocessor:
         channels: 1 gray, 3 RGB, or 4 RGBA.
         resize: Antialiased filter, `bicubic` or `bilinear`.
         background: RGB colour in 0..255 under transparent pixels; unused for 4 channels.
+        color_profile: `ignore`, or `srgb`: colours of files and PIL images are converted to sRGB by
+            the ICC profile that they carry.
+        max_pixels: Most pixels of an image that is read; at most 178,956,970. It decides what is
+            refused, and nothing about the result.
 
     Raises:
         InvalidValueError: An argument is not one of these.
@@ -65,6 +71,8 @@ class Preprocessor:
     channels: int = 3
     resize: str = "bicubic"
     background: tuple[int, int, int] = (255, 255, 255)
+    color_profile: str = "ignore"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         for name, count, low, high in (
@@ -87,6 +95,16 @@ class Preprocessor:
             raise InvalidValueError(
                 f"unknown resize filter '{self.resize}'; choose one of: {', '.join(FILTERS)}"
             )
+        check_color_profile(self.color_profile)
+        check_limit(self.max_pixels)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the result, as JSON-like values; later keys only where they are set."""
+        values = asdict(self)
+        del values["max_pixels"]
+        if self.color_profile == "ignore":
+            del values["color_profile"]
+        return values
 
     def __call__(self, images: object) -> Tensor:
         """Read images, crop them around the centre and resize them.
@@ -105,14 +123,36 @@ class Preprocessor:
         Raises:
             ImagetokError: An image is refused; for a list the message names its index.
         """
-        items, _ = _split(images)
+        items, _ = _split(images, self.max_pixels)
         return self._stack([self._convert(index, image) for index, image in items])
+
+    def read(self, image: object, notes: list[str] | None = None) -> Tensor:
+        """Read one image at its native size, as this preprocessing wants it.
+
+        Args:
+            image: Anything that `read_image` takes.
+            notes: A list that gets a message where a colour profile cannot be applied.
+
+        Returns:
+            uint8 (C, H, W), on the CPU.
+
+        Raises:
+            ImagetokError: The image is refused.
+        """
+        return read_image(
+            image,
+            self.channels,
+            self.background,
+            color_profile=self.color_profile,
+            max_pixels=self.max_pixels,
+            notes=notes,
+        )
 
     def fit(self, pixels: Tensor, box: Box | None = None) -> Tensor:
         """Crop and resize an image that is read already.
 
         Args:
-            pixels: uint8 (C, H, W), as `read_image` gives them.
+            pixels: uint8 (C, H, W), as `read` gives them.
             box: What to cut out, inside the image; None cuts the largest box of the shape of
                 `image_size` from the middle.
 
@@ -152,12 +192,12 @@ class Preprocessor:
         if isinstance(images, Tensor) and images.is_floating_point():
             check_readable(images, describe(images))
             return self._split_prepared(images, factors, size), images.ndim == 3
-        items, single = _split(images)
+        items, single = _split(images, self.max_pixels)
         return self._join(self._take_alike(items, factors), size), single
 
     def _split_prepared(self, x: Tensor, factors: tuple[int, int], size: int) -> Iterator[Tensor]:
         for part in torch.split(x, size) if x.ndim == 4 else (x,):
-            part = check_prepared(part, (self.channels,), factors, describe(x))
+            part = self._check_prepared(part, factors, describe(x))
             yield part if part.ndim == 4 else part[None]
 
     def _take_alike(
@@ -175,12 +215,15 @@ class Preprocessor:
     def _take(self, index: int | None, item: object, factors: tuple[int, int]) -> Tensor:
         if isinstance(item, Tensor) and item.is_floating_point():
             with _naming(index):
-                return check_prepared(item, (self.channels,), factors, describe(item))
+                return self._check_prepared(item, factors, describe(item))
         return self._convert(index, item)
+
+    def _check_prepared(self, x: Tensor, factors: tuple[int, int], name: str) -> Tensor:
+        return check_prepared(x, (self.channels,), factors, name, self.max_pixels)
 
     def _convert(self, index: int | None, image: object) -> Tensor:
         with _naming(index):
-            pixels = read_image(image, self.channels, self.background)
+            pixels = self.read(image)
         return self.fit(pixels)
 
     def _join(self, tensors: Iterator[Tensor], size: int) -> Iterator[Tensor]:
@@ -261,13 +304,13 @@ def _round_ratio(numerator: int, denominator: int) -> int:
     return (2 * numerator + denominator) // (2 * denominator)
 
 
-def _split(images: object) -> tuple[Iterable[tuple[int | None, object]], bool]:
+def _split(images: object, max_pixels: int) -> tuple[Iterable[tuple[int | None, object]], bool]:
     """The images with their indices in a list, and whether a single one was given."""
     if isinstance(images, np.ndarray | Tensor):
         if isinstance(images, Tensor):
-            check_tensor(images, describe(images))
+            check_tensor(images, describe(images), max_pixels)
         else:
-            check_array(images, describe(images))
+            check_array(images, describe(images), max_pixels)
         return ([(None, images)], True) if images.ndim < 4 else (((None, x) for x in images), False)
     if images is None or isinstance(images, (*FILE_SOURCES, Image.Image, Mapping)):
         return [(None, images)], True

@@ -25,6 +25,7 @@ from imagetok.config.strict_config import Config, StrictInteger
 from imagetok.dataset_ref import ReadingConfig
 from imagetok.errors import ConfigError, UnreadableFileError
 from imagetok.files import naming_os_errors
+from imagetok.images import MAX_PIXELS
 from imagetok.shards.shard_schema import ShardSchema
 
 DATA, ERRORS = "data", "errors"
@@ -134,20 +135,27 @@ class Output(Config):
     Attributes:
         resize: `crop` brings images to the tokenizer's size; `native` keeps each image's own.
         keep: Names of the columns that are carried along, in order.
+        max_pixels: Most pixels of an image; a row with more is refused.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"max_pixels"})
 
     resize: Literal["crop", "native"]
     keep: tuple[Text, ...]
+    max_pixels: Size = MAX_PIXELS
 
 
 class Versions(Config):
-    """Versions of the libraries that compute."""
+    """Versions of the libraries that compute; of littlecms only where it converts colours."""
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"littlecms"})
 
     imagetok: Text
     torch: Text
     numpy: Text
     pillow: Text
     pyarrow: Text
+    littlecms: Text | None = None
 
 
 class Numerics(Config):

@@ -292,7 +292,7 @@ def _at_work(lock: Lock) -> str:
 
 def differences(old: Config, new: Config) -> Iterator[str]:
     """Every entry in which two configurations differ, as `key: old there, new here`."""
-    yield from _compare(old.to_dict(), new.to_dict(), "")
+    yield from _compare(old.to_complete_dict(), new.to_complete_dict(), "")
 
 
 def _compare(old: Any, new: Any, key: str) -> Iterator[str]:

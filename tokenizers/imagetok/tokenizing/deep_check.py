@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -74,7 +74,8 @@ def compare_rows(
     job = folder.job
     rows = _open(folder, dataset)
     factors = native_factors(tokenizer) if job.output.resize == "native" else None
-    prepare = Preparation(tokenizer.preprocessor, factors, rows.root)
+    preprocessor = replace(tokenizer.preprocessor, max_pixels=job.output.max_pixels)
+    prepare = Preparation(preprocessor, factors, rows.root)
     encoder = BatchEncoder(tokenizer, job.numerics.batch_size)
     counts, ties, faults = [0, 0], 0, list[str]()
     for unit, chunk in _sample(folder, rows, num_rows):

@@ -1,6 +1,6 @@
 """From the image of a row to the pixels that the encoder gets, or to why there are none.
 
-    ImageCell --read_image--> pixels --crop and resize, or trim--> Prepared | Refused
+    ImageCell --Preprocessor.read--> pixels --crop and resize, or trim--> Prepared | Refused
 
 This runs in loading threads or processes and depends on the image alone. The reason for a refusal
 holds neither a path of the machine nor an address, and is the same in every run. A temporary fault,
@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imagetok.errors import ImageFileError, ImagetokError, ImageValueError, TokenizingError
-from imagetok.images import Preprocessor, read_image
+from imagetok.images import Preprocessor
+from imagetok.images.pixels import LIMIT_REMEDY
 
 ImageCell = dict[str, Any]
 """What an image column holds for a row: `{"bytes": ..., "path": ...}`."""
@@ -100,7 +101,7 @@ class Preparation:
         try:
             if image["bytes"] is None and "://" in path:
                 image = {"bytes": _fetch(path, f"the file '{key}'"), "path": path}
-            pixels = read_image(image, self.preprocessor.channels, self.preprocessor.background)
+            pixels = self.preprocessor.read(image)
             if self.factors is None:
                 fitted = self.preprocessor.fit(pixels)
             else:
@@ -109,7 +110,9 @@ class Preparation:
         except TokenizingError:
             raise
         except ImagetokError as error:
-            text = str(error).replace(path, str(key)) if path else str(error)
+            # What error files say is the same bytes for every version.
+            text = str(error).removesuffix(LIMIT_REMEDY)
+            text = text.replace(path, str(key)) if path else text
             fault = error.__context__
             if isinstance(fault, OSError) and (fault.errno or errno.EINVAL) not in _LASTING:
                 raise TokenizingError(f"{text}; start the job again when it can be read") from None

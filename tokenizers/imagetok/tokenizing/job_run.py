@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def tokenize_dataset(
     dtype: str = "float32",
     limit: int | None = None,
     resize: str = "crop",
+    max_pixels: int | None = None,
     streaming: bool = False,
     max_error_rate: float = 0.01,
     rank: int | None = None,
@@ -96,6 +97,8 @@ def tokenize_dataset(
         limit: Most rows to take, counted from the first.
         resize: `crop` brings images to the tokenizer's size; `native` keeps each one's own, with
             the sides rounded down to the factor by a centre crop.
+        max_pixels: Most pixels of an image; a row with more is refused. None takes the tokenizer's
+            own limit, which is 50 million unless it was loaded with another one.
         streaming: Read files in sequence instead of row by row.
         max_error_rate: Largest share of rows, in [0, 1], that may be refused.
         rank: Number of this process among those of the job; None asks the launcher's environment.
@@ -133,6 +136,7 @@ def tokenize_dataset(
         dtype=dtype,
         limit=limit,
         resize=resize,
+        max_pixels=max_pixels,
         streaming=streaming,
         max_error_rate=max_error_rate,
         allow_mixed_numerics=allow_mixed_numerics,
@@ -171,13 +175,14 @@ def run_job(
                 rows_per_unit=config.rows_per_shard,
             )
             job = describe_job(config, model, rows)
+            preprocessor = replace(model.preprocessor, max_pixels=job.output.max_pixels)
             process = _Process(
                 config,
                 ranks,
                 rows,
                 job.schema,
                 BatchEncoder(model, config.batch_size),
-                Preparation(model.preprocessor, factors, rows.root),
+                Preparation(preprocessor, factors, rows.root),
             )
             mixed = config.process.allow_mixed_numerics
             # Until here there is nothing to leave in order, so that signals end the process.

@@ -13,6 +13,7 @@ import torch
 
 from imagetok._version import __version__
 from imagetok.errors import InvalidValueError, NotDiscreteError
+from imagetok.images import color_library
 from imagetok.launch import RankInfo, find_device
 from imagetok.networks import Encoder
 from imagetok.shards.job import (
@@ -20,6 +21,7 @@ from imagetok.shards.job import (
     InputSource,
     Job,
     Numerics,
+    Output,
     TokenizerSource,
     Units,
     Versions,
@@ -124,7 +126,11 @@ def describe_job(config: TokenizeConfig, tokenizer: ImageTokenizer, rows: JobInp
                 for file, size in zip(rows.files, rows.sizes, strict=True)
             ),
         ).to_dict(),
-        "output": {"resize": config.resize, "keep": list(rows.kept)},
+        "output": Output(
+            resize=config.resize,
+            keep=tuple(rows.kept),
+            max_pixels=config.max_pixels or tokenizer.max_pixels,
+        ).to_dict(),
         "features": rows.kept.to_dict(),
         "numerics": _numerics(tokenizer, config.batch_size).to_dict(),
     }
@@ -148,7 +154,7 @@ def _tokenizer_source(tokenizer: ImageTokenizer) -> TokenizerSource:
 
 
 def _numerics(tokenizer: ImageTokenizer, batch_size: int) -> Numerics:
-    on_cpu = tokenizer.device.type == "cpu"
+    on_cpu, preprocessor = tokenizer.device.type == "cpu", tokenizer.preprocessor
     return Numerics(
         device=tokenizer.device.type,
         dtype=str(tokenizer.dtype).removeprefix("torch."),
@@ -163,5 +169,6 @@ def _numerics(tokenizer: ImageTokenizer, batch_size: int) -> Numerics:
             numpy=np.__version__,
             pillow=PIL.__version__,
             pyarrow=pa.__version__,
+            littlecms=None if preprocessor.color_profile == "ignore" else color_library(),
         ),
     )

@@ -85,6 +85,7 @@ def build_model(
         assert saved.config is not None
         _check_architecture(config.tokenizer, saved.config, settings.init_from)
         model.load_state_dict(saved.state_dict())
+    model.max_pixels = config.data.max_pixels
     prepare_parts(model, config)
     return model.to(device)
 

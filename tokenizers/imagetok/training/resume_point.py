@@ -96,8 +96,8 @@ def check_data(start: ResumePoint, fingerprint: str) -> None:
 
 def _check_config(checkpoint: Path, saved: Mapping[str, Any], config: RunConfig) -> None:
     # Through today's models, so that entries that are new have their defaults.
-    old = flatten(RunConfig.from_dict(saved).to_dict())
-    new = flatten(config.to_dict())
+    old = flatten(RunConfig.from_dict(saved).to_complete_dict())
+    new = flatten(config.to_complete_dict())
     changed = [
         f"{key} was {_show(old, key)} and is {_show(new, key)}"
         for key in sorted(old.keys() | new.keys())
