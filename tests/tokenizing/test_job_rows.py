@@ -30,8 +30,10 @@ from small_jobs import (
 
 from imagetok import ImageTokenizer, TokenizerConfig, open_images
 from imagetok.images import color_library
-from imagetok.shards import read_job, read_manifest
+from imagetok.shards import read_job, read_manifest, verify
+from imagetok.shards.token_folder import open_folder
 from imagetok.tokenizing import TokenizingError
+from imagetok.tokenizing.deep_check import compare_rows
 from tiny_data import BROKEN, png, write_split
 from tiny_runs import tiny_values
 
@@ -180,6 +182,82 @@ def test_the_version_of_littlecms_is_recorded_where_it_decides(tmp_path: Path) -
     plain.preprocessor = replace(plain.preprocessor, color_profile="srgb")
     run_job(tmp_path / "srgb", plain)
     assert read_job(tmp_path / "srgb").numerics.versions.littlecms == color_library()
+
+
+def test_profiles_that_cannot_be_applied_are_counted(tmp_path: Path) -> None:
+    model = make_tokenizer()
+    model.preprocessor = replace(model.preprocessor, color_profile="srgb")
+    images = [png(level) for level in range(5)]
+    for broken in (1, 4):
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(images[broken])).save(buffer, "PNG", icc_profile=b"broken")
+        images[broken] = buffer.getvalue()
+    source = save_images(tmp_path / "in", images)
+    plain = run_job(tmp_path / "plain", make_tokenizer(), dataset=str(source), rows_per_shard=2)
+    counted = run_job(tmp_path / "srgb", model, dataset=str(source), rows_per_shard=2)
+    assert "profiles_ignored" not in (tmp_path / "plain" / "manifest.json").read_text()
+    assert [shard.profiles_ignored for shard in counted.shards] == [1, 0, 1]
+    assert counted.totals.profiles_ignored == 2
+    assert counted.totals.rows == plain.totals.rows == 5
+    assert verify(tmp_path / "srgb").is_sound
+    assert [row["ids"] for row in rows_in(tmp_path / "srgb")] == [
+        row["ids"] for row in rows_in(tmp_path / "plain")
+    ]
+
+
+OUT_OF_MEMORY = {
+    "CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9"),
+    "oneDNN": RuntimeError("could not create a primitive"),
+    "GPU": torch.OutOfMemoryError("CUDA out of memory."),
+    "Python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+def test_an_image_too_large_for_the_memory_is_refused_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    native = {"resize": "native", "batch_size": 4, "max_error_rate": 0.5}
+    images = tmp_path / "in" / "train"
+    images.mkdir(parents=True)
+    for number, size in enumerate([(16, 16), (80, 84), (24, 16), (16, 16)]):
+        (images / f"{number}.png").write_bytes(png(number, size))
+    whole = run_job(tmp_path / "whole", make_tokenizer(), dataset=str(images.parent), **native)
+    assert whole.totals.rows == 4
+    encode = ImageTokenizer.encode_pixels
+
+    def fail(self: ImageTokenizer, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] > 32:
+            raise error
+        return encode(self, x)
+
+    monkeypatch.setattr(ImageTokenizer, "encode_pixels", fail)
+    for _ in range(2):
+        job = run_job(tmp_path / "out", make_tokenizer(), dataset=str(images.parent), **native)
+        assert (job.totals.rows, job.totals.refused) == (3, 1)
+    assert errors_in(tmp_path / "out") == [
+        {
+            "row": 1,
+            "key": "train/1.png",
+            "reason": "the image is 84 high and 80 wide, and there is too little memory to encode "
+            "it at its own size; shrink it or cut it into pieces first",
+        }
+    ]
+    left = [row for row in rows_in(tmp_path / "whole") if row["row"] != 1]
+    assert rows_in(tmp_path / "out") == left
+    monkeypatch.undo()
+    assert not compare_rows(open_folder(tmp_path / "out"), make_tokenizer(), images.parent).faults
+
+
+def test_a_batch_too_large_for_the_memory_ends_the_job_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: ImageTokenizer, x: torch.Tensor) -> torch.Tensor:
+        raise OUT_OF_MEMORY["CPU"]
+
+    monkeypatch.setattr(ImageTokenizer, "encode_pixels", fail)
+    with pytest.raises(TokenizingError, match="to encode 4 images of 16 x 16 pixels at"):
+        run_job(tmp_path / "out", make_tokenizer())
 
 
 def test_a_missing_file_is_reported_by_its_name_in_the_dataset(job: RunJob, tmp_path: Path) -> None:

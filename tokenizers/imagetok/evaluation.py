@@ -85,11 +85,16 @@ def evaluate(
     measured = _start_metrics(tokenizer, metrics)
     indices = fixed_rows(len(rows), len(rows) if limit is None else limit)
     flat, num_batches = _share(indices, batch_size)
-    refused: list[str] = []
+    refused, notes = list[str](), list[str]()
     silent = not progress or collectives.rank() > 0
     with tqdm(total=len(flat), desc="evaluate", unit="image", disable=silent, leave=False) as bar:
         for numbers, pixels in evaluation_batches(
-            rows, tokenizer.preprocessor, batch_size, flat, refused if max_error_rate else None
+            rows,
+            tokenizer.preprocessor,
+            batch_size,
+            flat,
+            refused if max_error_rate else None,
+            notes,
         ):
             if numbers:
                 batch = _run_model(tokenizer, to_unit(pixels.to(tokenizer.device)), numbers)
@@ -103,7 +108,10 @@ def evaluate(
     _check_refused(refused, len(indices), max_error_rate)
     for metric in measured:
         metric.merge()
-    return _report(tokenizer, rows, (len(indices), len(refused)), measured)
+    figures = _report(tokenizer, rows, (len(indices), len(refused)), measured)
+    if ignored := sum(collectives.gather_objects(len(notes))):
+        figures["num_profiles_ignored"] = ignored
+    return figures
 
 
 def _share(indices: Sequence[int], batch_size: int) -> tuple[list[int], int]:

@@ -283,6 +283,8 @@ def _summary(totals: Totals, throughput: Mapping[str, Any] | None) -> dict[str, 
         "bytes": f"{totals.bytes:,}",
         "tokens": f"{totals.tokens:,}",
     }
+    if totals.profiles_ignored:
+        rows["colour profiles ignored"] = f"{totals.profiles_ignored:,}"
     if throughput is not None:
         rows["images a second"] = f"{throughput['images_per_second']:,.1f} in this process"
         rows["waiting for data"] = f"{throughput['waiting_share']:.0%} of the time"

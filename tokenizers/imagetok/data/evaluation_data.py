@@ -130,6 +130,7 @@ def evaluation_batches(
     batch_size: int,
     indices: Iterable[int],
     refused: list[str] | None = None,
+    notes: list[str] | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Images under the evaluation transform, in the order asked for.
 
@@ -140,6 +141,7 @@ def evaluation_batches(
         indices: The rows.
         refused: A list that gets a message about each row that cannot be read, which is then left
             out; None makes the first one an error.
+        notes: A list that gets a message about each colour profile that cannot be applied.
 
     Yields:
         The rows of a batch, and their pixels, uint8 (B, C, H, W); B is 0 where all are left out.
@@ -152,7 +154,7 @@ def evaluation_batches(
         raise InvalidValueError(f"batch_size is at least 1, got {batch_size}")
 
     def prepare(image: object) -> Tensor:
-        return preprocessor(image)[0]
+        return preprocessor.fit(preprocessor.read(image, notes))
 
     remaining = iter(indices)
     while batch := list(islice(remaining, batch_size)):

@@ -21,8 +21,10 @@ from imagetok.files import naming_os_errors
 from imagetok.shards.shard_schema import ShardSchema
 
 JOB_KEY, NUMERICS_KEY, PARTS_KEY = "imagetok.job", "imagetok.numerics", "imagetok.parts"
-"""Keys in a shard's footer: the job's fingerprint; the numeric settings as canonical JSON; and, in
-the last part of a unit of several, the number of parts."""
+PROFILES_KEY = "imagetok.profiles_ignored"
+"""Keys in a shard's footer: the job's fingerprint; the numeric settings as canonical JSON; in the
+last part of a unit of several, the number of parts; and, where there are any, the number of images
+whose colour profile could not be applied."""
 
 IDS_PATH = "ids.list.element"
 """What parquet calls the numbers in the column of ids."""

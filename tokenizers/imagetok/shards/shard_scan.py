@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +16,14 @@ from imagetok.config.strict_config import Config
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import file_sha256, naming_os_errors
 from imagetok.shards.job import DATA, ERRORS, ERRORS_SUFFIX, SHARD_SUFFIX, Job, Numerics
-from imagetok.shards.shard_file import IDS_PATH, JOB_KEY, NUMERICS_KEY, PARTS_KEY, read_footer
+from imagetok.shards.shard_file import (
+    IDS_PATH,
+    JOB_KEY,
+    NUMERICS_KEY,
+    PARTS_KEY,
+    PROFILES_KEY,
+    read_footer,
+)
 
 Number = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -37,7 +44,10 @@ class ShardRecord(Config):
         sha256: Hash of the file.
         errors_sha256: Hash of the file that lists the unreadable rows; None if there are none.
         numerics: Numeric settings that the shard was made with; None where they are the job's.
+        profiles_ignored: Number of images whose colour profile could not be applied.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"profiles_ignored"})
 
     path: str
     unit: Number
@@ -48,6 +58,7 @@ class ShardRecord(Config):
     sha256: Sha256
     errors_sha256: Sha256 | None
     numerics: Numerics | None
+    profiles_ignored: Number = 0
 
     @property
     def errors_path(self) -> str:
@@ -59,17 +70,20 @@ class ShardRecord(Config):
 class Totals(Config):
     """Sums over all shards; `rows_in` is `rows` plus `refused`."""
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"profiles_ignored"})
+
     rows_in: Number
     rows: Number
     refused: Number
     tokens: Number
     bytes: Number
     shards: Number
+    profiles_ignored: Number = 0
 
     @classmethod
     def of(cls, shards: Sequence[ShardRecord]) -> Totals:
         """Sum the figures of shards."""
-        summed = ("rows", "refused", "tokens", "bytes")
+        summed = ("rows", "refused", "tokens", "bytes", "profiles_ignored")
         sums = {name: sum(getattr(shard, name) for shard in shards) for name in summed}
         return cls(rows_in=sums["rows"] + sums["refused"], shards=len(shards), **sums)
 
@@ -147,6 +161,7 @@ def _scan_shard(folder: Path, job: Job, unit: int, part: int, num_parts: int) ->
         sha256=file_sha256(path),
         errors_sha256=file_sha256(errors) if refused else None,
         numerics=None if numerics == job.numerics.to_json() else Numerics.from_json(numerics),
+        profiles_ignored=int(footer.get(PROFILES_KEY, "0")),
     )
 
 

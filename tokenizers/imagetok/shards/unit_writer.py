@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.files import flush, make_folder, naming_os_errors
 from imagetok.shards.job import Job, Numerics
-from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY, PARTS_KEY, ShardFile
+from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY, PARTS_KEY, PROFILES_KEY, ShardFile
 
 
 class UnitWriter:
@@ -47,6 +47,7 @@ class UnitWriter:
         self._rows_per_shard = job.units.rows_per_shard
         self._written: list[NDArray[np.int64]] = []
         self._refused: list[tuple[int, str]] = []
+        self._profiles: list[int] = []
         self._shard: ShardFile | None = None
         self._part = -1
 
@@ -97,6 +98,10 @@ class UnitWriter:
         position = {"row": row} if file is None else {"row": row, "file": file}
         self._refused.append((row, json.dumps({**position, "key": key, "reason": reason})))
 
+    def ignore_profile(self, row: int) -> None:
+        """Count an image whose colour profile could not be applied, before its row is written."""
+        self._profiles.append(row)
+
     def commit(self) -> None:
         """Give all files their final names.
 
@@ -131,7 +136,10 @@ class UnitWriter:
 
     def _finish_shard(self, footer: Mapping[str, str]) -> None:
         if self._shard is not None:
-            self._shard.finish({**self._footer, **footer})
+            parts = self._parts_of(np.array(self._profiles, dtype=np.int64))
+            ignored = int(np.count_nonzero(parts == self._part))
+            profiles = {PROFILES_KEY: str(ignored)} if ignored else {}
+            self._shard.finish({**self._footer, **footer, **profiles})
             self._shard = None
 
     def _account(self) -> int:

@@ -7,6 +7,7 @@ depend on the image, the weights and the settings alone, whatever its neighbours
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imagetok.errors import InvalidValueError
+from imagetok.errors import ImageValueError, InvalidValueError, TokenizingError
 from imagetok.images import to_unit
 from imagetok.tokenizer import ImageTokenizer
 
@@ -25,11 +26,18 @@ Shape = tuple[int, int]
 RowIndex = tuple[int, int]
 """Number of a row's chunk, and number of the row in that chunk."""
 
+OUT_OF_MEMORY = re.compile(r"allocate memory|bad_alloc|could not create a (memory|primitive)")
+"""What torch and oneDNN say on a CPU where memory is short; on a GPU the exception has a type."""
+
 HELD_BYTES = 2**28
 """Most bytes of images that wait for others of their shape."""
 
 HELD_CHUNKS = 512
 """Most chunks that an image waits for others of its shape."""
+
+
+class LargeImageError(ImageValueError):
+    """An image that is larger than a whole batch, and that the memory is too small for."""
 
 
 class BatchEncoder:
@@ -49,9 +57,16 @@ class BatchEncoder:
 
     def batch_size_of(self, shape: Shape) -> int:
         """Images of a batch of this shape."""
+        return max(1, min(self.batch_size, self._fitting(shape)))
+
+    def is_large(self, shape: Shape) -> bool:
+        """Whether one image of this shape has more pixels than a batch of the tokenizer's size."""
+        return self._fitting(shape) < 1
+
+    def _fitting(self, shape: Shape) -> int:
+        """Images of this shape that have as many pixels as a batch of the tokenizer's size."""
         own = self.tokenizer.image_size
-        fitting = self.batch_size * own[0] * own[1] // (shape[0] * shape[1])
-        return max(1, min(self.batch_size, fitting))
+        return self.batch_size * own[0] * own[1] // (shape[0] * shape[1])
 
     @torch.no_grad()
     def features(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -84,8 +99,36 @@ class BatchEncoder:
         return self.tokenizer.choose_ids(z)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
-        """Ids of a batch as `ids_of` gives them; arguments and errors as for `features`."""
-        return self.ids_of(self.features(images))[: len(images)].cpu().numpy()
+        """Ids of a batch as `ids_of` gives them; arguments as for `features`.
+
+        Raises:
+            LargeImageError: The image is larger than a batch, and too large for the memory.
+            TokenizingError: The memory is too small for an ordinary batch.
+            InvalidValueError: The encoder's output is not finite.
+        """
+        try:
+            return self.ids_of(self.features(images))[: len(images)].cpu().numpy()
+        except (MemoryError, RuntimeError) as error:
+            if not _lacks_memory(error):
+                raise
+        # Outside of the handler, which keeps the tensors of the failed call alive.
+        self._pixels = torch.empty(0, dtype=torch.float32, device=self.tokenizer.device)
+        height, width = images[0].shape[1:]
+        if self.is_large((height, width)):
+            raise LargeImageError(
+                f"the image is {height} high and {width} wide, and there is too little memory to "
+                "encode it at its own size; shrink it or cut it into pieces first"
+            )
+        raise TokenizingError(
+            f"there is too little memory to encode {self.batch_size_of((height, width))} images "
+            f"of {height} x {width} pixels at once; start a new job with a smaller batch_size"
+        )
+
+
+def _lacks_memory(error: Exception) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return OUT_OF_MEMORY.search(str(error)) is not None
 
 
 @dataclass

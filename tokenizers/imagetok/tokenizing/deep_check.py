@@ -88,6 +88,9 @@ def compare_rows(
                 if expected is not None:
                     faults.append(f"{name} has ids, and cannot be read: {outcome.reason}")
             elif expected is None:
+                # Whether the memory was enough for an image of this size is not told by the image.
+                if encoder.is_large(outcome.pixels.shape[1:]):
+                    continue
                 faults.append(f"{name} has no ids, and can be read")
             else:
                 near, wrong = _compare(encoder, outcome.pixels, expected)

@@ -48,10 +48,14 @@ class Prepared:
     Attributes:
         pixels: uint8 (C, H, W).
         size: (height, width) in pixels of the image itself, upright.
+        key: Name of the image within the dataset; None where the row has no name for it.
+        ignores_profile: Whether it carries a colour profile that could not be applied.
     """
 
     pixels: NDArray[np.uint8]
     size: tuple[int, int]
+    key: str | None = None
+    ignores_profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,12 +105,14 @@ class Preparation:
         try:
             if image["bytes"] is None and "://" in path:
                 image = {"bytes": _fetch(path, f"the file '{key}'"), "path": path}
-            pixels = self.preprocessor.read(image)
+            notes = list[str]()
+            pixels = self.preprocessor.read(image, notes)
             if self.factors is None:
                 fitted = self.preprocessor.fit(pixels)
             else:
                 fitted = _trim(pixels, self.factors)
-            return Prepared(fitted.numpy(), (pixels.shape[1], pixels.shape[2]))
+            size = (pixels.shape[1], pixels.shape[2])
+            return Prepared(fitted.numpy(), size, key, ignores_profile=bool(notes))
         except TokenizingError:
             raise
         except ImagetokError as error:

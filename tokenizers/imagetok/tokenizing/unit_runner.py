@@ -8,6 +8,7 @@ Batches mix the rows of several chunks, and images of several shapes come back o
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,10 +20,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from imagetok.shards.shard_schema import ShardSchema
-from imagetok.tokenizing.batch_encoder import Batch, BatchEncoder, Batcher
+from imagetok.tokenizing.batch_encoder import (
+    Batch,
+    BatchEncoder,
+    Batcher,
+    LargeImageError,
+    RowIndex,
+)
 from imagetok.tokenizing.chunk_loader import Loaded
 from imagetok.tokenizing.image_preparation import Prepared
 from imagetok.tokenizing.job_input import Chunk
+
+logger = logging.getLogger(__name__)
 
 TABLE_ROWS = 256
 """Rows that are handed to the writer at a time."""
@@ -39,6 +48,9 @@ class RowWriter(Protocol):
 
     def refuse(self, row: int, key: str | None, reason: str, file: str | None = None) -> None:
         """Report a row that cannot be read."""
+
+    def ignore_profile(self, row: int) -> None:
+        """Count an image whose colour profile could not be applied."""
 
 
 class Progress(Protocol):
@@ -70,23 +82,43 @@ def tokenize_rows(
         ImagetokError: Loading, encoding or writing failed.
     """
     batcher = Batcher(encoder)
+    large = dict[RowIndex, str | None]()
     with Emitter(schema, file, writer) as emitter:
 
         def encode(batches: Iterable[Batch]) -> None:
             for batch in batches:
-                emitter.fill(batch, encoder(batch.images))
-                progress.advance(len(batch.rows), 0)
+                try:
+                    ids = encoder(batch.images)
+                except LargeImageError as error:
+                    (index,) = batch.rows
+                    row, key = emitter.drop(index), large.pop(index)
+                    writer.refuse(row, key, str(error), file)
+                    logger.warning(
+                        "warning: row %d%s is refused: %s; --max-pixels refuses such images "
+                        "before they are read, on every machine alike",
+                        row,
+                        f", '{key}'" if key else "",
+                        error,
+                    )
+                    progress.advance(0, 1)
+                else:
+                    emitter.fill(batch, ids)
+                    progress.advance(len(batch.rows), 0)
 
         for chunk, outcomes in loaded:
             prepared: dict[int, Prepared] = {}
             for place, outcome in enumerate(outcomes):
                 if isinstance(outcome, Prepared):
                     prepared[place] = outcome
+                    if outcome.ignores_profile:
+                        writer.ignore_profile(chunk.start + place)
                 else:
                     writer.refuse(chunk.start + place, outcome.key, outcome.reason, file)
             progress.advance(0, len(outcomes) - len(prepared))
             number = emitter.add(chunk, {place: one.size for place, one in prepared.items()})
             for place, one in prepared.items():
+                if encoder.is_large(one.pixels.shape[1:]):
+                    large[number, place] = one.key
                 encode(batcher.add((number, place), one.pixels))
         encode(batcher.rest())
 
@@ -152,6 +184,15 @@ class Emitter:
             chunk.ids[place] = one
             chunk.missing -= 1
         self._release()
+
+    def drop(self, index: RowIndex) -> int:
+        """Expect no ids of a row, and give its number in the dataset or in its file."""
+        number, place = index
+        chunk = self._pending[number - self._first]
+        chunk.missing -= 1
+        row = chunk.start + place
+        self._release()
+        return row
 
     def __enter__(self) -> Self:
         return self
