@@ -15,7 +15,7 @@ from torch import Tensor
 from imagetok import ImageTokenizer
 from imagetok.bottlenecks import VectorQuantizer
 from imagetok.builtin import first_index, render, scene
-from imagetok.config import RunConfig, TrainConfig
+from imagetok.config import RunConfig, TrainConfig, load_recipe
 from imagetok.config.recipe import dump_recipe
 from imagetok.data import TrainingData, open_training
 from imagetok.errors import ConfigError, ModelFileError
@@ -257,6 +257,16 @@ def test_overrides_lie_on_top_of_the_saved_tokenizers_section(save: Save, recipe
     overrides = ["tokenizer.bottleneck.decay=0.5", f"train.init_from={save('vqvae')}"]
     found = load_run(recipe, overrides)
     assert found == fine_tuning("vqvae", save("vqvae"), bottleneck={"decay": 0.5})
+
+
+def test_a_recipe_of_the_package_treats_colours_as_the_saved_tokenizer_does(tmp_path: Path) -> None:
+    config = load_recipe("vqvae-shapes").tokenizer.with_color_profile("ignore")
+    ImageTokenizer.from_config(config).save_pretrained(tmp_path)
+    overrides, key = [f"train.init_from={tmp_path}"], "tokenizer.preprocessing.color_profile"
+    assert load_run("vqvae-shapes", overrides).tokenizer == config
+    explicit = load_run("vqvae-shapes", [*overrides, f"{key}=srgb"])
+    with pytest.raises(ConfigError, match=rf'{key}: the recipe says "srgb", .* says "ignore"'):
+        build_model(explicit, "cpu")
 
 
 def test_a_tokenizer_section_counts_as_it_stands(save: Save, tmp_path: Path) -> None:

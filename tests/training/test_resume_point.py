@@ -222,6 +222,18 @@ def test_another_config_is_refused_with_both_values(
     assert contents(tmp_path / "run") == before
 
 
+def test_a_run_that_began_without_colour_conversion_goes_on_without_it(
+    tmp_path: Path, halt_at: Halt, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = run_of("ae")
+    halted(begun, tmp_path / "run", halt_at, 5)
+    asked = begun.model_copy(update={"tokenizer": begun.tokenizer.with_color_profile("srgb")})
+    train(asked, tmp_path / "run", resume=True, progress=False)
+    assert "began with tokenizer.preprocessing.color_profile=ignore and goes on so" in caplog.text
+    train(begun, tmp_path / "whole", progress=False)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_what_changes_no_step_may_change(tmp_path: Path, halt_at: Halt) -> None:
     train(run_of("vqvae"), tmp_path / "whole", progress=False)
     halted(run_of("vqvae"), tmp_path / "run", halt_at, 5)

@@ -76,6 +76,11 @@ class TokenizerConfig(Config):
         parts = (self.bottleneck, self.encoder, self.decoder, self.likelihood)
         return tuple(dict.fromkeys(paper for part in parts for paper in part.papers))
 
+    def with_color_profile(self, color_profile: Literal["ignore", "srgb"]) -> Self:
+        """The same tokenizer with another treatment of colour profiles."""
+        preprocessing = self.preprocessing.model_copy(update={"color_profile": color_profile})
+        return self.model_copy(update={"preprocessing": preprocessing})
+
     def identity(self) -> dict[str, Any]:
         """What decides ids or latents of given weights, as JSON-like values.
 

@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from imagetok.config.recipe import recipe_names
 from imagetok.data import TrainingBatch, TrainingData
-from imagetok.errors import ConfigError
+from imagetok.errors import ConfigError, ImagetokError
 from imagetok.hub import is_repo_id, load_remote_model
 from imagetok.keys import choose, make_keys
 from imagetok.launch import collectives
@@ -39,7 +41,8 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a recipe and apply overrides, like `load_recipe`.
 
     A recipe with `train.init_from` needs no `tokenizer` section: it gets the saved tokenizer's, and
-    overrides such as `tokenizer.bottleneck.decay=0.9` change that one.
+    overrides such as `tokenizer.bottleneck.decay=0.9` change that one. A recipe of the package
+    treats colour profiles as the saved tokenizer does, unless an override says otherwise.
 
     Raises:
         ConfigError: Unknown recipe, malformed override, or a config that does not validate.
@@ -47,7 +50,15 @@ def load_run(recipe: str, overrides: Sequence[str] = ()) -> RunConfig:
         HubAccessError, HubError: It names one on the Hub that cannot be fetched.
         UnreadableFileError: The recipe cannot be read.
     """
-    return load_recipe(recipe, overrides, _read_saved)
+    config = load_recipe(recipe, overrides, _read_saved)
+    start, key = config.train.init_from, "tokenizer.preprocessing"
+    if start is None or recipe not in recipe_names() or any(o.startswith(key) for o in overrides):
+        return config
+    with suppress(ImagetokError):  # `build_model` says what is wrong, unless the run is resumed
+        saved = _read_saved(start).preprocessing.color_profile
+        tokenizer = config.tokenizer.with_color_profile(saved)
+        config = config.model_copy(update={"tokenizer": tokenizer})
+    return config
 
 
 def _read_saved(name: str) -> TokenizerConfig:

@@ -118,6 +118,7 @@ def train(
     with closing(RunFolder(Path(output_dir), PATIENCE if resume else 0.0)) as folder:
         collectives.from_main(folder.take)
         start = collectives.from_main(lambda: find_resume_point(folder, config, resume))
+        config = start.config or config
         figures = start.finished
         if figures is None:
             collectives.from_main(lambda: prepare_push(push))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from imagetok.evaluation import Evaluation
 from imagetok.run_config import RunConfig
 from imagetok.training.checkpoint import check_files, newest_checkpoint
 from imagetok.training.run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
 
 MAY_CHANGE = frozenset(
     {
@@ -36,11 +39,13 @@ class ResumePoint:
         checkpoint: The checkpoint to continue after; None starts anew.
         state: The checkpoint's `state.json`; empty where there is no checkpoint.
         finished: Figures of a run that is finished; None where there is something left to do.
+        config: What to go on with; None for the config that was asked for.
     """
 
     checkpoint: Path | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     finished: Evaluation | None = None
+    config: RunConfig | None = None
 
     @property
     def step(self) -> int:
@@ -69,6 +74,7 @@ def find_resume_point(folder: RunFolder, config: RunConfig, resume: bool) -> Res
     if checkpoint is None:
         return ResumePoint()
     state = check_files(checkpoint)
+    config = _keep_color_profile(state["config"], config)
     _check_config(checkpoint, state["config"], config)
     if state["step"] > config.train.steps:
         raise ConfigError(
@@ -76,7 +82,7 @@ def find_resume_point(folder: RunFolder, config: RunConfig, resume: bool) -> Res
             f"{config.train.steps}; ask for as many or more"
         )
     finished = folder.read_figures() if state["step"] == config.train.steps else None
-    return ResumePoint(checkpoint, state, finished)
+    return ResumePoint(checkpoint, state, finished, config)
 
 
 def check_data(start: ResumePoint, fingerprint: str) -> None:
@@ -92,6 +98,23 @@ def check_data(start: ResumePoint, fingerprint: str) -> None:
             "restore the data (on the Hub, name the commit of then by data.revision), or start a "
             "new run"
         )
+
+
+def _keep_color_profile(saved: Mapping[str, Any], config: RunConfig) -> RunConfig:
+    """The config without a conversion of colours, where a run began without one.
+
+    Recipes set it since a later version, and the command that began a run must resume it.
+    """
+    asked = config.tokenizer.preprocessing.color_profile
+    begun = saved["tokenizer"].get("preprocessing", {}).get("color_profile", "ignore")
+    if begun != "ignore" or asked == "ignore":
+        return config
+    logger.warning(
+        "warning: the run began with tokenizer.preprocessing.color_profile=ignore and goes on so, "
+        "not with %s",
+        asked,
+    )
+    return config.model_copy(update={"tokenizer": config.tokenizer.with_color_profile("ignore")})
 
 
 def _check_config(checkpoint: Path, saved: Mapping[str, Any], config: RunConfig) -> None:
