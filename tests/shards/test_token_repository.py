@@ -146,14 +146,28 @@ def test_a_split_of_another_job_is_replaced_on_request_only(
     ids=str,
 )
 def test_splits_that_do_not_agree_are_refused_by_both_names(
-    loopback_hub: LoopbackHub, train: Path, tmp_path: Path, changes: dict[str, Any], named: str
+    loopback_hub: LoopbackHub,
+    train: Path,
+    test: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    named: str,
 ) -> None:
     push(train)
+    push(test)
     before = held(loopback_hub)
     other = write_tokens(tmp_path / "other", 9, **TEST, **changes)
     with pytest.raises(DataError, match=f"its split 'train' .*{named}.*--replace"):
         push(other)
     assert held(loopback_hub) == before
+    monkeypatch.setattr("imagetok.hub.push.COMMIT_FILES", 1)
+    loopback_hub.fail(path="/commit/", skip=1, status=403, times=None)
+    with pytest.raises(HubError):
+        push(other, replace=True)
+    assert rows_on_the_hub() == {"train": TRAIN_ROWS}, "what is still whole"
+    assert verify(REPO, split="train").is_sound
+    monkeypatch.setattr(loopback_hub, "_faults", [])
     push(other, replace=True)
     files = held(loopback_hub)
     assert files["job.json"] == (other / "job.json").read_bytes()

@@ -140,6 +140,7 @@ def push_files(
             stale=[
                 name for name in head.files if name.startswith(tuple(owned)) and name not in uploads
             ],
+            withdrawn=[name for name in closing if name != CARD_FILE],
         )
 
     return push_goal(branch, find_goal, list(uploads.values()), progress)
@@ -187,8 +188,8 @@ class Goal:
         bulk: Files that may be many: shards and error reports.
         closing: Files of the last commit, which show that all is there.
         stale: Paths on the branch that the last commit deletes.
-        withdrawn: Stale paths that go with the first of several commits, so that no reader takes
-            for whole what is being replaced.
+        withdrawn: Paths of closing files, of now and of before, that go with the first of several
+            commits unless they stay as they are: no reader takes for whole what is being replaced.
         interim: Files that commits before the last bring: a card of what is whole meanwhile.
     """
 
@@ -225,8 +226,8 @@ class _Push:
                 stale = list(goal.stale)
             else:
                 uploads = pending[:COMMIT_FILES] + self._missing_merged(goal.interim, head)
-                names = {upload.name for upload in differing} - {CARD_FILE}
-                stale = sorted((names | {*goal.withdrawn}) & head.files.keys())
+                same = {upload.name for upload in goal.closing if upload not in differing}
+                stale = sorted({*goal.withdrawn} & head.files.keys() - same)
             if not uploads and not stale:
                 return Pushed(self.branch.url, head.sha, self.branch.pull_request)
             made = self.branch.commit(uploads, stale, head, bar.update)

@@ -50,7 +50,7 @@ def render_card(splits: Sequence[CardSplit], repo_id: str | None = None) -> str:
     job = splits[0].job
     return render(
         "dataset_card.md.jinja",
-        _metadata(splits),
+        _metadata(splits, is_pushed=repo_id is not None),
         job=job,
         columns=list(_columns(job)),
         names=[split.job.split_name for split in splits] if len(splits) > 1 else [],
@@ -76,7 +76,7 @@ def _source(jobs: Sequence[Job]) -> dict[str, list[object]]:
     return {title: row for title, row in rows.items() if any(value is not None for value in row)}
 
 
-def _metadata(splits: Sequence[CardSplit]) -> dict[str, Any]:
+def _metadata(splits: Sequence[CardSplit], is_pushed: bool) -> dict[str, Any]:
     totals = {split.job.split_name: split.totals for split in splits}
     size = sum(each.bytes for each in totals.values())
     info = DatasetInfo(
@@ -90,8 +90,11 @@ def _metadata(splits: Sequence[CardSplit]) -> dict[str, Any]:
         download_size=size,
         dataset_size=size,
     )
-    # By the names of the splits, since another split may be on its way to the same repository.
-    files = [{"split": name, "path": f"{DATA}/**/{name}-*{SHARD_SUFFIX}"} for name in totals]
+    # In a repository by the names of the splits, because another may be on its way there.
+    start = "{}-" if is_pushed else ""
+    files = [
+        {"split": name, "path": f"{DATA}/**/{start.format(name)}*{SHARD_SUFFIX}"} for name in totals
+    ]
     head: dict[str, Any] = {
         "license": UNKNOWN_LICENSE,
         "tags": ["imagetok", "image-tokens"],

@@ -65,7 +65,7 @@ class TokenDataset(IterableDataset[Item]):
 
     Args:
         folder: Folder of a complete tokenized dataset, or its name `user/name` on the Hub.
-        split: Split that the dataset must have; None accepts any.
+        split: Split to read; None is the only one of a folder, the first one of a repository.
         rank: Rank of this process; None takes it from `torch.distributed`, or from the environment
             variable RANK that launchers set, or is 0.
         world_size: Number of ranks; given together with `rank`, or not at all.

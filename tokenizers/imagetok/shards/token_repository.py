@@ -90,7 +90,9 @@ class TokenRepository:
                 that is there is not of this version.
         """
         job = self._folder.job
-        splits = {split.name: split for split in reversed(list(self._read_splits(head)))}
+        found = list(self._read_splits(head))
+        own = {path for split in found if split.name == job.split_name for path in split.vouchers}
+        splits = {split.name: split for split in reversed(found)}
         before = splits.pop(job.split_name, None)
         replaced = [] if before is None or before.job.fingerprint == job.fingerprint else [before]
         foreign = [split for split in splits.values() if _disagreement(split.job, job)]
@@ -98,17 +100,17 @@ class TokenRepository:
         others = [split for split in splits.values() if split not in foreign]
         place = split_place(job.split_name) if any(not one.place for one in others) else ""
         closing = [Upload(place + upload.name, upload.source) for upload in self.vouchers]
-        stale = set(_files_of(head, [job.split_name, *(split.name for split in foreign)]))
-        for split in (*replaced, *foreign, *([] if before is None else [before])):
-            stale |= split.vouchers
+        stale = {*own, *(path for split in foreign for path in split.vouchers)}
+        stale |= {*_files_of(head, [job.split_name, *(split.name for split in foreign)])}
         stale -= {upload.name for upload in (*self.bulk, *closing)}
         ours = RemoteSplit(place, job, self._folder.manifest)
+        whole = [split for split in splits.values() if split.manifest is not None]
         return Goal(
             bulk=self.bulk,
             closing=[*closing, self._card([*others, ours])],
             stale=sorted(stale & head.files.keys()),
-            withdrawn=[path for split in (*replaced, *foreign) for path in split.vouchers],
-            interim=[self._card(others)] if others else [],
+            withdrawn=sorted(own),
+            interim=[self._card(whole)] if whole else [],
         )
 
     def _read_splits(self, head: Head) -> Iterator[RemoteSplit]:
