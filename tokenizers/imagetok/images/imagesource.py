@@ -141,6 +141,11 @@ def measure_image(source: object, max_pixels: int = MAX_PIXELS) -> tuple[int, in
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
+def file_format(prefix: bytes) -> str | None:
+    """Which of `FORMATS` a file is of, by its first 16 bytes; None for other files."""
+    return next((kind for kind, (magic, _) in _READERS.items() if magic.match(prefix)), None)
+
+
 def describe(value: object) -> str:
     """What messages call an image source, or an object given in place of one."""
     if isinstance(value, str | os.PathLike):
@@ -271,7 +276,7 @@ def _read_header(stream: IO[bytes], name: str, max_pixels: int) -> Image.Image:
         stream.seek(0)
     if not prefix:
         raise ImageFileError(f"{name} is empty; it was probably not written to its end")
-    kind = next((kind for kind, (magic, _) in _READERS.items() if magic.match(prefix)), None)
+    kind = file_format(prefix)
     if kind is None:
         raise ImageFileError(
             f"{name} is of no format that is read, whatever its name says; convert it to one of: "
