@@ -106,7 +106,7 @@ def test_many_images_are_grouped_into_units_that_cover_all(count: int) -> None:
     segments = ImageFiles([f"{number}.png" for number in range(count)])
     assert len(segments) == MAX_SEGMENTS
     read = [list(segments.read(segment, 0)) for segment in range(MAX_SEGMENTS)]
-    paths = [image["path"] for images in read for image in images if image]
+    paths = [image["path"] for images in read for _, image in images if image]
     assert paths == list(segments.paths)
     least = count // MAX_SEGMENTS
     assert {len(images) for images in read} <= {least, least + 1}
@@ -119,7 +119,7 @@ def test_many_files_of_rows_are_grouped_too(monkeypatch: pytest.MonkeyPatch) -> 
     dataset = rows.select_columns(["image"]).to_iterable_dataset(num_shards=5)
     segments = stream_segments(dataset, "image", None, [f"{n}.parquet" for n in range(5)])
     assert len(segments) == 3
-    images = [image for segment in range(3) for image in segments.read(segment, 0)]
+    images = [image for segment in range(3) for _, image in segments.read(segment, 0)]
     assert [image["path"] for image in images if image] == [
         f"{level:03d}.png" for level in range(10)
     ]

@@ -93,7 +93,8 @@ def test_streams_and_evaluation_ask_too(tmp_path: Path, all_apart: list[str]) ->
     stream = open_stream(str(folder), "train")
     assert [path_of(stream.read(unit)) for unit in range(7)] == [f"{n:03d}.png" for n in range(7)]
     assert all_apart == ["kind", "load"]
-    assert len(open_evaluation(data_config(folder, streaming=True))) == 3
+    config = data_config(folder, streaming=True, evaluation_split="test")
+    assert len(open_evaluation(config)) == 3
     assert all_apart == ["kind", "load", "kind", "load"]
 
 

@@ -120,6 +120,11 @@ class DatasetRef:
         """The entries that say how rows are found and divided, by name; see `ReadingConfig`."""
         return {key: getattr(self, key) for key in ReadingConfig.model_fields}
 
+    def chosen_reading(self) -> dict[str, Any]:
+        """Those of the entries of `reading` that are not left at their defaults."""
+        fields = ReadingConfig.model_fields
+        return {key: value for key, value in self.reading().items() if value != fields[key].default}
+
     @property
     def is_builtin(self) -> bool:
         """Whether it is one of the datasets that come with imagetok."""

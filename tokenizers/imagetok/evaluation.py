@@ -185,6 +185,7 @@ def _report(
             "dataset": display_name(rows.name),
             "dataset_source": dataset_source(rows.name),
             "split": rows.split,
+            **rows.reading,
             "dataset_fingerprint": rows.fingerprint,
             "dataset_rows": len(rows),
             "rows": "all" if num_rows == len(rows) else "evenly spaced",

@@ -18,7 +18,7 @@ from zipfile import BadZipFile
 
 import datasets
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
@@ -115,13 +115,14 @@ def open_evaluation(config: RunConfig, cache_dir: str | Path | None = None) -> I
     files = StreamedFiles(ref, location, cache)
     needed = _needed_rows(ref, files.splits)
     column = files.find_column(next(iter(needed)))
+    held_out = f" {ref.holdout} {ref.holdout_salt!r}" if ref.holds_out else ""
     kept = {
-        split: _keep(files, split, column, count, folder / "imagetok")
+        split: _keep(files, split, column, count, folder / "imagetok", held_out)
         for split, count in needed.items()
     }
     source = Source({split: len(rows) for split, rows in kept.items()}, kept.__getitem__)
     rows, _ = take_split(source, ref)
-    return ImageRows(ref.name, ref.split, undecoded(rows), column)
+    return ImageRows(ref.name, ref.split, undecoded(rows), column, reading=ref.chosen_reading())
 
 
 def evaluation_batches(
@@ -182,30 +183,33 @@ def _needed_rows(ref: DatasetRef, splits: list[str]) -> dict[str, int | None]:
 
 
 def _keep(
-    files: StreamedFiles, split: str, column: str, count: int | None, folder: Path
+    files: StreamedFiles, split: str, column: str, count: int | None, folder: Path, held_out: str
 ) -> Dataset:
     """The first rows of a split, from the cache or into it."""
-    content = f"{files.fingerprint(split, column)} {split} {column} {count}"
+    content = f"{files.fingerprint(split, column)} {split} {column} {count}{held_out}"
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()}.arrow"
     if not path.exists():
         make_folder(folder)
         with data_errors(f"split '{split}' cannot be converted to Arrow"):
-            _copy(files.rows(split), split, count, column, path)
+            rows = _read(files.rows(split), split, count)
+            _copy(rows, files.features(split), column, path)
     return Dataset.from_file(str(path))
 
 
-def _copy(rows: IterableDataset, split: str, count: int | None, column: str, path: Path) -> None:
-    """Write the first rows, whole or not at all."""
+def _copy(rows: Iterable[dict[str, Any]], features: Features, column: str, path: Path) -> None:
+    """Write rows, whole or not at all."""
     with (
         atomic_path(path) as temporary,
-        ArrowWriter(path=str(temporary), features=rows.features) as writer,
+        ArrowWriter(path=str(temporary), features=features) as writer,
     ):
-        for row in _read(rows, split, count):
+        for row in rows:
             writer.write({**row, column: _whole(row[column])})
         writer.finalize()
 
 
-def _read(rows: IterableDataset, split: str, count: int | None) -> Iterator[dict[str, Any]]:
+def _read(
+    rows: Iterable[dict[str, Any]], split: str, count: int | None
+) -> Iterator[dict[str, Any]]:
     with data_errors(f"split '{split}' cannot be read"):
         yield from islice(rows, count)
 

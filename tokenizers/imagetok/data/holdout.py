@@ -32,7 +32,7 @@ from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
 
 if TYPE_CHECKING:
-    from imagetok.data.image_rows import ImageRows
+    from imagetok.data.image_rows import ImageRows, StoredImage
 
 DIVIDED_SPLIT, HOLDOUT_SPLIT = "train", "holdout"
 _BATCH = 10_000
@@ -62,17 +62,65 @@ class Holdout:
         return int.from_bytes(digest, "big")
 
 
-def base_split(ref: DatasetRef) -> str:
-    """The split of the dataset itself that the rows of a reference are of."""
-    return DIVIDED_SPLIT if ref.holds_out and ref.split == HOLDOUT_SPLIT else ref.split
+def base_split(ref: DatasetRef, split: str) -> str:
+    """The split of the dataset itself that holds the rows of a split."""
+    return DIVIDED_SPLIT if ref.holds_out and split == HOLDOUT_SPLIT else split
 
 
-def side_filter(ref: DatasetRef) -> Callable[[str], bool] | None:
-    """Whether a row of this identity is of the split of a reference; None where all rows are."""
+def divided_names(ref: DatasetRef, splits: Sequence[str]) -> list[str]:
+    """Names of the splits that there are where a reference holds rows out.
+
+    Args:
+        ref: Says whether it does.
+        splits: Names of the splits of the dataset itself.
+
+    Raises:
+        DataError: There is no split `train` to divide, or there is a `holdout` already.
+    """
+    if not ref.holds_out:
+        return list(splits)
+    if DIVIDED_SPLIT not in splits or HOLDOUT_SPLIT in splits:
+        raise DataError(
+            f"rows are held out of the split '{DIVIDED_SPLIT}' as '{HOLDOUT_SPLIT}', and the "
+            f"splits of '{ref.name}' are: {', '.join(splits)}; leave holdout out, and name the "
+            "splits instead"
+        )
+    return [*splits, HOLDOUT_SPLIT]
+
+
+def member_path(file: str, image: StoredImage | None) -> str | None:
+    """The path of an image in a tar archive, by which it is identified; None in other files."""
+    return image["path"] if image is not None and file.endswith(".tar") else None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a holdout, for rows that are read in sequence.
+
+    Attributes:
+        holdout: Says which rows are held out.
+        held: Whether this is the side of these.
+    """
+
+    holdout: Holdout
+    held: bool
+
+    def has(self, file: str, number: int, path: str | None) -> bool:
+        """Whether a row is on this side.
+
+        Args:
+            file: Name of its file.
+            number: Number of the row in it.
+            path: Path of its image, where that is a member of an archive.
+        """
+        return self.holdout.holds(f"{file}:{number}" if path is None else path) == self.held
+
+
+def find_side(ref: DatasetRef) -> Side | None:
+    """The side of a reference's split; None where all rows of a split of the dataset are meant."""
     if ref.holdout is None or ref.split not in (DIVIDED_SPLIT, HOLDOUT_SPLIT):
         return None
-    holdout, wanted = Holdout(ref.holdout_share, ref.holdout_salt), ref.split == HOLDOUT_SPLIT
-    return lambda identity: holdout.holds(identity) == wanted
+    return Side(Holdout(ref.holdout_share, ref.holdout_salt), ref.split == HOLDOUT_SPLIT)
 
 
 def hold_out(source: Source, ref: DatasetRef, as_images: Callable[[Dataset], ImageRows]) -> Source:
@@ -87,13 +135,8 @@ def hold_out(source: Source, ref: DatasetRef, as_images: Callable[[Dataset], Ima
         DataError: There is no split `train`, or there is a `holdout` already; a side would be
             empty; or the rows of a stratified holdout have no labels, or too few of one.
     """
+    divided_names(ref, list(source.lengths))
     lengths = dict(source.lengths)
-    if DIVIDED_SPLIT not in lengths or HOLDOUT_SPLIT in lengths:
-        raise DataError(
-            f"rows are held out of the split '{DIVIDED_SPLIT}' as '{HOLDOUT_SPLIT}', and the "
-            f"splits of '{ref.name}' are: {', '.join(lengths)}; leave holdout out, and name the "
-            "splits instead"
-        )
     rows = source.load(DIVIDED_SPLIT)
     held = _held_rows(as_images(rows), source.identities(DIVIDED_SPLIT, rows), ref)
     sides = {

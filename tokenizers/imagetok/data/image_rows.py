@@ -7,6 +7,7 @@ corrupt image is met when it is read, by imagetok's own reader, and the error sa
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +63,7 @@ class ImageRows:
         dataset: All columns; images as `{"bytes": ..., "path": ...}` or bytes.
         image_column: Column of the images.
         identity: What fixes the content, where that is known without reading it.
+        reading: How rows were found and divided, where a `DatasetRef` said more than its defaults.
     """
 
     name: str
@@ -69,6 +71,7 @@ class ImageRows:
     dataset: Dataset
     image_column: str
     identity: str | None = field(default=None, repr=False)
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -176,7 +179,8 @@ def open_rows(ref: DatasetRef, cache_dir: str | Path | None = None) -> ImageRows
 
 def _as_images(dataset: Dataset, identity: str | None, ref: DatasetRef) -> ImageRows:
     column = find_column(dataset.features, ref)
-    return ImageRows(ref.name, ref.split, undecoded(dataset), column, identity)
+    reading = ref.chosen_reading()
+    return ImageRows(ref.name, ref.split, undecoded(dataset), column, identity, reading)
 
 
 def find_column(features: Features, ref: DatasetRef) -> str:

@@ -10,7 +10,7 @@ identified by segment * 2**32 + row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from datasets import Dataset, Features, IterableDataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from imagetok.data.data_fingerprint import files_fingerprint
+from imagetok.data.holdout import Side, base_split, divided_names, find_side, member_path
 from imagetok.data.image_rows import (
     StoredImage,
     as_stored_image,
@@ -27,6 +28,7 @@ from imagetok.data.image_rows import (
     open_rows,
     undecoded,
 )
+from imagetok.data.remote_file import relative_name
 from imagetok.data.source import DatasetLocation, data_errors, find_location
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
@@ -51,8 +53,8 @@ class Segments(Protocol):
     def __len__(self) -> int:
         """Number of segments."""
 
-    def read(self, segment: int, start: int) -> Iterator[StoredImage | None]:
-        """The images of a segment from row `start` on; None where a row has none."""
+    def read(self, segment: int, start: int) -> Iterator[tuple[int, StoredImage | None]]:
+        """The rows of a segment from `start` on: their numbers, and None where one has no image."""
 
     def describe(self, segment: int, row: int) -> str:
         """What messages call a row: its number, and its file where a segment is one."""
@@ -90,7 +92,7 @@ class ImageStream:
             DataError: A file of the segment is missing or damaged.
         """
         with data_errors(f"{self.describe(segment, start)} and what follows it cannot be read"):
-            yield from enumerate(self.segments.read(segment, start), start)
+            yield from self.segments.read(segment, start)
 
     def fetch(self, image: StoredImage | None, name: str) -> StoredImage:
         """An image with its bytes, where these are not on this machine yet.
@@ -175,7 +177,7 @@ class StreamedFiles:
     Every method raises a `DataError` where the dataset cannot be read.
 
     Args:
-        ref: Which dataset; its split does not matter.
+        ref: Which dataset, and what is held out of it; its split does not matter.
         location: Where it is found.
         cache_dir: Where `datasets` keeps what it downloads.
 
@@ -189,18 +191,30 @@ class StreamedFiles:
     def __init__(self, ref: DatasetRef, location: DatasetLocation, cache_dir: str | None) -> None:
         self._ref, self._location, self._cache_dir = ref, location.pin(cache_dir), cache_dir
         self._builder = self._location.builder(cache_dir)
-        self.splits = [str(split) for split in self._builder.config.data_files or ()]
-        if not self.splits:
+        splits = [str(split) for split in self._builder.config.data_files or ()]
+        if not splits:
             raise DataError(f"'{ref.name}' has no files to stream; set data.streaming=false")
+        self.splits = divided_names(ref, splits)
 
-    def rows(self, split: str) -> IterableDataset:
-        """All columns of a split, files in them not decoded."""
-        with data_errors(self._location.failure):
-            return undecoded(self._builder.as_streaming_dataset(split))
+    def features(self, split: str) -> Features:
+        """The features of all columns of a split, with files in them not decoded."""
+        return self._all_rows(split).features or Features()
+
+    def rows(self, split: str) -> Iterator[dict[str, Any]]:
+        """The rows of a split with all columns, files in them not decoded."""
+        rows, side = self._all_rows(split), self._side(split)
+        if side is None:
+            yield from rows
+            return
+        column = self.find_column(split)
+        for number, file in enumerate(self.file_names(split)):
+            for row, values in enumerate(rows.shard(rows.num_shards, number)):
+                if side.has(file, row, member_path(file, as_stored_image(values[column]))):
+                    yield values
 
     def find_column(self, split: str) -> str:
         """The column of the images; see `imagetok.data.image_rows.find_column`."""
-        return find_column(self.rows(split).features or Features(), self._ref)
+        return find_column(self.features(split), self._ref)
 
     def segments(self, split: str, column: str) -> Segments:
         """The images of a split; no other columns are read where files keep them apart."""
@@ -208,20 +222,36 @@ class StreamedFiles:
         if hasattr(builder.config, "columns"):
             builder = self._location.builder(self._cache_dir, columns=[column])
         with data_errors(self._location.failure):
-            dataset = undecoded(builder.as_streaming_dataset(split).select_columns([column]))
-            return stream_segments(dataset, column, builder, self._files(split))
+            stream = builder.as_streaming_dataset(base_split(self._ref, split))
+            dataset, files = undecoded(stream.select_columns([column])), self.file_names(split)
+            return stream_segments(dataset, column, builder, files, self._side(split))
 
     def fingerprint(self, split: str, column: str) -> str:
         """Hash of a split's files; see `imagetok.data.data_fingerprint`."""
         with data_errors(self._location.failure):
             return files_fingerprint(self._files(split), self._location.root, column)
 
+    def file_names(self, split: str) -> list[str]:
+        """Names of a split's files, by which messages and identities call them."""
+        return [relative_name(file, self._location.root) for file in self._files(split)]
+
+    def _all_rows(self, split: str) -> IterableDataset:
+        with data_errors(self._location.failure):
+            return undecoded(self._builder.as_streaming_dataset(base_split(self._ref, split)))
+
+    def _side(self, split: str) -> Side | None:
+        return find_side(replace(self._ref, split=split))
+
     def _files(self, split: str) -> list[str]:
-        return [str(file) for file in self._builder.config.data_files[split]]
+        return [str(file) for file in self._builder.config.data_files[base_split(self._ref, split)]]
 
 
 def stream_segments(
-    dataset: IterableDataset, column: str, builder: object, files: Sequence[str]
+    dataset: IterableDataset,
+    column: str,
+    builder: object,
+    files: Sequence[str],
+    side: Side | None = None,
 ) -> Segments:
     """The segments of a dataset that `datasets` streams.
 
@@ -229,14 +259,24 @@ def stream_segments(
         dataset: The column of the images alone, not decoded.
         column: Its name.
         builder: What streams it.
-        files: Its files.
+        files: Its files, by the names that rows are identified by.
+        side: The side of a holdout that is meant; None takes all rows.
+
+    Raises:
+        DataError: There is a holdout, and files are not what is read in sequence.
     """
     if isinstance(builder, ImageFolder):
         # One shard, however many images; but its rows are names of files, quickly listed.
         shard = StreamedShards(dataset, column, ())
-        values = chain.from_iterable(shard.read(segment, 0) for segment in range(len(shard)))
-        return ImageFiles([None if value is None else value["path"] for value in values])
-    return StreamedShards(dataset, column, files if len(files) == dataset.num_shards else ())
+        rows = chain.from_iterable(shard.read(segment, 0) for segment in range(len(shard)))
+        return ImageFiles([None if value is None else value["path"] for _, value in rows])
+    named = files if len(files) == dataset.num_shards else ()
+    if side is not None and not named:
+        raise DataError(
+            f"it is streamed in {dataset.num_shards} pieces of {len(files)} files, so that rows "
+            "have no identities to hold them out by; leave streaming or holdout out"
+        )
+    return StreamedShards(dataset, column, named, side)
 
 
 @dataclass(frozen=True)
@@ -247,22 +287,43 @@ class StreamedShards:
         dataset: The column of the images alone, not decoded.
         column: Its name.
         files: Its files; empty where they are not its shards.
+        side: The side of a holdout that is read; None reads all rows.
     """
 
     dataset: IterableDataset
     column: str
     files: Sequence[str]
+    side: Side | None = None
 
     def __len__(self) -> int:
         return min(MAX_SEGMENTS, int(self.dataset.num_shards))
 
-    def read(self, segment: int, start: int) -> Iterator[StoredImage | None]:
+    def read(self, segment: int, start: int) -> Iterator[tuple[int, StoredImage | None]]:
         """See `Segments`."""
-        shard = self.dataset.shard(len(self), segment)
+        if self.side is not None:
+            return self._held_apart(segment, start, self.side)
+        images = self._images(len(self), segment)
+        return enumerate(islice(images, start, None), start)
+
+    def _held_apart(
+        self, segment: int, start: int, side: Side
+    ) -> Iterator[tuple[int, StoredImage | None]]:
+        """The rows of one side of a holdout, which are told by the files they are in."""
+        before = 0
+        for number in _equal_run(segment, len(self), len(self.files)):
+            file, row = self.files[number], -1
+            for row, image in enumerate(self._images(len(self.files), number)):
+                if before + row >= start and side.has(file, row, member_path(file, image)):
+                    yield before + row, image
+            before += row + 1
+
+    def _images(self, count: int, number: int) -> Iterator[StoredImage | None]:
+        """All images of one of `count` pieces of the dataset."""
+        shard = self.dataset.shard(count, number)
         # In a worker of torch's DataLoader, iterating over the dataset itself would leave out what
         # it takes for the share of the other workers; its batches are all of them.
         batches = (batch[self.column] for batch in shard.iter(batch_size=_BATCH))
-        return map(as_stored_image, islice(chain.from_iterable(batches), start, None))
+        return map(as_stored_image, chain.from_iterable(batches))
 
     def describe(self, segment: int, row: int) -> str:
         """See `Segments`."""
@@ -284,11 +345,12 @@ class ImageFiles:
     def __len__(self) -> int:
         return min(MAX_SEGMENTS, len(self.paths))
 
-    def read(self, segment: int, start: int) -> Iterator[StoredImage | None]:
+    def read(self, segment: int, start: int) -> Iterator[tuple[int, StoredImage | None]]:
         """See `Segments`."""
         run = _equal_run(segment, len(self), len(self.paths))
         paths = (self.paths[number] for number in run[start:])
-        return (None if path is None else {"bytes": None, "path": path} for path in paths)
+        images = (None if path is None else {"bytes": None, "path": path} for path in paths)
+        return enumerate(images, start)
 
     def describe(self, segment: int, row: int) -> str:
         """See `Segments`."""
@@ -310,10 +372,11 @@ class ReadyRows:
     def __len__(self) -> int:
         return min(MAX_SEGMENTS, len(self.dataset))
 
-    def read(self, segment: int, start: int) -> Iterator[StoredImage | None]:
+    def read(self, segment: int, start: int) -> Iterator[tuple[int, StoredImage | None]]:
         """See `Segments`."""
         run = _equal_run(segment, len(self), len(self.dataset))
-        return (as_stored_image(self.dataset[number][self.column]) for number in run[start:])
+        images = (as_stored_image(self.dataset[number][self.column]) for number in run[start:])
+        return enumerate(images, start)
 
     def describe(self, segment: int, row: int) -> str:
         """See `Segments`."""

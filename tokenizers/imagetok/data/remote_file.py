@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 
 _ARCHIVES = ("zip://", "tar://", "gzip://", "bz2://", "xz://", "zstd://", "lz4://")
 _ZIP = "zip://"
 _HUB = "hf://"
+_REPOSITORY = re.compile(r"^hf://datasets/[^@]*@[^/]*/")
 _OPEN_ARCHIVES = 8
 
 MAX_UNPACKED = 2**30
@@ -31,6 +34,22 @@ def is_remote(path: str) -> bool:
     if not all(hop.startswith(_ARCHIVES) for hop in hops):
         return False
     return last.startswith(_HUB) or (bool(hops) and "://" not in last)
+
+
+def relative_name(path: str, root: Path | None) -> str:
+    """A path as it is shown: relative to the dataset's folder or repository, or its last part.
+
+    A file in an archive is shown as if the archive were a folder: `data/train.zip/a/1.png`.
+    """
+    if "::" in path and "://" in path:
+        file, _, archive = path.partition("::")
+        return f"{relative_name(archive, root)}/{file.partition('://')[2]}"
+    if "://" in path:
+        inside = _REPOSITORY.sub("", path)
+        return path.rpartition("/")[2] if inside == path else inside
+    if root is not None and root.is_dir() and Path(path).is_relative_to(root):
+        return Path(path).relative_to(root).as_posix()
+    return os.path.basename(path)
 
 
 def read_file(path: str) -> bytes:

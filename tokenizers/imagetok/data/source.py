@@ -21,16 +21,20 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets import (
     Dataset,
     DatasetBuilder,
     DatasetDict,
+    Image,
     ReadInstruction,
     concatenate_datasets,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
 )
+from datasets.utils.file_utils import xopen
 
 from imagetok.builtin import DRAWING_VERSION, digits_dataset, shapes_dataset
 from imagetok.builtin.digits import SPLIT_LENGTHS
@@ -41,6 +45,7 @@ from imagetok.data.listing_process import (
     storage_in_process,
     storage_of,
 )
+from imagetok.data.remote_file import relative_name
 from imagetok.dataset_ref import DatasetRef
 from imagetok.display_names import BUILTIN_PREFIX, is_hub_name
 from imagetok.errors import DataError, ImagetokError
@@ -64,6 +69,68 @@ _BUILTIN_OPTIONS = {"shapes": ("count", "size"), "digits": ()}
 def row_numbers(split: str, rows: Dataset) -> list[str]:
     """The identities of rows of which no more is known than where they stand."""
     return list(map(str, range(len(rows))))
+
+
+def file_rows(
+    location: DatasetLocation, cache_dir: str | None, split: str, rows: Dataset
+) -> list[str]:
+    """The identities of rows that were read from files: the file, and the row in it.
+
+    Args:
+        location: Where the files are.
+        cache_dir: Where `datasets` keeps what it downloads.
+        split: The split.
+        rows: Its rows, in the order of the files.
+
+    Returns:
+        `FILE:ROW` each where files tell how many rows they have, which parquet files do; paths
+        where images are files of their own, here or in archives; otherwise the numbers of the rows.
+    """
+    with data_errors(location.failure):
+        files = [str(file) for file in location.builder(cache_dir).config.data_files[split]]
+        kinds = {Path(file).suffix for file in files}
+        if ".parquet" not in kinds and ".arrow" not in kinds:
+            return image_paths(rows, location.root)
+        if kinds != {".parquet"}:
+            return row_numbers(split, rows)
+        counts = []
+        for file in files:
+            with xopen(file, "rb") as content:
+                counts.append(pq.read_metadata(content).num_rows)
+    names = [relative_name(file, location.root) for file in files]
+    found = [f"{name}:{row}" for name, n in zip(names, counts, strict=True) for row in range(n)]
+    if len(found) != len(rows):
+        raise DataError(
+            f"the {len(files)} files of '{split}' have {len(found)} rows, and {len(rows)} were "
+            f"read from them: they have changed; empty the cache of datasets, and start again"
+        )
+    return found
+
+
+def image_paths(rows: Dataset, root: Path | None) -> list[str]:
+    """The identities of rows whose images are files of their own, here or in archives.
+
+    Args:
+        rows: The rows; the paths are those of the first column of images.
+        root: The folder that the images lie in; None where there is none.
+
+    Returns:
+        The path below the root, or the path of the member of an archive, whichever archive it is
+        in; the number of the row where it has neither.
+    """
+    images = [key for key, feature in rows.features.items() if isinstance(feature, Image)]
+    if not images:
+        return row_numbers("", rows)
+    table = rows.select_columns(images[:1]).with_format("arrow")[:]
+    found = []
+    for row, path in enumerate(pc.struct_field(table.column(0), "path").to_pylist()):
+        if path is None:
+            found.append(str(row))
+        elif "::" in path:
+            found.append(path.partition("::")[0].partition("://")[2])
+        else:
+            found.append(relative_name(path, root) if os.path.isabs(path) else path)
+    return found
 
 
 @dataclass(frozen=True)
@@ -98,9 +165,11 @@ def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
     """
     if ref.is_builtin:
         return _builtin_source(ref, cache_dir)
-    splits = find_location(ref).load(cache_dir)
+    location = find_location(ref)
+    splits = location.load(cache_dir)
     lengths = {str(split): len(rows) for split, rows in splits.items()}
-    return Source(lengths, lambda split: splits[split])
+    identities = row_numbers if location.is_saved else partial(file_rows, location, cache_dir)
+    return Source(lengths, lambda split: splits[split], identities=identities)
 
 
 def take_split(source: Source, ref: DatasetRef) -> tuple[Dataset, str | None]:

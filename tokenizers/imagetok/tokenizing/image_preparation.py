@@ -10,8 +10,6 @@ such as a server that does not answer, ends the job instead of leaving the row o
 from __future__ import annotations
 
 import errno
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imagetok.data.remote_file import relative_name
 from imagetok.errors import ImageFileError, ImagetokError, ImageValueError, TokenizingError
 from imagetok.images import Preprocessor
 from imagetok.images.pixels import LIMIT_REMEDY
@@ -29,7 +28,6 @@ from imagetok.images.pixels import LIMIT_REMEDY
 ImageCell = dict[str, Any]
 """What an image column holds for a row: `{"bytes": ..., "path": ...}`."""
 
-_REPOSITORY = re.compile(r"^hf://datasets/[^@]*@[^/]*/")
 
 _LASTING = {
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM),
@@ -123,22 +121,6 @@ class Preparation:
             if isinstance(fault, OSError) and (fault.errno or errno.EINVAL) not in _LASTING:
                 raise TokenizingError(f"{text}; start the job again when it can be read") from None
             return Refused(key, text)
-
-
-def relative_name(path: str, root: Path | None) -> str:
-    """A path as it is shown: relative to the dataset's folder or repository, or its last part.
-
-    A file in an archive is shown as if the archive were a folder: `data/train.zip/a/1.png`.
-    """
-    if "::" in path and "://" in path:
-        file, _, archive = path.partition("::")
-        return f"{relative_name(archive, root)}/{file.partition('://')[2]}"
-    if "://" in path:
-        inside = _REPOSITORY.sub("", path)
-        return path.rpartition("/")[2] if inside == path else inside
-    if root is not None and root.is_dir() and Path(path).is_relative_to(root):
-        return Path(path).relative_to(root).as_posix()
-    return os.path.basename(path)
 
 
 def _trim(pixels: Tensor, factors: tuple[int, int]) -> Tensor:

@@ -20,10 +20,12 @@ from datasets import ArrowBasedBuilder, DatasetBuilder, Features, IterableDatase
 
 from imagetok.data import DatasetRef, ImageRows, open_rows
 from imagetok.data.data_fingerprint import content_fingerprint, files_fingerprint
+from imagetok.data.holdout import Side, base_split, divided_names, find_side, member_path
 from imagetok.data.image_rows import as_stored_image, find_column, undecoded
+from imagetok.data.remote_file import relative_name
 from imagetok.data.source import DatasetLocation, data_errors, find_location
 from imagetok.errors import DataError
-from imagetok.tokenizing.image_preparation import ImageCell, relative_name
+from imagetok.tokenizing.image_preparation import ImageCell
 
 CHUNK = 8
 """Rows that are read and decoded at a time; no result depends on it."""
@@ -191,13 +193,15 @@ class FileInput(JobInput):
 
     Attributes:
         location: Where the files lie.
-        split: The split.
+        split: The split of the dataset itself.
+        side: The side of a holdout that is read; None reads all rows.
         counts: Rows to take of each file; None takes all.
         cache_dir: Where `datasets` keeps what it downloads.
     """
 
     location: DatasetLocation
     split: str
+    side: Side | None
     counts: Sequence[int | None]
     cache_dir: str | None
 
@@ -211,7 +215,10 @@ class FileInput(JobInput):
         with data_errors(
             f"file '{self.files[unit]}' of '{self.name}' ({self.split}) cannot be read"
         ):
-            yield from self._cut(self._tables(unit), start, self.counts[unit])
+            tables = self._tables(unit)
+            if self.side is not None:
+                tables = self._held_apart(tables, self.files[unit], self.side)
+            yield from self._cut(tables, start, self.counts[unit])
 
     def fingerprint_now(self) -> str:
         """See `JobInput`."""
@@ -250,6 +257,18 @@ class FileInput(JobInput):
                 yield self.chunk(number + first, table.slice(first, last - first))
             number += len(table)
 
+    def _held_apart(self, tables: Iterator[pa.Table], file: str, side: Side) -> Iterator[pa.Table]:
+        """The rows of one side of a holdout, which are numbered as if there were no others."""
+        start = 0
+        for table in tables:
+            images = map(as_stored_image, table.column(self.image_column).to_pylist())
+            kept = [
+                side.has(file, row, member_path(file, image))
+                for row, image in enumerate(images, start)
+            ]
+            yield table.filter(pa.array(kept, pa.bool_()))
+            start += len(table)
+
     def _tables(self, unit: int) -> Iterator[pa.Table]:
         """All rows of a file, `CHUNK` at a time."""
         builder = self.location.builder(self.cache_dir)
@@ -273,14 +292,15 @@ def _open_files(
     Raises:
         DataError: The split, a column or the files cannot be used.
     """
-    name, split = dataset.name, dataset.split
+    name = dataset.name
     builder = location.builder(cache_dir)
-    splits = [str(known) for known in builder.config.data_files or ()]
-    if split not in splits:
+    splits = divided_names(dataset, [str(known) for known in builder.config.data_files or ()])
+    if dataset.split not in splits:
         raise DataError(
-            f"'{name}' has no split '{split}' that could be streamed; its splits are: "
+            f"'{name}' has no split '{dataset.split}' that could be streamed; its splits are: "
             f"{', '.join(splits) or '(none)'} (slices and sums of them need streaming left out)"
         )
+    split = base_split(dataset, dataset.split)
     with data_errors(location.failure):
         rows: IterableDataset = undecoded(builder.as_streaming_dataset(split))
     features, files = rows.features or Features(), _split_files(builder, split)
@@ -302,6 +322,7 @@ def _open_files(
         sizes=[None if "://" in file else os.path.getsize(file) for file in files],
         location=location,
         split=split,
+        side=find_side(dataset),
         counts=[None] * len(files),
         cache_dir=cache_dir,
     )
