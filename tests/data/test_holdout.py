@@ -171,3 +171,25 @@ def test_files_of_rows_that_are_added_move_no_row(open_rows: Open, tmp_path: Pat
     for old, new in zip(before, after, strict=True):
         assert old == [level for level in new if level < 40]
         assert len(new) > len(old)
+
+
+@pytest.mark.parametrize(
+    ("labels", "split", "told"),
+    [
+        ([0, 0, 1, 1], "train[:50%]", True),
+        ([0, 0, 1, 1], "train", False),
+        ([0, 1, 0, 1], "train[:50%]", False),
+        ([1, 1, 1, 1], "train[:50%]", False),
+    ],
+)
+def test_a_slice_of_rows_that_are_sorted_by_label_is_warned_of(
+    open_rows: Open,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    labels: list[int],
+    split: str,
+    told: bool,
+) -> None:
+    open_rows(str(save(tmp_path, labelled(labels))), split)
+    assert ("sorted by label" in caplog.text) == told
+    assert ("holdout=10%" in caplog.text) == told

@@ -29,6 +29,7 @@ from small_jobs import (
 )
 
 from imagetok import ImageTokenizer, TokenizerConfig, open_images
+from imagetok.errors import DataError
 from imagetok.images import color_library
 from imagetok.shards import read_job, read_manifest, verify
 from imagetok.shards.token_folder import open_folder
@@ -460,3 +461,29 @@ def test_a_tokenizer_whose_ids_stand_for_no_square_is_used_as_well(tmp_path: Pat
     images: list[object] = [rows.image(row) for row in range(4)]
     expected = encode_in_batches(model, images, 4)
     assert [row["ids"] for row in rows_in(tmp_path / "out")[:4]] == expected.reshape(4, 1).tolist()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_job_tokenizes_one_side_of_a_holdout_and_records_which(
+    job: RunJob, tokenizer: Path, tmp_path: Path, streaming: bool
+) -> None:
+    folder = write_split(tmp_path / "set", "parquet", [range(15), range(15, 30)])
+    sides: list[list[int]] = []
+    for split in ("train", "holdout"):
+        out = tmp_path / split
+        asked = {"dataset": folder, "split": split, "streaming": streaming, "holdout": "30%"}
+        job(out, keep=["label"], **asked)
+        assert (read_job(out).input.holdout, read_job(out).split_name) == ("30%", split)
+        assert verify(out).is_sound
+        assert not compare_rows(
+            open_folder(out), ImageTokenizer.from_pretrained(tokenizer), folder, 64
+        ).faults
+        sides.append([row["label"] for row in rows_in(out)])
+        for other in ({"holdout": "31%"}, {"holdout_salt": "x"}):
+            with pytest.raises(DataError, match="another job"):
+                job(out, keep=["label"], **{**asked, **other})
+    assert sorted(sides[0] + sides[1]) == list(range(30))
+    for split, side in zip(("train", "holdout"), sides, strict=True):
+        rows = open_images(str(folder), split, holdout="30%")
+        assert rows.dataset[:]["label"] == side
+        assert rows.reading == {"holdout": "30%"}

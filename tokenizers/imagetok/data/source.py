@@ -12,6 +12,7 @@ each split.
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,9 +22,11 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import (
+    ClassLabel,
     Dataset,
     DatasetBuilder,
     DatasetDict,
@@ -50,6 +53,7 @@ from imagetok.dataset_ref import DatasetRef
 from imagetok.display_names import BUILTIN_PREFIX, is_hub_name
 from imagetok.errors import DataError, ImagetokError
 from imagetok.hub.address import is_commit
+from imagetok.launch import collectives
 
 FORMS = (
     "a folder of images, of zip archives of images, or of parquet, arrow or tar (WebDataset) "
@@ -63,6 +67,8 @@ _FILE_KINDS = (
     *("videofolder", "webdataset", "xml"),
 )
 """What `datasets` takes for kinds of files in the current folder, not for names on the Hub."""
+logger = logging.getLogger(__name__)
+
 _BUILTIN_OPTIONS = {"shapes": ("count", "size"), "digits": ()}
 
 
@@ -190,6 +196,12 @@ def take_split(source: Source, ref: DatasetRef) -> tuple[Dataset, str | None]:
         if end > first:
             with data_errors(f"split '{part}' of '{ref.name}' cannot be read"):
                 rows = source.load(part)
+            if end - first < len(rows) and _is_sorted_by_label(rows) and collectives.rank() == 0:
+                logger.warning(
+                    "warning: the rows of '%s' (%s) are sorted by label, and '%s' takes a run of "
+                    "them, which has few of the labels; holdout=10%% divides them by chance",
+                    *(ref.name, part, ref.split),
+                )
             parts.append(rows.select(range(first, end)))
             ranges.append(f"{part}[{first}:{end}]")
     if not parts:
@@ -198,6 +210,15 @@ def take_split(source: Source, ref: DatasetRef) -> tuple[Dataset, str | None]:
     dataset = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     identity = None if source.identity is None else f"{source.identity} {'+'.join(ranges)}"
     return dataset, identity
+
+
+def _is_sorted_by_label(rows: Dataset) -> bool:
+    """Whether rows have several labels, and all of one stand together in ascending order."""
+    for column, feature in rows.features.items():
+        if isinstance(feature, ClassLabel):
+            labels = rows.select_columns([column]).with_format("numpy")[:][column]
+            return bool(np.all(labels[1:] >= labels[:-1]) and labels[0] != labels[-1])
+    return False
 
 
 def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str, int, int]]:
