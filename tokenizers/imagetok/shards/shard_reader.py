@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from imagetok.errors import DataError, ImagetokError, UnreadableFileError
+from imagetok.errors import DataError, IdsError, UnreadableFileError
 from imagetok.shards.row_order import Numbers
 from imagetok.shards.shard_file import JOB_KEY, read_footer
 from imagetok.shards.shard_scan import ShardRecord
@@ -141,7 +141,7 @@ class ShardReader:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 self._check(record, file)
                 yield file
-        except ImagetokError:
+        except DataError:
             raise
         except FileNotFoundError:
             raise UnreadableFileError(
@@ -187,17 +187,15 @@ def check_ids(column: pa.ChunkedArray, schema: ShardSchema) -> None:
     """Check the ids of a column.
 
     Raises:
-        ValueError: Ids are missing or out of range.
+        IdsError: Ids are missing or out of range.
     """
     for chunk in column.chunks:
         values = chunk.flatten()
         if chunk.null_count or values.null_count:
-            raise ValueError("ids are missing")
+            raise IdsError("ids are missing")
         if len(values) % schema.depth:
-            raise ValueError(f"{len(values)} ids do not make positions of {schema.depth}")
-        for level, size, words in schema.levels(values.to_numpy()) if len(values) else ():
-            if (largest := int(level.max())) >= size:
-                raise ValueError(f"id {largest}{words} is out of range: expected [0, {size})")
+            raise IdsError(f"{len(values)} ids do not make positions of {schema.depth}")
+        schema.check_range(values.to_numpy())
 
 
 def _lists_of_ids(column: pa.ChunkedArray) -> list[torch.Tensor]:

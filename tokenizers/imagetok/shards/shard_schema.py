@@ -14,7 +14,7 @@ height, width      int32; the image's own size, upright, in pixels
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,18 +79,18 @@ class ShardSchema:
         """Shape of the ids of an image whose positions form `grid`."""
         return grid if self.depth == 1 else (*grid, self.depth)
 
-    def levels(self, ids: NDArray[np.integer]) -> Iterator[tuple[NDArray[np.integer], int, str]]:
-        """Take ids apart by level.
+    def check_range(self, ids: NDArray[np.integer]) -> None:
+        """Check the ids of whole positions, of any shape.
 
-        Args:
-            ids: Ids of whole positions, of any shape.
-
-        Yields:
-            The ids (N,) of a level, its codebook size, and words that name it in messages.
+        Raises:
+            IdsError: An id is out of the range of its level.
         """
-        for level, size in enumerate(self.codebook_sizes):
-            words = f" of level {level}" if self.depth > 1 else ""
-            yield ids.reshape(-1, self.depth)[:, level], size, words
+        for level, size in enumerate(self.codebook_sizes if ids.size else ()):
+            codes = ids.reshape(-1, self.depth)[:, level]
+            wrong = int(codes.min() if codes.min() < 0 else codes.max())
+            if not 0 <= wrong < size:
+                words = f" of level {level}" if self.depth > 1 else ""
+                raise IdsError(f"id {wrong}{words} is out of range: expected [0, {size})")
 
     @cached_property
     def ids_dtype(self) -> np.dtype[np.unsignedinteger]:
@@ -202,12 +202,7 @@ class ShardSchema:
         for part in parts:
             if part.dtype.kind not in "iu":
                 raise IdsTypeError(f"ids are {part.dtype}, expected integers")
-            for level, size, words in self.levels(part) if part.size else ():
-                if not 0 <= level.min() <= level.max() < size:
-                    raise IdsError(
-                        f"ids{words} reach from {level.min()} to {level.max()}, expected "
-                        f"[0, {size})"
-                    )
+            self.check_range(part)
         flat = [part.reshape(-1).astype(self.ids_dtype) for part in parts]
         return pa.array(np.concatenate(flat) if flat else np.empty(0, self.ids_dtype))
 

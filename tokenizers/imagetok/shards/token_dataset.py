@@ -28,7 +28,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -40,7 +40,10 @@ from imagetok.errors import ImagetokError, InvalidTypeError, InvalidValueError
 from imagetok.launch import find_reader_ranks
 from imagetok.shards.row_order import Numbers, RowOrder
 from imagetok.shards.shard_reader import GatheredRows, ShardReader
-from imagetok.shards.token_folder import Fingerprinted, open_folder
+from imagetok.shards.token_folder import open_folder
+
+if TYPE_CHECKING:
+    from imagetok.tokenizer import ImageTokenizer
 
 Item = dict[str, Any]
 
@@ -107,7 +110,7 @@ class TokenDataset(IterableDataset[Item]):
         window: int = 65536,
         shuffle: bool = True,
         drop_last: bool = False,
-        tokenizer: Fingerprinted | str | None = None,
+        tokenizer: ImageTokenizer | str | None = None,
         columns: Sequence[str] | None = None,
         revision: str | None = None,
         token: str | bool | None = None,

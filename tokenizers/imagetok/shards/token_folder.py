@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from imagetok.arguments import read_folder
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, UnreadableFileError
@@ -15,13 +15,8 @@ from imagetok.hub import Snapshot, fetch_dataset, is_repo_id
 from imagetok.shards.job import JOB_FILE, Job, read_job
 from imagetok.shards.manifest import Manifest, read_manifest
 
-
-class Fingerprinted(Protocol):
-    """Anything with a fingerprint, such as a tokenizer."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of everything that decides its ids."""
+if TYPE_CHECKING:
+    from imagetok.tokenizer import ImageTokenizer
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class TokenFolder:
                 f"split='{self.job.split_name}'"
             )
 
-    def check_tokenizer(self, tokenizer: Fingerprinted | str) -> None:
+    def check_tokenizer(self, tokenizer: ImageTokenizer | str) -> None:
         """Refuse ids that another tokenizer made.
 
         Args:

@@ -23,10 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from imagetok.errors import UnreadableFileError
+from imagetok.errors import IdsError, UnreadableFileError
 from imagetok.files import TEMPORARY_PREFIX, file_sha256
 from imagetok.hub.dataset_snapshot import fetch_beside
-from imagetok.shards.job import CARD_FILE, JOB_FILE, MANIFEST_FILE, Job
+from imagetok.shards.job import CARD_FILE, JOB_FILE, MANIFEST_FILE
 from imagetok.shards.row_order import Numbers
 from imagetok.shards.shard_file import JOB_KEY, NUMERICS_KEY, read_footer
 from imagetok.shards.shard_reader import check_ids, describe_columns, one_line
@@ -123,7 +123,7 @@ def _list_shards(opened: TokenFolder) -> tuple[list[ShardCheck], list[Fault]]:
             more = job.paths.in_parts and job.paths.shard(unit, part + 1) in records
             if name in records:
                 record = records.pop(name)
-                checks.append(ShardCheck(opened.path, job, record, unit, part, is_last=not more))
+                checks.append(ShardCheck(opened, record, unit, part, is_last=not more))
             else:
                 faults.append(Fault(name, "missing in the manifest, the job has this shard"))
             part += 1
@@ -169,16 +169,14 @@ class ShardCheck:
     """A shard and the list of its unreadable rows, to be checked against job and manifest.
 
     Attributes:
-        folder: Folder of the dataset.
-        job: The job that filled it.
+        dataset: The dataset.
         record: What the manifest says about the shard.
         unit: Unit that the shard belongs to.
         part: Number of the shard in its unit.
         is_last: Whether the shard is the last part of its unit.
     """
 
-    folder: Path
-    job: Job
+    dataset: TokenFolder
     record: ShardRecord
     unit: int
     part: int
@@ -187,7 +185,7 @@ class ShardCheck:
     @property
     def errors_path(self) -> str:
         """Path of the list of unreadable rows."""
-        return self.job.paths.errors(self.unit, self.part)
+        return self.dataset.job.paths.errors(self.unit, self.part)
 
     def faults(self) -> Iterator[Fault]:
         """Everything that is wrong, in the order of the checks."""
@@ -197,7 +195,7 @@ class ShardCheck:
         try:
             for reason in self._check_bytes():
                 yield Fault(name, reason)
-            with pq.ParquetFile(self.folder / name) as file:
+            with pq.ParquetFile(self.dataset.path / name) as file:
                 for reason in self._check_contents(file, refused):
                     yield Fault(name, reason)
         except UnreadableFileError as error:
@@ -206,7 +204,7 @@ class ShardCheck:
             yield Fault(name, f"damaged: {one_line(error)}")
 
     def _check_bytes(self) -> Iterator[str]:
-        path, record = self.folder / self.record.path, self.record
+        path, record = self.dataset.path / self.record.path, self.record
         found = file_sha256(path)
         size = path.stat().st_size
         if (size, found) != (record.bytes, record.sha256):
@@ -219,7 +217,7 @@ class ShardCheck:
         """Check the list of unreadable rows, and collect these rows."""
         if not self.record.refused:
             return
-        path = self.folder / self.errors_path
+        path = self.dataset.path / self.errors_path
         try:
             if (found := file_sha256(path)) != self.record.errors_sha256:
                 yield f"sha256 {found}; the manifest says {self.record.errors_sha256}"
@@ -240,12 +238,12 @@ class ShardCheck:
     def _check_contents(self, file: pq.ParquetFile, refused: list[int]) -> Iterator[str]:
         footer = read_footer(file.metadata)
         job = footer.get(JOB_KEY)
-        if job != self.job.fingerprint:
-            yield f"a shard of the job {job or '(none)'}, expected {self.job.fingerprint}"
-        settings = (self.record.numerics or self.job.numerics).to_json()
+        if job != self.dataset.job.fingerprint:
+            yield f"a shard of the job {job or '(none)'}, expected {self.dataset.job.fingerprint}"
+        settings = (self.record.numerics or self.dataset.job.numerics).to_json()
         if footer.get(NUMERICS_KEY) != settings:
             yield "its numeric settings are not those that the manifest names"
-        schema = self.job.schema.arrow
+        schema = self.dataset.job.schema.arrow
         if not file.schema_arrow.equals(schema):
             found, expected = describe_columns(file.schema_arrow), describe_columns(schema)
             yield f"the columns {found}, expected {expected}"
@@ -271,14 +269,14 @@ class ShardCheck:
         if not table.num_rows:
             yield "no rows, which no reader expects"
             return
-        schema = self.job.schema
+        schema = self.dataset.job.schema
         own = [name for name in schema.arrow.names if name not in schema.kept]
         if missing := [name for name in own if table.column(name).null_count]:
             yield f"values of {', '.join(missing)} are missing"
             return
         try:
             check_ids(table.column("ids"), schema)
-        except ValueError as error:
+        except IdsError as error:
             yield str(error)
         if schema.grid is None:
             sides = (table.column(name).cast(pa.int64()) for name in ("grid_h", "grid_w"))
@@ -313,9 +311,9 @@ class ShardCheck:
     @property
     def _expected(self) -> Numbers:
         """The rows of the input that the shard stands for."""
-        rows = self.job.rows_of(self.unit)
+        rows = self.dataset.job.rows_of(self.unit)
         if rows is None:
-            most = self.job.units.rows_per_shard
+            most = self.dataset.job.units.rows_per_shard
             count = self.record.rows + self.record.refused if self.is_last else most
             rows = range(self.part * most, self.part * most + count)
         return np.arange(rows.start, rows.stop)
@@ -323,8 +321,8 @@ class ShardCheck:
     @property
     def _file(self) -> str | None:
         """The file that holds the shard's rows; None where rows are not identified by file."""
-        files = self.job.units.files
-        return files[self.unit].name if self.job.input.streaming and files else None
+        files = self.dataset.job.units.files
+        return files[self.unit].name if self.dataset.job.input.streaming and files else None
 
 
 def _name_rows(rows: Numbers) -> str:
