@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagetok.shards import TokenLayout
 
-specials = st.sampled_from([None, True])
+specials = st.sampled_from([None, True, True, "text", "beyond"])
 sides = st.integers(1, 4)
 
 
@@ -20,13 +20,19 @@ sides = st.integers(1, 4)
 def layouts(draw: st.DrawFn) -> TokenLayout:
     """Layouts of any grid, depth and special ids."""
     sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
-    chosen: dict[str, Any] = {name: draw(specials) for name in ("boi", "eoi", "eor")}
+    text = draw(st.integers(1, 20))
+    chosen: dict[str, Any] = {}
+    for number, name in enumerate(("boi", "eoi", "eor")):
+        kind = draw(specials)
+        chosen[name] = {"text": text + number, "beyond": text + 3 + sum(sizes) + number}.get(
+            kind, kind
+        )
     if draw(st.booleans()):
         chosen["levels"] = draw(st.sampled_from(["own", "shared"]))
     if len(sizes) > 1 or draw(st.booleans()):
         chosen["codebook_sizes"] = tuple(sizes)
     grid = (draw(sides), draw(sides))
-    return TokenLayout(draw(st.integers(1, 20)), max(sizes), grid, **chosen)
+    return TokenLayout(text + 3, max(sizes), grid, **chosen)
 
 
 @often
@@ -35,7 +41,7 @@ def test_split_is_the_inverse_of_join(
     layout: TokenLayout, count: int, length: int, seed: int
 ) -> None:
     random = torch.Generator().manual_seed(seed)
-    texts = torch.randint(layout.text_vocab_size, (count, length), generator=random)
+    texts = torch.randint(layout.text_vocab_size - 3, (count, length), generator=random)
     levels = [
         torch.randint(size, (count, *layout.grid), generator=random)
         for size in layout.codebook_sizes

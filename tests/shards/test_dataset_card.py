@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +47,30 @@ def finished(folder: Path, job: Job, broken: Any = ()) -> Path:
     return folder
 
 
+SOME = [1, 4, 5, 6, 7]
+FILES = ["part-0.tar", "part-1.tar"]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("kind", ["rows", "files", "native", "wide", "deep"])
+@pytest.mark.parametrize(
+    ("job", "files", "broken"),
+    [
+        (tiny_job(), [None], SOME),
+        (streamed_job(), FILES, SOME),
+        (streamed_job(output__resize="native"), FILES, SOME),
+        (tiny_job(tokenizer__codebook_size=2**18), [None], SOME),
+        (tiny_job(tokenizer__codebook_sizes=[512, 300]), [None], SOME),
+        *((tiny_job(), [None], tiny_job().rows_of(unit)) for unit in range(3)),
+    ],
+)
 def test_load_dataset_gives_the_features_and_the_rows(
-    tmp_path: Path, kind: str, streaming: bool
+    tmp_path: Path, job: Job, files: list[str | None], broken: Sequence[int], streaming: bool
 ) -> None:
-    job = {
-        "rows": tiny_job(),
-        "files": streamed_job(),
-        "native": streamed_job(output__resize="native"),
-        "wide": tiny_job(tokenizer__codebook_size=2**18),
-        "deep": tiny_job(tokenizer__codebook_sizes=[512, 300]),
-    }[kind]
-    folder = finished(tmp_path / "tokens", job, broken=[1, 4, 5, 6, 7])
+    folder = finished(tmp_path / "tokens", job, broken)
     loaded = load_dataset(str(folder), split="train", streaming=streaming)
     assert loaded.features == job.schema.features
-    files = [None] if kind in ("rows", "wide", "deep") else ["part-0.tar", "part-1.tar"]
-    expected = [row for file in files for row in table_of(job, [0, 2, 3, 8, 9], file).to_pylist()]
+    kept = [row for row in range(10) if row not in broken]
+    expected = [row for file in files for row in table_of(job, kept, file).to_pylist()]
     assert list(loaded) == expected
 
 
@@ -78,20 +85,6 @@ def test_a_dataset_that_is_not_finished_is_typed_as_well(tmp_path: Path) -> None
     data = load_dataset("parquet", data_dir=str(tmp_path / "data"), split="train")
     assert data.features == job.schema.features
     assert data["row"] == [4, 5, 6, 7, 8, 9]
-
-
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("unit", [0, 1, 2])
-def test_a_unit_whose_rows_all_failed_still_loads(
-    tmp_path: Path, unit: int, streaming: bool
-) -> None:
-    job = tiny_job()
-    broken = job.rows_of(unit)
-    assert broken is not None
-    folder = finished(tmp_path / "tokens", job, broken)
-    loaded = load_dataset(str(folder), split="train", streaming=streaming)
-    assert loaded.features == job.schema.features
-    assert [row["row"] for row in loaded] == [row for row in range(10) if row not in broken]
 
 
 def test_a_folder_that_was_filled_anew_is_not_taken_from_the_cache(tmp_path: Path) -> None:
@@ -165,47 +158,28 @@ def test_captions_and_names_of_any_kind_come_back(tmp_path: Path, streaming: boo
         compile(block, "README.md", "exec")
 
 
-def test_the_card_says_what_the_dataset_is_and_how_to_read_it(tmp_path: Path) -> None:
-    folder = finished(tmp_path / "tokens", tiny_job(), broken=[1])
-    text = (folder / "README.md").read_text()
-    for words in (
-        "# Image tokens of `pictures`",
-        f"| fingerprint | `{'f' * 64}` |",
-        "2 x 3 ids, row by row from the top left",
-        "| unreadable images | 1, listed with reasons in `errors/` |",
-        "| images | 9 |",
-        "| `caption` | `string` | from the source |",
-    ):
-        assert words in text
-    assert front_matter(folder)["configs"] == [
-        {
-            "config_name": "default",
-            "data_files": [{"split": "train", "path": "data/**/*.parquet"}],
-        }
-    ]
+DEEP = {"tokenizer__codebook_sizes": [512, 300]}
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({}, "# Image tokens of `pictures`"),
+        ({}, f"| fingerprint | `{'f' * 64}` |"),
+        ({}, "| unreadable images | 1, listed with reasons in `errors/` |"),
+        ({}, "| images | 9 |"),
+        ({}, "| `caption` | `string` | from the source |"),
         ({}, "| 2 x 3 ids, row by row from the top left |"),
         ({"output__resize": "native"}, "| grid_h x grid_w ids, row by row from the top left |"),
         ({"tokenizer__grid_size": [6]}, "| 6 ids |"),
-        (
-            {"tokenizer__codebook_sizes": [512, 300]},
-            "| 2 x 3 x 2 ids, row by row from the top left, the 2 codes of a position one after "
-            "another |",
-        ),
-        (
-            {"tokenizer__codebook_sizes": [512, 300]},
-            "| codebooks | 512, 300 codes; a position has one of each |",
-        ),
+        (DEEP, "| 2 x 3 x 2 ids, row by row from the top left, the 2 codes of a position one "),
+        (DEEP, "| codebooks | 512, 300 codes; a position has one of each |"),
     ],
 )
-def test_the_card_says_in_which_order_the_ids_stand(
+def test_the_card_says_what_the_dataset_is(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    assert words in (finished(tmp_path, tiny_job(**changes)) / "README.md").read_text()
+    assert words in (finished(tmp_path, tiny_job(**changes), [1]) / "README.md").read_text()
 
 
 def test_equal_jobs_have_equal_cards(tmp_path: Path) -> None:
@@ -214,16 +188,11 @@ def test_equal_jobs_have_equal_cards(tmp_path: Path) -> None:
     assert one.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize("kind", ["rows", "files", "native"])
+@pytest.mark.parametrize("job", [tiny_job(), streamed_job(), streamed_job(output__resize="native")])
 def test_the_code_of_a_card_reads_the_folder_that_it_lies_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: Job
 ) -> None:
     for name in ("one", "other"):  # of the same folder's name, so that a cache could mix them up
-        job = {
-            "rows": tiny_job(),
-            "files": streamed_job(),
-            "native": streamed_job(output__resize="native"),
-        }[kind]
         place = tmp_path / name / "tokens"
         place.parent.mkdir()
         folder = finished(place, job, broken=[0] if name == "one" else [1, 2])
@@ -254,6 +223,8 @@ def test_the_hub_client_reads_the_metadata(tmp_path: Path) -> None:
     folder = finished(tmp_path, tiny_job())
     data = DatasetCard.load(folder / "README.md").data
     assert (data.license, data.tags) == ("unknown", ["imagetok", "image-tokens"])
+    files = [{"split": "train", "path": "data/**/*.parquet"}]
+    assert data["configs"] == [{"config_name": "default", "data_files": files}]
     manifest = read_manifest(folder)
     assert data.dataset_info["description"] == f"imagetok {manifest.fingerprint}"
     assert data.dataset_info["dataset_size"] == manifest.totals.bytes

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
@@ -17,7 +17,7 @@ from tiny_jobs import do_job, fill, streamed_job, tiny_job
 
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import TEMPORARY_PREFIX
-from imagetok.shards import JobFolder, finalize, read_manifest
+from imagetok.shards import Job, JobFolder, finalize, read_manifest
 from imagetok.shards.shard_scan import scan_shards
 from tiny_runs import contents
 
@@ -67,15 +67,6 @@ def test_shards_made_under_other_numeric_settings_say_so(tmp_path: Path) -> None
     assert [shard.numerics for shard in shards] == [other.numerics, None, other.numerics]
 
 
-def test_missing_units_are_named(tmp_path: Path) -> None:
-    job = tiny_job()
-    do_job(tmp_path, job)
-    (tmp_path / job.paths.shard(1)).unlink()
-    with pytest.raises(DataError, match=r"1 of 3 units .* the first is 'data/train-00001.parquet'"):
-        finalize(tmp_path)
-    assert not (tmp_path / "manifest.json").exists()
-
-
 def test_a_dataset_without_a_manifest_is_refused_with_the_way_to_one(tmp_path: Path) -> None:
     with pytest.raises(UnreadableFileError, match="is not a tokenized dataset"):
         read_manifest(tmp_path)
@@ -97,27 +88,23 @@ def test_finalizing_again_changes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_a_card_that_was_lost_is_written_again(tmp_path: Path) -> None:
-    do_job(tmp_path, tiny_job())
-    finalize(tmp_path)
-    card = (tmp_path / "README.md").read_bytes()
-    (tmp_path / "README.md").unlink()
-    finalize(tmp_path)
-    assert (tmp_path / "README.md").read_bytes() == card
-
-
-def test_a_card_that_people_wrote_on_stays_while_the_shards_do(tmp_path: Path) -> None:
-    job = tiny_job()
+def test_a_card_stays_while_the_shards_do_and_is_written_again_where_it_is_lost(
+    tmp_path: Path,
+) -> None:
+    job, card = tiny_job(), tmp_path / "README.md"
     do_job(tmp_path, job)
     finalize(tmp_path)
-    with (tmp_path / "README.md").open("a") as card:
-        card.write("Licence: ours.")
+    text = card.read_text()
+    card.unlink()
     finalize(tmp_path)
-    assert (tmp_path / "README.md").read_text().endswith("Licence: ours.")
+    assert card.read_text() == text
+    card.write_text(f"{text}Licence: ours.")
+    finalize(tmp_path)
+    assert card.read_text() == f"{text}Licence: ours."
     (tmp_path / job.paths.shard(0)).unlink()
     do_job(tmp_path, job, broken=[1])
     finalize(tmp_path)
-    assert "| unreadable images | 1," in (tmp_path / "README.md").read_text()
+    assert "| unreadable images | 1," in card.read_text()
 
 
 def test_a_unit_that_is_done_again_takes_the_manifest_away(tmp_path: Path) -> None:
@@ -148,10 +135,13 @@ def test_threads_that_finish_at_once_agree_on_the_throughput(tmp_path: Path) -> 
     assert len({manifest.to_json() for manifest in manifests}) == 1
 
 
-def test_what_a_killed_finalizer_left_is_cleared(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["manifest", "data/train-00001"])
+def test_finalizing_clears_what_killed_processes_of_other_machines_left(
+    tmp_path: Path, place: str
+) -> None:
     do_job(tmp_path, tiny_job())
-    place = tmp_path / f"{TEMPORARY_PREFIX}manifest" / "elsewhere-x"
-    place.mkdir(parents=True)
+    folder = (tmp_path / place).with_name(f"{TEMPORARY_PREFIX}{Path(place).name}")
+    (folder / "elsewhere-x").mkdir(parents=True)
     finalize(tmp_path)
     assert not list(tmp_path.rglob(f"{TEMPORARY_PREFIX}*"))
 
@@ -176,42 +166,56 @@ def test_what_other_processes_clear_away_meanwhile_disturbs_nobody(tmp_path: Pat
     assert all(record == records[0] for record in records)
 
 
-def test_a_foreign_shard_is_refused(tmp_path: Path) -> None:
-    job, other = tiny_job(), tiny_job(tokenizer__fingerprint="e" * 64)
-    do_job(tmp_path / "own", job)
-    do_job(tmp_path / "other", other)
-    shutil.copy(tmp_path / "other" / job.paths.shard(1), tmp_path / "own" / job.paths.shard(1))
-    with pytest.raises(DataError, match=f"shard of another job, {other.fingerprint}"):
-        finalize(tmp_path / "own")
-
-
-def test_files_that_are_not_of_the_job_are_refused(tmp_path: Path) -> None:
-    job = tiny_job()
-    do_job(tmp_path, job)
-    shutil.copy(tmp_path / job.paths.shard(1), tmp_path / "data" / "train-00007.parquet")
-    with pytest.raises(DataError, match=r"not of its job, remove them: data/train-00007\.parquet"):
-        finalize(tmp_path)
-
-
-def test_a_shard_that_lost_rows_or_its_end_is_refused(tmp_path: Path) -> None:
-    job = tiny_job()
-    do_job(tmp_path, job)
-    shard = tmp_path / job.paths.shard(1)
-    whole, metadata = shard.read_bytes(), pq.read_metadata(shard).metadata
+def lose_rows(shard: Path) -> None:
+    metadata = pq.read_metadata(shard).metadata
     pq.write_table(pq.read_table(shard).slice(1).replace_schema_metadata(metadata), shard)
-    with pytest.raises(DataError, match="has 3 rows and 0 refused ones, expected 4 together"):
-        finalize(tmp_path)
-    shard.write_bytes(whole[:-20])
-    with pytest.raises(
-        UnreadableFileError, match=r"train-00001\.parquet' is not a shard, or a damaged"
-    ):
-        finalize(tmp_path)
 
 
-@pytest.mark.parametrize("lost", [1, 2])
-def test_a_lost_part_is_noticed(tmp_path: Path, lost: int) -> None:
-    job = streamed_job()
+def replace_by_another_jobs(shard: Path) -> None:
+    do_job(shard.parents[1] / "other", tiny_job(tokenizer__fingerprint="e" * 64))
+    shutil.move(shard.parents[1] / "other" / "data" / shard.name, shard)
+
+
+@pytest.mark.parametrize(
+    ("job", "part", "damage", "error", "words"),
+    [
+        (
+            tiny_job(),
+            0,
+            Path.unlink,
+            DataError,
+            "1 of 3 units .* the first is 'data/train-00001.parquet'",
+        ),
+        (tiny_job(), 0, replace_by_another_jobs, DataError, "shard of another job, [0-9a-f]{64}"),
+        (
+            tiny_job(),
+            0,
+            lambda shard: shutil.copy(shard, shard.with_name("train-00007.parquet")),
+            DataError,
+            r"not of its job, remove them: data/train-00007\.parquet",
+        ),
+        (tiny_job(), 0, lose_rows, DataError, "3 rows and 0 refused ones, expected 4 together"),
+        (
+            tiny_job(),
+            0,
+            lambda shard: shard.write_bytes(shard.read_bytes()[:-20]),
+            UnreadableFileError,
+            r"train-00001\.parquet' is not a shard, or a damaged",
+        ),
+        (streamed_job(), 1, Path.unlink, DataError, "parts of unit 1 are missing"),
+        (streamed_job(), 2, Path.unlink, DataError, "parts of unit 1 are missing"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_not_finalized(
+    tmp_path: Path,
+    job: Job,
+    part: int,
+    damage: Callable[[Path], object],
+    error: type[Exception],
+    words: str,
+) -> None:
     do_job(tmp_path, job)
-    os.unlink(tmp_path / job.paths.shard(1, lost))
-    with pytest.raises(DataError, match="parts of unit 1 are missing"):
+    damage(tmp_path / job.paths.shard(1, part))
+    with pytest.raises(error, match=words):
         finalize(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()

@@ -11,6 +11,7 @@ from imagetok.errors import DataError, IdsError, IdsTypeError, InvalidValueError
 from imagetok.shards import RESERVED, ShardSchema
 
 NO_COLUMNS = pa.table({})
+KINDS = ["uint8", "uint8", "uint16", "uint16", "uint32", "uint32"]
 SIZES = np.array([[10, 20], [30, 40]])
 
 
@@ -20,14 +21,7 @@ def schema(codebook_size: int = 512, by_file: bool = False, **columns: object) -
 
 @pytest.mark.parametrize(
     ("codebook_size", "dtype"),
-    [
-        (1, "uint8"),
-        (256, "uint8"),
-        (257, "uint16"),
-        (2**16, "uint16"),
-        (2**16 + 1, "uint32"),
-        (2**32, "uint32"),
-    ],
+    [*zip((1, 256, 257, 2**16, 2**16 + 1, 2**32), KINDS, strict=True)],
 )
 def test_ids_have_the_narrowest_type_that_holds_the_last_one(
     codebook_size: int, dtype: str
@@ -42,25 +36,10 @@ def test_ids_have_the_narrowest_type_that_holds_the_last_one(
 
 def test_columns_stand_in_the_order_of_the_contract() -> None:
     kept = Features({"label": ClassLabel(names=["b", "a"]), "caption": Value("string")})
-    assert list(ShardSchema(512, (2, 2), False, kept).features) == [
-        "ids",
-        "row",
-        "height",
-        "width",
-        "label",
-        "caption",
-    ]
-    assert list(ShardSchema(512, None, True, kept).features) == [
-        "ids",
-        "grid_h",
-        "grid_w",
-        "file",
-        "row",
-        "height",
-        "width",
-        "label",
-        "caption",
-    ]
+    own = ["row", "height", "width", "label", "caption"]
+    assert list(ShardSchema(512, (2, 2), False, kept).features) == ["ids", *own]
+    streamed = ["ids", "grid_h", "grid_w", "file", *own]
+    assert list(ShardSchema(512, None, True, kept).features) == streamed
 
 
 def test_features_and_arrow_schema_say_the_same() -> None:
@@ -160,19 +139,25 @@ def test_every_level_has_its_own_range() -> None:
         deep.table(np.array([[511, 299, 511, 300]]), [0], None, SIZES[:1], NO_COLUMNS)
 
 
-def test_ids_of_another_depth_are_refused() -> None:
-    deep = ShardSchema(512, (2, 2), False, Features({}), (512, 512))
-    with pytest.raises(IdsError, match=r"expected \(N, \*\(2, 2, 2\)\)"):
-        deep.table(np.zeros((2, 2, 2), dtype=int), [0, 1], None, SIZES, NO_COLUMNS)
-    native = ShardSchema(512, None, False, Features({}), (512, 512))
-    for shape in ((2, 2), (2, 2, 3), (4,)):
-        with pytest.raises(IdsError, match=r"expected \(h, w, 2\) each"):
-            native.table([np.zeros(shape, dtype=int)], [0], None, SIZES[:1], NO_COLUMNS)
+@pytest.mark.parametrize(
+    ("grid", "sizes", "shape", "message"),
+    [
+        ((2, 2), (512,), (2, 6), r"the shape \(2, 6\), expected"),
+        ((2, 2), (512, 512), (2, 2, 2), r"expected \(N, \*\(2, 2, 2\)\)"),
+        (None, (512, 512), (2, 2, 2), r"expected \(h, w, 2\) each"),
+        (None, (512, 512), (2, 2, 2, 3), r"expected \(h, w, 2\) each"),
+        (None, (512, 512), (2, 4), r"expected \(h, w, 2\) each"),
+    ],
+)
+def test_ids_of_another_grid_or_depth_are_refused(
+    grid: tuple[int, int] | None, sizes: tuple[int, ...], shape: tuple[int, ...], message: str
+) -> None:
+    other = ShardSchema(512, grid, False, Features({}), sizes)
+    with pytest.raises(IdsError, match=message):
+        other.table(np.zeros(shape, dtype=int), [0, 1], None, SIZES, NO_COLUMNS)
 
 
-def test_ids_of_another_grid_or_kind_are_refused() -> None:
-    with pytest.raises(IdsError, match=r"the shape \(2, 6\), expected"):
-        schema().table(np.zeros((2, 6), dtype=int), [0, 1], None, SIZES, NO_COLUMNS)
+def test_ids_are_integers() -> None:
     with pytest.raises(IdsTypeError, match="ids are float64, expected integers"):
         schema().table(np.zeros((2, 4)), [0, 1], None, SIZES, NO_COLUMNS)
 

@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_jobs import caption, count_up
-from tiny_tokens import ids_of, rewrite, write_streamed_tokens, write_tokens
+from tiny_jobs import (
+    caption,
+    count_up,
+    ids_of,
+    rewrite,
+    write_streamed_tokens,
+    write_tokens,
+)
 from torch.utils.data import DataLoader
 
 from imagetok.errors import (
@@ -29,18 +35,6 @@ from imagetok.shards.token_dataset import TokenDataset, TokenLoader
 
 ROWS = 50
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """50 rows in 7 shards."""
-    return write_tokens(tmp_path_factory.mktemp("tokens") / "tokens", ROWS, 8)
-
-
-@pytest.fixture
-def copy(tokens: Path, tmp_path: Path) -> Path:
-    """The same, to be damaged."""
-    return Path(shutil.copytree(tokens, tmp_path / "copy"))
 
 
 def dataset(folder: Path, batch_size: int | None = 4, **options: Any) -> TokenDataset:

@@ -10,8 +10,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import load_dataset
-from tiny_jobs import table_of, tiny_job
-from tiny_tokens import write_tokens
+from tiny_jobs import table_of, tiny_job, write_tokens
 
 from imagetok.errors import DataError, HubError
 from imagetok.hub import Pushed

@@ -7,8 +7,8 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Features
@@ -67,12 +67,7 @@ def test_parts_of_a_file_begin_every_rows_per_shard_rows(tmp_path: Path) -> None
     assert [part.column("row").to_pylist() for part in parts] == [[0, 1, 2, 3], [], [8]]
     assert parts[2].equals(table_of(job, [8], "part-1.tar"))
     errors = read_lines(tmp_path / "errors" / "train-00001-00001.jsonl")
-    assert errors[0] == {
-        "row": 4,
-        "file": "part-1.tar",
-        "key": "004.png",
-        "reason": "no image",
-    }
+    assert errors[0] == {"row": 4, "file": "part-1.tar", "key": "004.png", "reason": "no image"}
     assert [line["row"] for line in errors] == [4, 5, 6, 7]
     assert not (tmp_path / job.paths.errors(1, 0)).exists()
 
@@ -103,70 +98,55 @@ def test_bytes_do_not_depend_on_how_the_rows_were_handed_over(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("write", "words"),
+    ("job", "written", "refused", "words"),
     [
-        (lambda writer, table: None, "0, 1, 2, 3 not at all"),
-        (lambda writer, table: writer.write(table(0, 1, 3)), "2 not at all"),
-        (lambda writer, table: writer.write(table(0, 1, 2, 3, 4)), "4 are not of it"),
-        (
-            lambda writer, table: (writer.write(table(0, 1, 2, 3)), writer.refuse(2, None, "why")),
-            "2 came twice",
-        ),
-        (
-            lambda writer, table: (
-                writer.write(table(0, 1, 2)),
-                writer.refuse(3, None, "why"),
-                writer.refuse(3, None, "why"),
-            ),
-            "3 came twice",
-        ),
+        (tiny_job(), [], [], "0, 1, 2, 3 not at all"),
+        (tiny_job(), [0, 1, 3], [], "2 not at all"),
+        (tiny_job(), [0, 1, 2, 3, 4], [], "4 are not of it"),
+        (tiny_job(), [0, 1, 2, 3], [2], "2 came twice"),
+        (tiny_job(), [0, 1, 2], [3, 3], "3 came twice"),
+        (streamed_job(), [0, 1, 3], [], "2 not at all, 3 are not of it"),
     ],
 )
 def test_a_unit_with_holes_or_duplicates_is_not_committed(
-    tmp_path: Path, write: Callable[[UnitWriter, Callable[..., pa.Table]], None], words: str
+    tmp_path: Path, job: Job, written: list[int], refused: list[int], words: str
 ) -> None:
-    job = tiny_job()
+    file = "part-0.tar" if job.input.streaming else None
+
+    def write(writer: UnitWriter) -> None:
+        writer.write(table_of(job, written, file))
+        for row in refused:
+            writer.refuse(row, None, "why", file)
+
     with pytest.raises(DataError, match=words):
-        write_unit(tmp_path, job, lambda writer: write(writer, lambda *rows: table_of(job, rows)))
+        write_unit(tmp_path, job, write)
     assert contents(tmp_path).keys() == {"job.json"}
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_streamed_unit_with_a_hole_is_not_committed(tmp_path: Path) -> None:
-    job = streamed_job()
-    with pytest.raises(DataError, match="2 not at all, 3 are not of it"):
-        write_unit(
-            tmp_path, job, lambda writer: writer.write(table_of(job, [0, 1, 3], "part-0.tar"))
-        )
-    assert not job.paths.parts(tmp_path, 0)
-
-
-def test_rows_that_do_not_ascend_are_refused(tmp_path: Path) -> None:
-    job = tiny_job()
-    with pytest.raises(InvalidValueError, match="do not ascend: 1, 0"):
-        write_unit(tmp_path, job, lambda writer: writer.write(table_of(job, [1, 0])))
-
-    def twice(writer: UnitWriter) -> None:
-        writer.write(table_of(job, [0, 1]))
-        writer.write(table_of(job, [1, 2]))
-
-    with pytest.raises(InvalidValueError, match="do not ascend: 1, 2"):
-        write_unit(tmp_path, job, twice)
-
-
-def test_other_columns_are_refused(tmp_path: Path) -> None:
-    table = table_of(tiny_job(), [0]).drop_columns("label")
-    with pytest.raises(InvalidValueError, match=r"expected those that ShardSchema\.table makes"):
-        write_unit(tmp_path, tiny_job(), lambda writer: writer.write(table))
-
-
-def test_a_refused_row_names_its_file_where_rows_are_known_by_file(tmp_path: Path) -> None:
-    with pytest.raises(InvalidValueError, match="expected the file that it is in"):
-        write_unit(tmp_path / "files", streamed_job(), lambda writer: writer.refuse(0, None, "why"))
-    with pytest.raises(InvalidValueError, match="expected no file"):
-        write_unit(
-            tmp_path / "rows", tiny_job(), lambda writer: writer.refuse(0, None, "why", "a.tar")
-        )
+@pytest.mark.parametrize(
+    ("job", "write", "words"),
+    [
+        (tiny_job(), lambda w, table: w.write(table([1, 0])), "do not ascend: 1, 0"),
+        (
+            tiny_job(),
+            lambda w, table: (w.write(table([0, 1])), w.write(table([1, 2]))),
+            "do not ascend: 1, 2",
+        ),
+        (
+            tiny_job(),
+            lambda w, table: w.write(table([0]).drop_columns("label")),
+            r"expected those that ShardSchema\.table makes",
+        ),
+        (streamed_job(), lambda w, table: w.refuse(0, None, "why"), "expected the file that it is"),
+        (tiny_job(), lambda w, table: w.refuse(0, None, "why", "a.tar"), "expected no file"),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused(
+    tmp_path: Path, job: Job, write: Callable[[UnitWriter, Any], Any], words: str
+) -> None:
+    with pytest.raises(InvalidValueError, match=words):
+        write_unit(tmp_path, job, lambda w: write(w, lambda rows: table_of(job, rows)))
 
 
 def test_an_error_in_the_block_leaves_nothing_and_the_unit_to_others(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_tokens import rewrite, write_streamed_tokens, write_tokens
+from tiny_jobs import rewrite, write_streamed_tokens, write_tokens
 
 from imagetok.files import file_sha256
 from imagetok.shards.verification import verify
@@ -21,15 +21,9 @@ SHARD = "data/train-00003.parquet"
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """50 rows in 7 shards; rows 26, 27 and 40 could not be read."""
-    return write_tokens(tmp_path_factory.mktemp("whole") / "tokens", 50, 8, broken=[26, 27, 40])
-
-
-@pytest.fixture
-def tokens(whole: Path, tmp_path: Path) -> Path:
-    """The same, to be damaged."""
-    return Path(shutil.copytree(whole, tmp_path / "tokens"))
+    return write_tokens(tmp_path_factory.mktemp("tokens") / "tokens", broken=[26, 27, 40])
 
 
 def faults_of(folder: Path) -> list[str]:
@@ -70,10 +64,10 @@ def taking(*rows: int) -> Callable[[pa.Table], pa.Table]:
     return lambda table: table.take(list(rows))
 
 
-def test_a_dataset_as_it_was_written_is_sound(whole: Path) -> None:
-    assert faults_of(whole) == []
-    assert str(verify(whole)) == "7 shards with 47 rows and 3 refused: sound"
-    assert verify(whole).totals.rows_in == 50
+def test_a_dataset_as_it_was_written_is_sound(tokens: Path) -> None:
+    assert faults_of(tokens) == []
+    assert str(verify(tokens)) == "7 shards with 47 rows and 3 refused: sound"
+    assert verify(tokens).totals.rows_in == 50
 
 
 def test_streamed_and_native_datasets_are_sound(tmp_path: Path) -> None:
@@ -82,181 +76,192 @@ def test_streamed_and_native_datasets_are_sound(tmp_path: Path) -> None:
     assert faults_of(write_tokens(tmp_path / "native", 20, 8, broken=range(8, 16), **native)) == []
 
 
-@pytest.mark.parametrize("resize", ["crop", "native"])
-def test_every_level_is_held_to_its_own_range(tmp_path: Path, resize: str) -> None:
-    deep = {"tokenizer__codebook_sizes": [512, 300], "output__resize": resize}
-    folder, name = write_tokens(tmp_path / "tokens", 20, 8, **deep), "data/train-00001.parquet"
+DEEP = {"tokenizer__codebook_sizes": [512, 300]}
+NATIVE = {"output__resize": "native"}
+OF_LEVEL_1 = "id 300 of level 1 is out of range: expected [0, 300), in row group 0"
+
+
+@pytest.mark.parametrize(
+    ("job", "change", "reasons"),
+    [
+        (DEEP, with_values("ids", lambda ids: [[0, 300, *ids[0][2:]], *ids[1:]]), [OF_LEVEL_1]),
+        (
+            DEEP | NATIVE,
+            with_values("ids", lambda ids: [[0, 300, *ids[0][2:]], *ids[1:]]),
+            [OF_LEVEL_1],
+        ),
+        (
+            DEEP | NATIVE,
+            with_values("ids", lambda ids: [ids[0][:-1], *ids[1:]]),
+            [
+                "ids do not make positions of 2",
+                "numbers of ids that are not grid_h * grid_w * 2",
+            ],
+        ),
+        (
+            NATIVE,
+            with_values("grid_h", lambda sides: [sides[0] + 1, *sides[1:]]),
+            ["numbers of ids that are not grid_h * grid_w, in row group 0"],
+        ),
+    ],
+)
+def test_ids_that_do_not_fit_their_levels_or_grids_are_found(
+    tmp_path: Path, job: dict[str, Any], change: Callable[[pa.Table], pa.Table], reasons: list[str]
+) -> None:
+    folder, name = write_tokens(tmp_path / "tokens", 20, 8, **job), "data/train-00001.parquet"
     assert faults_of(folder) == []
-    change = with_values("ids", lambda ids: [[0, 300, *ids[0][2:]], *ids[1:]])
     change_shard(folder, change, name)
-    reason = "id 300 of level 1 is out of range: expected [0, 300), in row group 0"
-    assert faults_of(folder) == [f"{name}: {reason}"]
+    faults = faults_of(folder)
+    assert all(fault.startswith(f"{name}: ") for fault in faults)
+    assert all(any(reason in fault for fault in faults) for reason in reasons)
 
 
-def test_positions_that_lack_codes_are_found(tmp_path: Path) -> None:
-    deep = {"tokenizer__codebook_sizes": [512, 300], "output__resize": "native"}
-    folder, name = write_tokens(tmp_path / "tokens", 20, 8, **deep), "data/train-00001.parquet"
-    change_shard(folder, with_values("ids", lambda ids: [ids[0][:-1], *ids[1:]]), name)
-    faults = " ".join(faults_of(folder))
-    assert "ids do not make positions of 2" in faults
-    assert "numbers of ids that are not grid_h * grid_w * 2" in faults
-
-
-def test_every_flipped_byte_is_found(tokens: Path) -> None:
-    content = (tokens / SHARD).read_bytes()
+def test_every_flipped_byte_is_found(copy: Path) -> None:
+    content = (copy / SHARD).read_bytes()
     for place in np.linspace(0, len(content) - 1, 25, dtype=int):
         flipped = bytearray(content)
         flipped[place] ^= 1
-        (tokens / SHARD).write_bytes(flipped)
-        first, *others = faults_of(tokens)
+        (copy / SHARD).write_bytes(flipped)
+        first, *others = faults_of(copy)
         assert first.startswith(f"{SHARD}: {len(content)} bytes with sha256 ")
         assert all(fault.startswith(f"{SHARD}: ") for fault in others)
 
 
-def test_a_missing_shard_is_found(tokens: Path) -> None:
-    (tokens / SHARD).unlink()
-    (fault,) = faults_of(tokens)
+def test_a_missing_shard_is_found(copy: Path) -> None:
+    (copy / SHARD).unlink()
+    (fault,) = faults_of(copy)
     assert fault.startswith(f"{SHARD}: cannot read")
 
 
-def test_a_shard_that_the_manifest_forgot_is_found(tokens: Path) -> None:
-    edit_manifest(tokens, lambda manifest: manifest["shards"].pop(3))
-    faults = faults_of(tokens)
+def test_a_shard_that_the_manifest_forgot_is_found(copy: Path) -> None:
+    edit_manifest(copy, lambda manifest: manifest["shards"].pop(3))
+    faults = faults_of(copy)
     assert f"{SHARD}: missing in the manifest, the job has this shard" in faults
     assert f"{SHARD}: it is not of the dataset" in faults
     assert "manifest.json: its total of rows is 47, the sum is 41" in faults
 
 
-def test_a_shard_that_the_job_does_not_have_is_found(tokens: Path) -> None:
+def test_a_shard_that_the_job_does_not_have_is_found(copy: Path) -> None:
     name = "data/train-00007.parquet"
-    shutil.copy(tokens / SHARD, tokens / name)
-    assert faults_of(tokens) == [f"{name}: it is not of the dataset"]
+    shutil.copy(copy / SHARD, copy / name)
+    assert faults_of(copy) == [f"{name}: it is not of the dataset"]
     edit_manifest(
-        tokens, lambda manifest: manifest["shards"].append({**manifest["shards"][3], "path": name})
+        copy, lambda manifest: manifest["shards"].append({**manifest["shards"][3], "path": name})
     )
-    assert any(fault.startswith(f"{name}: the manifest lists it") for fault in faults_of(tokens))
+    assert any(fault.startswith(f"{name}: the manifest lists it") for fault in faults_of(copy))
 
 
-def test_a_shard_that_is_listed_twice_is_found(tokens: Path) -> None:
-    edit_manifest(tokens, lambda manifest: manifest["shards"].append(manifest["shards"][3]))
-    assert "manifest.json: it lists a shard twice" in faults_of(tokens)
+def test_a_shard_that_is_listed_twice_is_found(copy: Path) -> None:
+    edit_manifest(copy, lambda manifest: manifest["shards"].append(manifest["shards"][3]))
+    assert "manifest.json: it lists a shard twice" in faults_of(copy)
 
 
-def test_a_foreign_shard_is_found(tokens: Path, tmp_path: Path) -> None:
+def test_a_foreign_shard_is_found(copy: Path, tmp_path: Path) -> None:
     other = write_tokens(
         tmp_path / "other", 50, 8, broken=[26, 27], tokenizer__fingerprint="e" * 64
     )
-    shutil.copy(other / SHARD, tokens / SHARD)
-    faults = faults_of(tokens)
+    shutil.copy(other / SHARD, copy / SHARD)
+    faults = faults_of(copy)
     assert any(fault.startswith(f"{SHARD}: a shard of the job ") for fault in faults)
 
 
-def test_a_shard_in_the_place_of_another_is_found(tokens: Path) -> None:
-    first, second = tokens / "data/train-00001.parquet", tokens / "data/train-00002.parquet"
+def test_a_shard_in_the_place_of_another_is_found(copy: Path) -> None:
+    first, second = copy / "data/train-00001.parquet", copy / "data/train-00002.parquet"
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
-    reasons = " ".join(faults_of(tokens))
+    reasons = " ".join(faults_of(copy))
     assert "rows 8, 9, 10, 11, 12, 13, 14, 15 are missing" in reasons
     assert "rows 16, 17, 18, 19, 20, 21, 22, 23 are of another shard" in reasons
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("change", "reasons"),
     [
         (
-            (0, 1, 3, 4, 5),
-            ["5 rows; the manifest says 6", "30 ids; the manifest", "row 28 is miss"],
+            taking(0, 1, 3, 4, 5),
+            ["5 rows; the manifest says 6", "30 ids; the", "row 28 is missing"],
         ),
-        ((0, 0, 1, 3, 4, 5), ["row 24 is twice", "row 28 is missing"]),
-        ((0, 1, 2, 3, 4, 5, 5), ["7 rows; the", "42 ids; the", "row 31 is twice"]),
-        ((0, 1, 3, 2, 4, 5), ["its rows do not ascend"]),
+        (taking(0, 0, 1, 3, 4, 5), ["row 24 is twice", "row 28 is missing"]),
+        (taking(0, 1, 2, 3, 4, 5, 5), ["7 rows; the", "42 ids; the", "row 31 is twice"]),
+        (taking(0, 1, 3, 2, 4, 5), ["its rows do not ascend"]),
+        (
+            with_values("row", lambda rows: [24, 25, 27, 29, 30, 31]),  # 27 was refused
+            ["row 27 is twice", "row 28 is missing"],
+        ),
+        (
+            with_values("row", lambda rows: [*rows[:5], 99]),
+            ["row 31 is missing", "row 99 is of another shard"],
+        ),
+        (
+            with_values("ids", lambda ids: [[512] * 6, *ids[1:]]),
+            ["id 512 is out of range: expected [0, 512), in row group 0"],
+        ),
+        (
+            with_values("ids", lambda ids: [[None] * 6, *ids[1:]]),
+            ["ids are missing, in row group 0"],
+        ),
+        (
+            with_values("row", lambda rows: [None, *rows[1:]]),
+            ["values of row are missing, in row group 0", "row 24 is missing"],
+        ),
+        (
+            with_values("width", lambda sides: [0, *sides[1:]]),
+            ["width 0, expected at least 1, in row group 0"],
+        ),
+        (lambda table: table.drop_columns("label"), ["the columns ids: "]),
     ],
 )
-def test_removed_and_duplicated_rows_are_found(
-    tokens: Path, rows: tuple[int, ...], expected: list[str]
+def test_a_shard_of_other_rows_or_values_is_found(
+    copy: Path, change: Callable[[pa.Table], pa.Table], reasons: list[str]
 ) -> None:
-    change_shard(tokens, taking(*rows))
-    faults = faults_of(tokens)
-    assert len(faults) == len(expected)
-    for fault, reason in zip(faults, expected, strict=True):
+    change_shard(copy, change)
+    faults = faults_of(copy)
+    assert len(faults) == len(reasons)
+    for fault, reason in zip(faults, reasons, strict=True):
         assert fault.startswith(f"{SHARD}: {reason}")
 
 
-def test_a_row_that_is_read_and_refused_is_found(tokens: Path) -> None:
-    change_shard(tokens, with_values("row", lambda rows: [24, 25, 27, 29, 30, 31]))
-    assert faults_of(tokens) == [f"{SHARD}: row 27 is twice", f"{SHARD}: row 28 is missing"]
-
-
-def test_a_row_of_another_shard_is_found(tokens: Path) -> None:
-    change_shard(tokens, with_values("row", lambda rows: [*rows[:5], 99]))
-    expected = ["row 31 is missing", "row 99 is of another shard"]
-    assert faults_of(tokens) == [f"{SHARD}: {reason}" for reason in expected]
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "reason"),
-    [
-        ("ids", lambda ids: [[512] * 6, *ids[1:]], "id 512 is out of range: expected [0, 512)"),
-        ("ids", lambda ids: [[None] * 6, *ids[1:]], "ids are missing"),
-        ("row", lambda rows: [None, *rows[1:]], "values of row are missing"),
-        ("width", lambda sides: [0, *sides[1:]], "width 0, expected at least 1"),
-    ],
-)
-def test_values_out_of_range_are_found(
-    tokens: Path, column: str, values: Callable[[list[Any]], list[Any]], reason: str
-) -> None:
-    change_shard(tokens, with_values(column, values))
-    assert f"{SHARD}: {reason}, in row group 0" in faults_of(tokens)
-
-
-def test_a_shard_of_other_columns_is_found(tokens: Path) -> None:
-    change_shard(tokens, lambda table: table.drop_columns("label"))
-    (fault,) = faults_of(tokens)
-    assert fault.startswith(f"{SHARD}: the columns ids: ")
-    assert "label: int64" in fault.partition("expected")[2]
-
-
-def test_a_shard_of_other_features_is_found(tokens: Path) -> None:
-    path = tokens / SHARD
+def test_a_shard_of_other_features_is_found(copy: Path) -> None:
+    path = copy / SHARD
     table, metadata = pq.read_table(path), dict(pq.read_metadata(path).metadata)
     metadata[b"huggingface"] = metadata[b"huggingface"].replace(b'"no"', b'"on"')
     pq.write_table(table.replace_schema_metadata(metadata), path)
-    assert f"{SHARD}: its features are not those of the job" in faults_of(tokens)
+    assert f"{SHARD}: its features are not those of the job" in faults_of(copy)
 
 
-def test_an_empty_row_group_is_found(tokens: Path) -> None:
-    table = pq.read_table(tokens / SHARD)
-    metadata = pq.read_metadata(tokens / SHARD).metadata
+def test_an_empty_row_group_is_found(copy: Path) -> None:
+    table = pq.read_table(copy / SHARD)
+    metadata = pq.read_metadata(copy / SHARD).metadata
     schema = table.schema.with_metadata(metadata)
-    with pq.ParquetWriter(tokens / SHARD, schema) as writer:
+    with pq.ParquetWriter(copy / SHARD, schema) as writer:
         writer.write_table(table.cast(schema))
         writer.write_table(table.cast(schema).slice(0, 0))
-    assert any("no rows, which no reader expects, in row group 1" in f for f in faults_of(tokens))
+    assert any("no rows, which no reader expects, in row group 1" in f for f in faults_of(copy))
 
 
-def test_a_list_of_unreadable_rows_that_changed_is_found(tokens: Path) -> None:
-    path = tokens / "errors/train-00003.jsonl"
+def test_a_list_of_unreadable_rows_that_changed_is_found(copy: Path) -> None:
+    path = copy / "errors/train-00003.jsonl"
     content = path.read_text()
     path.write_text(content.replace('"row": 27', '"row": 28'))
-    first, *others = faults_of(tokens)
+    first, *others = faults_of(copy)
     assert first.startswith("errors/train-00003.jsonl: sha256 ")
     assert others == [f"{SHARD}: row 28 is twice", f"{SHARD}: row 27 is missing"]
     path.write_text("no list\n")
-    assert any("errors/train-00003.jsonl: not a list of unreadable" in f for f in faults_of(tokens))
+    assert any("errors/train-00003.jsonl: not a list of unreadable" in f for f in faults_of(copy))
     path.unlink()
-    assert faults_of(tokens)[0].startswith("errors/train-00003.jsonl: cannot read")
+    assert faults_of(copy)[0].startswith("errors/train-00003.jsonl: cannot read")
 
 
-def test_files_that_do_not_belong_are_found(tokens: Path) -> None:
+def test_files_that_do_not_belong_are_found(copy: Path) -> None:
     strangers = ["data/notes.txt", "errors/train-00000.jsonl", "data/sub/x.parquet", "more.csv"]
     for name in [*strangers, ".gitattributes", ".cache/x"]:
-        (tokens / name).parent.mkdir(exist_ok=True)
-        (tokens / name).write_text("x")
-    (tokens / "data" / ".imagetok-tmp-7").mkdir()
+        (copy / name).parent.mkdir(exist_ok=True)
+        (copy / name).write_text("x")
+    (copy / "data" / ".imagetok-tmp-7").mkdir()
     expected = {f"{name}: it is not of the dataset" for name in strangers}
     expected.add("data/.imagetok-tmp-7: left behind by a process that was killed")
-    assert set(faults_of(tokens)) == expected
+    assert set(faults_of(copy)) == expected
 
 
 def test_a_hole_between_the_parts_of_a_file_is_found(tmp_path: Path) -> None:
@@ -283,17 +288,9 @@ def test_a_part_that_is_not_full_is_found(tmp_path: Path) -> None:
     assert f"{name}: row 7 is missing" in faults_of(folder)
 
 
-def test_a_grid_that_is_not_that_of_the_ids_is_found(tmp_path: Path) -> None:
-    folder = write_tokens(tmp_path / "tokens", 20, 8, output__resize="native")
-    change = with_values("grid_h", lambda sides: [sides[0] + 1, *sides[1:]])
-    change_shard(folder, change, "data/train-00001.parquet")
-    (fault,) = faults_of(folder)
-    assert "numbers of ids that are not grid_h * grid_w" in fault
-
-
-def test_all_faults_are_listed(tokens: Path) -> None:
+def test_all_faults_are_listed(copy: Path) -> None:
     for number in (0, 2, 5):
-        (tokens / f"data/train-{number:05d}.parquet").write_bytes(b"x")
-    files = {fault.file for fault in verify(tokens).faults}
+        (copy / f"data/train-{number:05d}.parquet").write_bytes(b"x")
+    files = {fault.file for fault in verify(copy).faults}
     assert files == {f"data/train-{number:05d}.parquet" for number in (0, 2, 5)}
-    assert len(str(verify(tokens)).splitlines()) == len(verify(tokens).faults)
+    assert len(str(verify(copy)).splitlines()) == len(verify(copy).faults)

@@ -1,4 +1,4 @@
-"""Tokenizing jobs of a few rows, and their shards, without a tokenizer: ids are drawn from the row.
+"""Jobs and datasets of a few rows, without a tokenizer: ids are drawn from the number of the row.
 
 A script too: `python tiny_jobs.py FOLDER JOB RANK WORLD_SIZE [BROKEN ...]` waits for a line on its
 standard input, does the job of the JSON file JOB, and prints the units that it did.
@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Value
 from numpy.typing import NDArray
 
-from imagetok.shards import Job, JobFolder, UnitWriter
+from imagetok.shards import Job, JobFolder, UnitWriter, finalize
 
 KEPT = Features({"caption": Value("string"), "label": ClassLabel(names=["no", "yes: 'maybe'"])})
 
@@ -134,6 +135,40 @@ def do_job(
                     fill(writer, job, broken)
                     done.append(unit)
     return done
+
+
+def write_tokens(
+    folder: Path,
+    num_rows: int = 50,
+    rows_per_shard: int = 8,
+    broken: Sequence[int] = (),
+    **job: Any,
+) -> Path:
+    """A complete map-style dataset; row n has the ids of `table_of`."""
+    units = -(-num_rows // rows_per_shard)
+    sizes = {"units__rows_per_shard": rows_per_shard, "units__count": units}
+    do_job(folder, tiny_job(input__num_rows=num_rows, **sizes, **job), broken=broken)
+    finalize(folder)
+    return folder
+
+
+def write_streamed_tokens(folder: Path, num_files: int = 3, broken: Sequence[int] = ()) -> Path:
+    """A complete streamed dataset of files of 10 rows each, in parts of 4."""
+    do_job(folder, streamed_job(num_files), broken=broken)
+    finalize(folder)
+    return folder
+
+
+def ids_of(row: int) -> list[int]:
+    """The ids of a row on the grid 2 x 3."""
+    return [(row * 31 + place) % 512 for place in range(6)]
+
+
+def rewrite(path: Path, change: Any) -> None:
+    """Replace the table of a shard by `change(table)`; its footer stays as it was."""
+    table = pq.read_table(path)
+    metadata = pq.read_metadata(path).metadata
+    pq.write_table(change(table).replace_schema_metadata(metadata), path)
 
 
 if __name__ == "__main__":
