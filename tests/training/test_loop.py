@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import load_dataset
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -25,6 +26,7 @@ from imagetok.evaluation import evaluate
 from imagetok.training import TrainResult, checkpoint, loop, reporter, train
 from imagetok.training.checkpoint import Snapshot
 from imagetok.training.step import Stepper
+from tiny_data import write_split
 from tiny_runs import SYSTEMS, contents, read_lines, tiny_run
 
 FIGURES = {"psnr", "ssim", "l1", "bits_per_dim", "codebook_usage", "codebook_perplexity"}
@@ -338,6 +340,29 @@ def test_a_loading_process_that_is_killed_ends_the_run_in_words(
     with pytest.raises(DataError, match="loads images was ended from outside"):
         train(run, tmp_path / "run", progress=False)
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_profiles_that_cannot_be_applied_are_counted(tmp_path: Path, streaming: bool) -> None:
+    write_split(tmp_path / "in", "parquet", [range(8)])
+    file = tmp_path / "in" / "train-00000.parquet"
+    rows = load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path), split="train")
+    rows = rows.map(lambda row: {"image": damage_profile(row)} if row["label"] < 3 else row)
+    rows.to_parquet(file)
+    data = {"name": str(tmp_path / "in"), "streaming": streaming, "num_workers": 1}
+    config = tiny_run("ae", data={**data, "evaluation_split": "train", "window": 8}, steps=2)
+    config = config.model_copy(update={"tokenizer": config.tokenizer.with_color_profile("srgb")})
+    result = train(config, tmp_path / "run", progress=False)
+    lines = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert sum(line.get("data/profiles_ignored", 0) for line in lines) == 2 * 3
+    assert result.evaluation["num_profiles_ignored"] == 3
+    assert result.evaluation["protocol"]["color_profile"] == "srgb"
+
+
+def damage_profile(row: dict[str, Any]) -> Image.Image:
+    image = row["image"].copy()
+    image.info["icc_profile"] = b"broken"
+    return image
 
 
 # What is refused

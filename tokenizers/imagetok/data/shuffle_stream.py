@@ -81,11 +81,13 @@ class StreamSample:
         pixels: uint8 (C, H, W).
         row: Identity of its row.
         epoch: Its epoch.
+        profiles_ignored: 1 where its colour profile could not be applied, otherwise 0.
     """
 
     pixels: Tensor
     row: int
     epoch: int
+    profiles_ignored: int = 0
 
 
 class ShuffleStream:
@@ -203,10 +205,13 @@ class ShuffleStream:
         settings, identity = self._settings, segment * SEGMENT_SIZE + row
         name = settings.images.describe(segment, row)
         key = make_key(settings.seed, self._epoch, identity, "augment")
+        notes = list[str]()
         pixels = prepare_image(
-            settings.images.fetch(image, name), name, lambda source: settings.transform(source, key)
+            settings.images.fetch(image, name),
+            name,
+            lambda source: settings.transform(source, key, notes),
         )
-        return StreamSample(pixels, identity, self._epoch)
+        return StreamSample(pixels, identity, self._epoch, len(notes))
 
     def _refill(self, slots: list[int]) -> None:
         """Read the rows that the buffer held, each segment once and no further than needed."""

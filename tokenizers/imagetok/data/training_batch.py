@@ -24,6 +24,7 @@ class TrainingBatch:
         refused: Messages about the rows that could not be read while this batch was loaded.
         position: Streaming only: where this rank's shuffle streams stand after the step, int64
             (streams, 4 + buffer size); the same in all micro-batches of a step.
+        profiles_ignored: Images whose colour profile could not be applied.
     """
 
     pixels: Tensor
@@ -31,6 +32,7 @@ class TrainingBatch:
     epochs: Tensor
     refused: tuple[str, ...] = ()
     position: Tensor | None = None
+    profiles_ignored: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -40,7 +42,7 @@ class TrainingBatch:
         # are lost with the process.
         arrays = (self.pixels.numpy(), self.rows.numpy(), self.epochs.numpy())
         position = None if self.position is None else self.position.numpy()
-        return _from_arrays, (*arrays, self.refused, position)
+        return _from_arrays, (*arrays, self.refused, position, self.profiles_ignored)
 
     def pin_memory(self) -> TrainingBatch:
         """The same batch with its pixels in page-locked memory, for a GPU's background copies."""
@@ -58,16 +60,22 @@ def join_batches(parts: Sequence[TrainingBatch]) -> TrainingBatch:
         epochs=torch.cat([part.epochs for part in parts]),
         refused=tuple(message for part in parts for message in part.refused),
         position=torch.cat(positions) if positions else None,
+        profiles_ignored=sum(part.profiles_ignored for part in parts),
     )
 
 
 def split_batch(batch: TrainingBatch, count: int) -> list[TrainingBatch]:
-    """Divide a batch into equal micro-batches; the first one carries the refused rows."""
+    """Divide a batch into equal micro-batches; the first one carries what was left out."""
     pixels, rows, epochs = (
         tensor.chunk(count) for tensor in (batch.pixels, batch.rows, batch.epochs)
     )
     return [
-        TrainingBatch(*parts, refused=() if number else batch.refused, position=batch.position)
+        TrainingBatch(
+            *parts,
+            refused=() if number else batch.refused,
+            position=batch.position,
+            profiles_ignored=0 if number else batch.profiles_ignored,
+        )
         for number, parts in enumerate(zip(pixels, rows, epochs, strict=True))
     ]
 
@@ -78,6 +86,7 @@ def _from_arrays(
     epochs: NDArray[np.int64],
     refused: tuple[str, ...],
     position: NDArray[np.int64] | None,
+    profiles_ignored: int,
 ) -> TrainingBatch:
     return TrainingBatch(
         torch.from_numpy(pixels),
@@ -85,4 +94,5 @@ def _from_arrays(
         torch.from_numpy(epochs),
         refused,
         None if position is None else torch.from_numpy(position),
+        profiles_ignored,
     )

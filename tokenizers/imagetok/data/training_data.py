@@ -208,6 +208,7 @@ class MappedLoader:
             rows=torch.tensor([sample["row"] for sample in samples]),
             epochs=torch.tensor([sample["epoch"] for sample in samples]),
             refused=tuple(message for sample in samples for message in sample["refused"]),
+            profiles_ignored=sum(sample["profiles_ignored"] for sample in samples),
         )
 
 
@@ -311,6 +312,7 @@ class StreamedLoader:
             rows=torch.tensor([sample.row for sample in samples]),
             epochs=torch.tensor([sample.epoch for sample in samples]),
             refused=refused,
+            profiles_ignored=sum(sample.profiles_ignored for sample in samples),
             position=stream.position()[None],
         )
 

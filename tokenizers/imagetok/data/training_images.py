@@ -52,12 +52,13 @@ class TrainTransform:
                 f"crop_scale {self.crop_scale} is not a range (low, high) within (0, 1]"
             )
 
-    def __call__(self, image: object, key: int) -> Tensor:
+    def __call__(self, image: object, key: int, notes: list[str] | None = None) -> Tensor:
         """Read, crop, resize and perhaps mirror an image.
 
         Args:
             image: Anything that `imagetok.images.read_image` takes.
             key: Decides crop and flip, from `imagetok.keys`.
+            notes: A list that gets a message where a colour profile cannot be applied.
 
         Returns:
             uint8 tensor (C, H, W) on the CPU.
@@ -66,7 +67,7 @@ class TrainTransform:
             ImagetokError: The image is refused.
         """
         preprocessor = self.preprocessor
-        pixels = preprocessor.read(image)
+        pixels = preprocessor.read(image, notes)
         pixels = preprocessor.fit(pixels, self._draw_box(pixels.shape[1], pixels.shape[2], key))
         return pixels.flip(-1) if self.flip and _draw(key, "flip") < 0.5 else pixels
 
@@ -87,14 +88,16 @@ class TrainTransform:
 class TrainingSample(TypedDict):
     """One sample.
 
-    Entries: pixels, uint8 (C, H, W); the row and the epoch that they come from; and refused,
-    messages about the rows that could not be read before this one took their place.
+    Entries: pixels, uint8 (C, H, W); the row and the epoch that they come from; refused, messages
+    about the rows that could not be read before this one took their place; and profiles_ignored, 1
+    where the image's colour profile could not be applied, otherwise 0.
     """
 
     pixels: Tensor
     row: int
     epoch: int
     refused: tuple[str, ...]
+    profiles_ignored: int
 
 
 class TrainingImages(Dataset[TrainingSample]):
@@ -135,24 +138,31 @@ class TrainingImages(Dataset[TrainingSample]):
         epoch, first = self.order.locate(sample)
         row, refused = first, []
         for draw in range(MAX_DRAWS + 1):
+            notes = list[str]()
             try:
-                pixels = self._load(row, epoch)
+                pixels = self._load(row, epoch, notes)
             except DataError as error:
                 refused.append(str(error))
                 row = make_key(self.seed, epoch, first, f"redraw/{draw}") % len(self.rows)
             else:
-                return TrainingSample(pixels=pixels, row=row, epoch=epoch, refused=tuple(refused))
+                return TrainingSample(
+                    pixels=pixels,
+                    row=row,
+                    epoch=epoch,
+                    refused=tuple(refused),
+                    profiles_ignored=len(notes),
+                )
         raise DataError(
             f"neither {self.rows.describe(first)} nor {MAX_DRAWS} rows drawn in its place can be "
             f"read: {name_some(refused)}"
         )
 
-    def _load(self, row: int, epoch: int) -> Tensor:
+    def _load(self, row: int, epoch: int, notes: list[str]) -> Tensor:
         key = make_key(self.seed, epoch, row, "augment")
         return prepare_image(
             self.rows.image(row),
             self.rows.describe(row),
-            lambda image: self.transform(image, key),
+            lambda image: self.transform(image, key, notes),
         )
 
 

@@ -168,7 +168,7 @@ def pillow_errors(name: str, fault: str, max_pixels: int = MAX_PIXELS) -> Iterat
         yield
     except (ImagetokError, MemoryError):
         raise
-    except Image.DecompressionBombError:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageValueError(
             f"{name} is over the limit of {limit_text(max_pixels)}, or over the lower one that "
             "this process has set as PIL.Image.MAX_IMAGE_PIXELS; shrink it first"

@@ -253,14 +253,18 @@ class Run:
     def _step(self, batches: list[TrainingBatch], measure: bool) -> StepTotals:
         """Take one step; record its losses and the rows that could not be read."""
         refused = [message for batch in batches for message in batch.refused]
+        ignored = sum(batch.profiles_ignored for batch in batches)
         counts = {  # summed over the ranks together with the step's losses
             "signals": self.signals.flags(),
             "unreadable": torch.tensor([len(refused)], dtype=torch.float64),
+            "profiles": torch.tensor([ignored], dtype=torch.float64),
             "failed": torch.tensor([self.writer.has_failed], dtype=torch.float64),
         }
         totals = self.stepper.step(self.done, batches, measure, counts)
         self.done, self.position = self.done + 1, batches[-1].position
         self.reporter.write_losses(self.done - 1, totals)
+        if count := int(totals.counts["profiles"].item()):
+            self.reporter.note_ignored_profiles(self.done - 1, count)
         if count := int(totals.counts["unreadable"].item()):
             self.unreadable += count
             messages = [each for part in collectives.gather_objects(refused) for each in part]

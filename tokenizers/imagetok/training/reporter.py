@@ -155,6 +155,10 @@ class Reporter:
         """The same fixed images above their reconstructions."""
         return reconstruction_grid(tokenizer, self._rows)
 
+    def note_ignored_profiles(self, step: int, count: int) -> None:
+        """Record in `metrics.jsonl` how many images had a profile that could not be applied."""
+        self._metrics.write(step, {"data/profiles_ignored": count})
+
     def note_unreadable(self, step: int, messages: Sequence[str]) -> None:
         """Name unreadable rows: all of them in `metrics.jsonl`, the first ones as warnings."""
         self._metrics.write(step, {"data/unreadable": list(messages)})
