@@ -11,6 +11,7 @@ import torch
 
 from imagetok import modelfile
 from imagetok.config import TokenizerConfig
+from imagetok.hub.dataset_snapshot import CHECKED_FILE
 
 
 def make_config(latent_dim: int = 2) -> TokenizerConfig:
@@ -50,6 +51,17 @@ def model_files(
         files[modelfile.EVALUATION_FILE] = json.dumps(figures).encode()
         files[modelfile.PICTURES_FILE] = b"\x89PNG pictures %d" % seed
     return files
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, and of its folders, but for what imagetok notes in a cache."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKED_FILE)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def wanted(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The files of a repository that are fetched."""
+    return {name: data for name, data in files.items() if not name.startswith("errors/")}
 
 
 def below(folder: str, files: dict[str, bytes]) -> dict[str, bytes]:

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-from hub_models import dataset_files
+from hub_models import contents, dataset_files, wanted
 from huggingface_hub import constants
 
 from imagetok.errors import HubAccessError, UnreadableFileError
 from imagetok.files import file_sha256
-from imagetok.hub.dataset_snapshot import CHECKED_FILE, fetch_dataset
+from imagetok.hub.dataset_snapshot import fetch_dataset
 from loopback_hub import CDN, LoopbackHub
 
 pytestmark = pytest.mark.usefixtures("no_waits")
@@ -28,19 +28,10 @@ def files(loopback_hub: LoopbackHub) -> dict[str, bytes]:
     return made
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != CHECKED_FILE)
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
-
-
 def snapshot_of(server: LoopbackHub) -> Path:
     """The folder in the cache of the commit that the repository is at."""
     head = server.head(REPO, repo_type="dataset")
     return Path(constants.HF_HUB_CACHE) / "datasets--user--tokens" / "snapshots" / head
-
-
-def wanted(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if not name.startswith("errors/")}
 
 
 def listing(*shards: object) -> str:

@@ -23,7 +23,7 @@ from imagetok.shards import TokenDataset
 from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.training import train
 from imagetok.training.step import Stepper
-from loopback_hub import CDN, LoopbackHub
+from loopback_hub import LoopbackHub
 from tiny_data import write_split
 from tiny_runs import contents, read_lines, tiny_run
 
@@ -206,24 +206,6 @@ def test_token_dataset_refuses_what_lies_nowhere(logged_in: LoopbackHub, tmp_pat
         TokenDataset(DATA)
 
 
-def test_an_interrupted_push_is_not_taken_for_the_whole_and_goes_on(
-    logged_in: LoopbackHub, run: Run, tokens: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imagetok.hub.push.COMMIT_FILES", 1)
-    logged_in.fail(path="/commit/", skip=1, status=403, times=None)
-    told(run("push-dataset", tokens, TOKENS), 2, TOKENS)
-    assert len(logged_in.commits(TOKENS, repo_type="dataset")) == 2
-    with pytest.raises(HubAccessError, match=r"has no 'manifest\.json'.*upload is not finished"):
-        TokenDataset(TOKENS)
-    monkeypatch.setattr(logged_in, "_faults", [])
-    with logged_in.recording() as requests:
-        assert run("push-dataset", tokens, TOKENS).code == 0
-    uploads = [each for each in requests if each.method == "PUT" and each.origin == CDN]
-    assert len(uploads) < 3
-    assert contents(tokens).keys() == logged_in.files(TOKENS, repo_type="dataset").keys()
-    assert len(list(TokenDataset(TOKENS))) == ROWS
-
-
 def test_ids_of_another_tokenizer_take_the_place_of_all_shards_on_request(
     logged_in: LoopbackHub, run: Run, tokenize: Run, tokens: Path, tmp_path: Path
 ) -> None:
@@ -245,34 +227,6 @@ def test_ids_of_another_tokenizer_take_the_place_of_all_shards_on_request(
     assert make_tokenizer(seed=0).fingerprint not in renewed
     assert f'load_dataset("{TOKENS}", split="train")' in renewed
     assert list(load_dataset(TOKENS, split="train")) == rows_in(out)
-
-
-def test_reasons_of_refused_rows_go_along(
-    logged_in: LoopbackHub, run: Run, tokenize: Run, local: Path, tmp_path: Path
-) -> None:
-    folder = write_split(tmp_path / "data", "parquet", PARTS, broken=[2, 9])
-    out, options = tmp_path / "out", ("--max-error-rate", 0.5)
-    assert tokenize(out, *options, tokenizer=local, dataset=folder).code == 0
-    assert run("push-dataset", out, TOKENS).code == 0
-    errors = {name for name in contents(out) if name.startswith("errors/")}
-    assert len(errors) == 2
-    assert errors <= logged_in.files(TOKENS, repo_type="dataset").keys()
-    assert len(list(TokenDataset(TOKENS))) == ROWS - 2
-    assert len(load_dataset(TOKENS, split="train")) == ROWS - 2
-
-
-def test_an_unfinished_job_is_not_pushed(
-    logged_in: LoopbackHub,
-    run: Run,
-    tokenize: Run,
-    local: Path,
-    tmp_path: Path,
-    meanwhile: Meanwhile,
-) -> None:
-    meanwhile(1, break_off)
-    assert tokenize(tmp_path / "out", tokenizer=local).code == 1
-    told(run("push-dataset", tmp_path / "out", TOKENS), 2, "manifest.json")
-    assert not logged_in.requests
 
 
 # Made from the Hub

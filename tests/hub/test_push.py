@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hub_models import make_config
+from hub_models import contents, make_config
 
 from imagetok import hub
 from imagetok.errors import HubAccessError, HubError, ModelFileError, UnreadableFileError
@@ -63,11 +63,6 @@ def commits(server: LoopbackHub, revision: str = "main", repo_type: str = "model
     return [commit.title for commit in server.commits(REPO, revision, repo_type)][-2::-1]
 
 
-def on_disk(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
-
-
 # A tokenizer
 
 
@@ -77,7 +72,7 @@ def test_a_tokenizer_lands_whole_in_one_commit_and_pushing_it_again_makes_none(
     save_model(model, evaluated=True)
     pushed = push(commit_message="First")
     assert commits(loopback_hub) == ["First"]
-    assert loopback_hub.files(REPO) == on_disk(model)
+    assert loopback_hub.files(REPO) == contents(model)
     assert pushed == Pushed(
         f"{loopback_hub.endpoint}/{REPO}", loopback_hub.head(REPO), pull_request=None
     )
@@ -132,7 +127,7 @@ def test_figures_of_other_weights_on_the_hub_go_with_the_weights(
     assert hub.EVALUATION_FILE in loopback_hub.files(REPO), "they are of these very weights"
     save_model(model, seed=1)
     push()
-    assert loopback_hub.files(REPO) == on_disk(model)
+    assert loopback_hub.files(REPO) == contents(model)
     assert len(commits(loopback_hub)) == 2
     loopback_hub.commit(REPO, {hub.PICTURES_FILE: b"\x89PNG"})
     push()
@@ -284,7 +279,7 @@ def test_each_passing_fault_is_outlasted_and_one_commit_lands(
     assert planned.spent, "the fault was never met"
     revision = "refs/pr/1" if create_pr else "main"
     assert len(commits(loopback_hub, revision)) == 1
-    assert loopback_hub.files(REPO, revision) == on_disk(model)
+    assert loopback_hub.files(REPO, revision) == contents(model)
     assert pushed.revision == loopback_hub.head(REPO, revision)
     assert [each for each in loopback_hub.repository(REPO).refs if "/pr/" in each] == (
         [revision] if create_pr else []
@@ -359,7 +354,7 @@ print(hub.load_remote_model({REPO!r}).files.sha256)
     command, environment = [sys.executable, "-c", code], os.environ | settings
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert loopback_hub.files(REPO) == on_disk(model)
+    assert loopback_hub.files(REPO) == contents(model)
     assert done.stdout.strip() == hub.load_model(model).sha256
     assert {request.origin for request in loopback_hub.requests} == {HUB}, "nothing went by LFS"
     assert loopback_hub.seen("GET", "xet-write-token")
@@ -441,7 +436,7 @@ def test_shards_of_another_job_are_deleted_and_other_files_stay(
     loopback_hub.commit(REPO, {"notes.txt": "mine", "database/x": "mine"}, "dataset")
     push_dataset(shards=2, text="b")
     files = loopback_hub.files(REPO, repo_type="dataset")
-    assert files == on_disk(tmp_path / "2 b") | {"notes.txt": b"mine", "database/x": b"mine"}
+    assert files == contents(tmp_path / "2 b") | {"notes.txt": b"mine", "database/x": b"mine"}
 
 
 @pytest.mark.parametrize("committed", [False, True])
@@ -464,21 +459,7 @@ def test_an_interrupted_push_goes_on_where_it_was(
     with loopback_hub.recording() as second:
         push_dataset(shards=9)
     assert len(uploads(second)) == 9 - len(landed)
-    assert loopback_hub.files(REPO, repo_type="dataset") == on_disk(tmp_path / "9 a")
-
-
-def test_a_small_dataset_lands_in_one_commit_and_pushing_it_again_uploads_nothing(
-    loopback_hub: LoopbackHub, push_dataset: Callable[..., Pushed], tmp_path: Path
-) -> None:
-    first = push_dataset()
-    assert len(dataset_commits(loopback_hub)) == 1
-    assert loopback_hub.files(REPO, repo_type="dataset") == on_disk(tmp_path / "7 a")
-    head = loopback_hub.head(REPO, repo_type="dataset")
-    assert first == Pushed(f"{loopback_hub.endpoint}/datasets/{REPO}", head, None)
-    with loopback_hub.recording() as requests:
-        assert push_dataset() == first
-    assert uploads(requests) == []
-    assert not [each for each in requests if "/commit/" in each.target]
+    assert loopback_hub.files(REPO, repo_type="dataset") == contents(tmp_path / "9 a")
 
 
 def test_a_dataset_of_several_commits_goes_to_one_pull_request(
@@ -491,7 +472,7 @@ def test_a_dataset_of_several_commits_goes_to_one_pull_request(
     loopback_hub.fail(path=COMMIT, drop=True, after=True)
     pushed = push_dataset(create_pr=True)
     assert pushed.pull_request == f"{loopback_hub.endpoint}/datasets/{REPO}/discussions/1"
-    assert loopback_hub.files(REPO, "refs/pr/1", "dataset") == on_disk(tmp_path / "7 a")
+    assert loopback_hub.files(REPO, "refs/pr/1", "dataset") == contents(tmp_path / "7 a")
     assert "refs/pr/2" not in loopback_hub.repository(REPO, "dataset").refs
 
 
@@ -507,7 +488,7 @@ def test_a_request_that_only_deletes_is_not_mistaken_for_another(
     )
     pushed = push_dataset(shards=2, create_pr=True)
     assert pushed.revision == loopback_hub.head(REPO, "refs/pr/2", "dataset")
-    assert loopback_hub.files(REPO, "refs/pr/2", "dataset") == on_disk(tmp_path / "2 a")
+    assert loopback_hub.files(REPO, "refs/pr/2", "dataset") == contents(tmp_path / "2 a")
 
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
@@ -554,7 +535,7 @@ def test_the_bar_counts_the_bytes_that_are_left_and_can_be_turned_off(
     monkeypatch.setattr(pushing, "COMMIT_FILES", 4)
     push_dataset(shards=9, progress=True)
     told = capsys.readouterr().err
-    there, wanted = on_disk(tmp_path / "3 a"), on_disk(tmp_path / "9 a")
+    there, wanted = contents(tmp_path / "3 a"), contents(tmp_path / "9 a")
     size = sum(len(wanted[name]) for name in wanted.keys() - there.keys())
     last = re.search(r"push: 100%\|.*\| (\d+)/(\d+) ", told.split("\r")[-1])
     assert last is not None

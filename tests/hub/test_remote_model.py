@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_models import below, model_files
+from hub_models import below, contents, model_files
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from imagetok import hub
@@ -36,10 +36,6 @@ def files(loopback_hub: LoopbackHub) -> dict[str, bytes]:
     made = model_files()
     loopback_hub.create(REPO, files=made)
     return made
-
-
-def contents(model: RemoteModel) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in model.folder.iterdir()}
 
 
 def of_files(requests: list[Request]) -> list[Request]:
@@ -101,7 +97,7 @@ def test_branches_tags_and_pull_requests_give_what_lies_there(
 def test_a_subfolder_holds_a_tokenizer_of_its_own(loopback_hub: LoopbackHub) -> None:
     loopback_hub.create(REPO, files={**model_files(0), **below("a/small", model_files(1))})
     model = load_remote_model(REPO, subfolder="a/small")
-    assert contents(model) == model_files(1)
+    assert contents(model.folder) == model_files(1)
     assert seed_of(load_remote_model(REPO)) == 0
     with loopback_hub.recording() as requests:
         load_remote_model(REPO, revision=model.revision, subfolder="a/small/")
@@ -158,7 +154,7 @@ def test_a_file_that_changed_in_the_cache_is_refused_and_fetched_again(
     with pytest.raises(ModelFileError, match=f"'{name}' of {REPO} at commit {model.revision}"):
         load_remote_model(REPO, local_files_only=True)
     with loopback_hub.recording() as requests:
-        assert contents(load_remote_model(REPO)) == files
+        assert contents(load_remote_model(REPO).folder) == files
     assert all(name in request.target for request in of_files(requests)), "only what is damaged"
     (model.folder / name).unlink()
     if name in (hub.CONFIG_FILE, hub.MODEL_FILE):

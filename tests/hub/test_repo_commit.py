@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_models import dataset_files, model_files
+from hub_models import contents, dataset_files, model_files, wanted
 from huggingface_hub import constants
 
 from imagetok import hub
 from imagetok.errors import HubAccessError, HubError, ModelFileError, UnreadableFileError
 from imagetok.hub.address import is_repo_id
-from imagetok.hub.dataset_snapshot import CHECKED_FILE
 from imagetok.hub.repo_commit import RepoCommit, remove_cached
 from loopback_hub import CDN, HUB, LoopbackHub
 
@@ -77,17 +76,6 @@ def fetcher(request: pytest.FixtureRequest) -> Reader:
     return FETCHERS[request.param]
 
 
-def contents(found: Any) -> dict[str, bytes]:
-    paths = (path for path in found.folder.rglob("*") if path.is_file())
-    files = {path.relative_to(found.folder).as_posix(): path.read_bytes() for path in paths}
-    files.pop(CHECKED_FILE, None)
-    return files
-
-
-def wanted(files: dict[str, bytes]) -> dict[str, bytes]:
-    return {name: data for name, data in files.items() if not name.startswith("errors/")}
-
-
 # Names
 
 
@@ -132,7 +120,7 @@ def test_all_files_come_as_they_were_pushed_and_no_others(
 ) -> None:
     head = fetcher.put(loopback_hub)
     found = fetcher.read(REPO)
-    assert contents(found) == wanted(fetcher.files)
+    assert contents(found.folder) == wanted(fetcher.files)
     assert (found.repo_id, found.revision) == (REPO, head)
 
 
@@ -168,9 +156,9 @@ def test_a_branch_that_moved_gives_its_new_files_and_the_old_commit_stays(
     fetcher.read(REPO)
     new = fetcher.move(loopback_hub)
     found = fetcher.read(REPO)
-    assert (found.revision, contents(found)) == (new, wanted(fetcher.later))
+    assert (found.revision, contents(found.folder)) == (new, wanted(fetcher.later))
     with loopback_hub.recording() as requests:
-        assert contents(fetcher.read(REPO, revision=old)) == wanted(fetcher.files)
+        assert contents(fetcher.read(REPO, revision=old).folder) == wanted(fetcher.files)
     assert requests == []
 
 
@@ -185,7 +173,7 @@ def test_a_branch_that_moves_while_it_is_read_does_not_mix_commits(
         found = reader.read(REPO)
     assert fault.spent
     assert loopback_hub.head(REPO, repo_type=reader.repo_type) != before
-    assert (found.revision, contents(found)) == (before, wanted(reader.files))
+    assert (found.revision, contents(found.folder)) == (before, wanted(reader.files))
     assert all(before in r.path for r in requests if "/resolve/" in r.path)
 
 
@@ -218,7 +206,7 @@ def test_a_damaged_download_is_refused_by_name_and_fetched_again(
     assert not os.path.lexists(repository / "snapshots" / commit / file)
     held = {path.read_bytes() for path in repository.glob("blobs/*")}
     assert held <= set(reader.files.values())
-    assert contents(reader.read(REPO)) == wanted(reader.files)
+    assert contents(reader.read(REPO).folder) == wanted(reader.files)
 
 
 # A bad network

@@ -178,12 +178,9 @@ class Branch:
         calling(f"making the branch {self._revision} of {self._repo_id}", self._make_branch)
 
     def check_writable(self) -> None:
-        """Ask whether the branch may be written to, which `prepare` does not do if it exists.
+        """Refuse a token that may not write, which `prepare` does not do if the branch exists.
 
         Nothing is sent except the question how a small file would have to be uploaded.
-
-        Raises:
-            HubAccessError: The token has no right to write.
         """
         asked = [CommitOperationAdd("config.json", b"{}")]
         calling(
@@ -220,11 +217,7 @@ class Branch:
     ) -> str | None:
         """Upload files and commit them, and deletions, on top of `head`.
 
-        Args:
-            uploads: Files that are new or changed.
-            deleted: Paths to delete.
-            head: The commit that all this was found from.
-            uploaded: Called with the bytes of each group of files once it is on the Hub.
+        `uploaded` is called with the bytes of each group of files once it is on the Hub.
 
         Returns:
             The commit; None if the branch has moved on, perhaps by this commit itself: read it

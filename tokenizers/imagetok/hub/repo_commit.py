@@ -106,20 +106,11 @@ class RepoCommit:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
     ) -> RepoCommit:
-        """The commit that a revision stands for, by one request.
+        """The commit that a revision stands for; see `FetchOptions` for what is given by keyword.
 
-        No request is made for the full hash of a commit that is in the cache, nor offline. If the
-        Hub does not answer, the commit that the cache knows is taken, with a warning.
+        If the Hub does not answer, the commit that the cache knows is taken, with a warning.
         `HfApi.resolve_revision` waits without end for a Hub that stalls, and takes the cache's
         commit after a single failure.
-
-        Args:
-            repo_id: `user/name`.
-            repo_type: `model` or `dataset`.
-            revision: As for `FetchOptions`, like all that follow.
-            token: Who asks.
-            cache_dir: Cache to use.
-            local_files_only: Make no request.
 
         Raises:
             HubAccessError: Repository or revision does not exist or is not accessible; or no
@@ -167,13 +158,10 @@ class RepoCommit:
     def fetch(self, name: str) -> RemoteFile | None:
         """A file from the cache or else from the Hub, its content not yet checked.
 
-        Returns:
-            None if the commit has no such file, or if it is not in the cache and no request may
-            be made.
+        None if the commit has no such file, or the cache lacks it and no request may be made.
 
         Raises:
-            ModelFileError, UnreadableFileError: What arrived did not have the size that the Hub
-                names, and was not kept.
+            ModelFileError, UnreadableFileError: It arrived with another size, and was not kept.
             HubAccessError, HubError: As `calling`.
         """
         cached = self._look_up(name)
@@ -190,22 +178,14 @@ class RepoCommit:
         return RemoteFile(name, Path(fetched), etag)
 
     def need(self, name: str, meaning: str) -> RemoteFile:
-        """As `fetch`, for a file without which the repository is of no use.
-
-        Args:
-            name: Path in the repository.
-            meaning: What the absence of the file says about the repository.
-
-        Raises:
-            HubAccessError: The file does not exist or may not be fetched.
-        """
+        """As `fetch`, for a file whose absence has a meaning, with which `missing` is raised."""
         file = self.fetch(name)
         if file is None:
             raise self.missing(name, meaning)
         return file
 
     def missing(self, name: str, meaning: str) -> HubAccessError:
-        """The error for a file that is needed and was not found; arguments as `need`."""
+        """The error for a file that is needed and was not found; `meaning` ends its message."""
         if not self.offline or self._look_up(name) is not None:
             return HubAccessError(f"{self.place} has no '{name}': {meaning}")
         return HubAccessError(
@@ -232,12 +212,9 @@ class RepoCommit:
         return calling(f"asking for '{name}' of {self.place}", ask)
 
     def check(self, file: RemoteFile) -> None:
-        """Compare a file's content with the hash that the Hub names.
+        """Compare a file's content with the hash that the Hub names; raises `refuse`.
 
         huggingface_hub compares sizes alone, and only when a file arrives.
-
-        Raises:
-            ModelFileError, UnreadableFileError: They differ; the file was removed from the cache.
         """
         if has_hash(file.path, file.etag) is False:
             raise self.refuse(file)
@@ -245,11 +222,7 @@ class RepoCommit:
     def refuse(
         self, file: RemoteFile, reason: str = "what arrived is not what the Hub holds"
     ) -> UnreadableFileError:
-        """Remove a damaged file from the cache; the error to raise says so.
-
-        Returns:
-            A ModelFileError for a model, an UnreadableFileError for a dataset.
-        """
+        """Remove a damaged file from the cache; the error to raise, by the type of repository."""
         told = f"'{file.name}' of {self.place} was refused"
         try:
             remove_cached(file.path, self.cache.parent)
@@ -300,14 +273,9 @@ def is_sha256(etag: str | None) -> bool:
 
 
 def has_hash(path: Path, etag: str | None) -> bool | None:
-    """Whether a file's content has a hash that the Hub names.
+    """Whether a file's content has the hash that the Hub names; None if it names none.
 
-    Args:
-        path: A file.
-        etag: A sha256 (of an LFS file), a git hash (of any other), or anything else.
-
-    Returns:
-        None if the etag says nothing about the content.
+    LFS files have a sha256, others a git hash.
 
     Raises:
         UnreadableFileError: The file cannot be read.
@@ -323,13 +291,8 @@ def has_hash(path: Path, etag: str | None) -> bool | None:
 def remove_cached(path: Path, root: Path) -> None:
     """Remove a file and its content from the cache, so that the next call fetches it.
 
-    huggingface_hub removes whole revisions only.
-
-    Args:
-        path: File in a snapshot. If it is a link, what it leads to is removed as well, as long as
-            that lies in the cache; other snapshots' links to it then lead nowhere, and
-            huggingface_hub treats those files as missing.
-        root: The cache of all repositories.
+    huggingface_hub removes whole revisions only. What a link leads to is removed as well, as long
+    as that lies in `root`, the cache; huggingface_hub treats links that lead nowhere as missing.
 
     Raises:
         UnwritableFileError: It cannot be removed.

@@ -202,7 +202,7 @@ def load_tensors(
     with _naming_faults(path), safe_open(path, framework="pt") as file:
         mapped = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if expected is not None:
-            check_fit(path, mapped, expected)
+            _check_fit(path, mapped, expected)
         tensors = {name: tensor.clone() for name, tensor in mapped.items()}
     for name, tensor in tensors.items():
         if fault := _fault(tensor):
@@ -215,19 +215,10 @@ def load_tensors(
     return tensors
 
 
-def check_fit(
+def _check_fit(
     path: str | os.PathLike[str], found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
-    """Compare the tensors of a file with those of the model that its config describes.
-
-    Args:
-        path: Path of the file, for messages.
-        found: The tensors of the file.
-        expected: Tensors with the same names, shapes and dtypes; they need no values.
-
-    Raises:
-        ModelFileError: A tensor is missing or unexpected, or has another shape or dtype.
-    """
+    """Refuse tensors that have not the names, shapes and dtypes of those `expected`."""
     faults = [f"missing {name}" for name in expected if name not in found]
     faults += [f"unexpected {printable(name)}" for name in found if name not in expected]
     for name in expected.keys() & found.keys():
