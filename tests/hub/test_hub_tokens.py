@@ -176,6 +176,8 @@ def test_a_pushed_dataset_is_read_typed_by_load_dataset(
     assert stream.features == whole.features
     assert set(whole.features) == {"ids", "row", "height", "width", "caption"}
     assert list(whole) == list(stream) == expected
+    assert "12 rows and 0 refused: sound" in run("verify", TOKENS, "--split", "train").out
+    told(run("verify", TOKENS, "--split", "test"), 2, "has no split 'test'")
     assert len(expected) == ROWS
 
 

@@ -1,59 +1,49 @@
-"""The endpoints that tell what a Hub holds: users, repositories, references, commits, trees."""
+"""The endpoints that tell what a Hub holds: repositories, references, trees; and check cards."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from loopback_hub.cards import card_of, parse_card, tags_of
+import yaml
+
 from loopback_hub.catalog import Catalog
 from loopback_hub.messages import Answer, RefusedError, Request, json_answer
-from loopback_hub.repositories import Blob, Commit, Files, Repository, folders
+from loopback_hub.repositories import Files, folders
 
-EXPANDED_PAGE_SIZE = 50
+FRONT_MATTER = re.compile(r"\A\s*---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 Parts = Mapping[str, str]
 
 
 def validate_yaml(catalog: Catalog, request: Request, _parts: Parts) -> Answer:
     """POST /api/validate-yaml, which the client asks before it commits a README.md."""
     catalog.user(request)
+    found = FRONT_MATTER.match(request.json()["content"].replace("\r\n", "\n"))
     try:
-        card = parse_card(request.json()["content"])
-    except ValueError as error:
-        return json_answer({"errors": [{"message": str(error)}], "warnings": []}, 400)
-    warning = {"message": "empty or missing yaml metadata in repo card"}
-    return json_answer({"errors": [], "warnings": [] if card else [warning]})
+        card = yaml.safe_load(found[1]) if found else {}
+    except yaml.YAMLError as error:
+        card = str(error)
+    if isinstance(card, dict):
+        warning = {"message": "empty or missing yaml metadata in repo card"}
+        return json_answer({"errors": [], "warnings": [] if card else [warning]})
+    fault = card if isinstance(card, str) else "metadata should be an object"
+    return json_answer({"errors": [{"message": fault}], "warnings": []}, 400)
 
 
 def info(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     """GET /api/{kind}/{repo} and .../revision/{rev}."""
     repository = catalog.readable(request, parts["kind"], parts["repo"])
     commit = repository.resolve(parts.get("rev", "main"))
-    card = card_of(commit.files)
-    told: dict[str, Any] = {
-        "_id": repository.name,
+    told = {
         "id": repository.name,
-        "author": repository.namespace,
         "sha": commit.sha,
-        "createdAt": repository.history(commit)[-1].date,
-        "lastModified": commit.date,
         "private": repository.private,
         "gated": repository.gated,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": tags_of(card),
-        "siblings": [
-            _sibling(path, blob, request.flag("blobs"))
-            for path, blob in sorted(commit.files.items())
-        ],
+        "tags": [],
+        "siblings": [{"rfilename": path} for path in sorted(commit.files)],
     }
-    if card:
-        told["cardData"] = card
-    if repository.kind == "models":
-        told |= {"modelId": repository.name}
-        told |= {name: card[name] for name in ("library_name", "pipeline_tag") if name in card}
     return json_answer(told)
 
 
@@ -82,10 +72,8 @@ def tree(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     paths = [path for path in paths if path.startswith(prefix)]
     if not request.flag("recursive"):
         paths = [path for path in paths if "/" not in path.removeprefix(prefix)]
-    expand = request.flag("expand")
-    told = [_entry(repository, commit, path, expand) for path in paths]
-    size = min(catalog.page_size, EXPANDED_PAGE_SIZE) if expand else catalog.page_size
-    return _page(catalog, request, told, size)
+    told = [_entry(commit.files, path) for path in paths]
+    return _page(catalog, request, told, catalog.page_size)
 
 
 def paths_info(catalog: Catalog, request: Request, parts: Parts) -> Answer:
@@ -95,37 +83,10 @@ def paths_info(catalog: Catalog, request: Request, parts: Parts) -> Answer:
     form = parse_qs(request.body.decode())
     present = {*commit.files, *folders(commit.files)}
     asked = [path.strip("/") for path in form.get("paths", [])]
-    expand = form.get("expand", [""])[-1].lower() == "true"
-    return json_answer(
-        [_entry(repository, commit, path, expand) for path in asked if path in present]
-    )
+    return json_answer([_entry(commit.files, path) for path in asked if path in present])
 
 
-def _sibling(path: str, blob: Blob, with_blobs: bool) -> dict[str, Any]:
-    told: dict[str, Any] = {"rfilename": path}
-    if with_blobs:
-        told |= {"blobId": blob.oid, "size": len(blob.content)}
-        if blob.large:
-            size, pointer_size = len(blob.content), len(blob.pointer)
-            told["lfs"] = {"sha256": blob.sha256, "size": size, "pointerSize": pointer_size}
-    return told
-
-
-def _entry(repository: Repository, commit: Commit, path: str, expand: bool) -> dict[str, Any]:
-    told = _file_entry(commit.files, path)
-    if expand:
-        last = repository.changed(path, repository.history(commit))
-        told["lastCommit"] = {"id": last.sha, "title": last.title, "date": last.date}
-        if told["type"] == "file":
-            told["securityFileStatus"] = {
-                "status": "safe",
-                "avScan": None,
-                "pickleImportScan": None,
-            }
-    return told
-
-
-def _file_entry(files: Files, path: str) -> dict[str, Any]:
+def _entry(files: Files, path: str) -> dict[str, Any]:
     blob = files.get(path)
     if blob is None:
         return {"type": "directory", "oid": folders(files)[path], "size": 0, "path": path}

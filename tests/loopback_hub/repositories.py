@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -184,24 +184,6 @@ class Repository:
         commit = self._add(parent, files, title, message, author)
         self.refs[ref] = commit.sha
         return commit
-
-    def changed(self, path: str, history: Iterable[Commit]) -> Commit:
-        """The commit that last changed a file or a folder.
-
-        Args:
-            path: the file or folder, present in the newest commit.
-            history: commits from the newest to the oldest.
-        """
-
-        def state(commit: Commit) -> str | None:
-            blob = commit.files.get(path)
-            return blob.oid if blob is not None else folders(commit.files).get(path)
-
-        commits = list(history)
-        for commit, parent in itertools.pairwise(commits):
-            if state(commit) != state(parent):
-                return commit
-        return commits[-1]
 
     def _add(
         self, parent: Commit | None, files: Files, title: str, message: str, author: str

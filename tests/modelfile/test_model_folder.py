@@ -62,6 +62,9 @@ def test_config_and_tensors_come_back_exactly(tmp_path: Path) -> None:
     files = modelfile.load_model(path.parent)
     assert files.config == make_config()
     assert files.path == path
+    copy = (path.parent / modelfile.CONFIG_FILE).read_text()
+    assert TokenizerConfig.from_json(copy) == make_config()
+    assert copy.count("\n") > 10, "people can read it"
     assert files.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     expected = make_tensors()
     assert files.tensors.keys() == expected.keys()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from imagetok.errors import (
@@ -89,6 +90,14 @@ def test_loaded_tensors_do_not_change_with_the_file(path: Path) -> None:
     with path.open("r+b") as file:
         file.write(bytes(path.stat().st_size))
     assert tensors_digest(found) == tensors_digest(TENSORS)
+
+
+def test_a_missing_file_and_one_of_another_program_are_told(path: Path) -> None:
+    with pytest.raises(ModelFileError, match="does not exist"):
+        load(path)
+    save_file(TENSORS, path, metadata={"format": "pt"})
+    with pytest.raises(ModelFileError, match="was not saved by imagetok"):
+        load(path)
 
 
 def test_the_digest_tells_names_dtypes_shapes_and_values_apart() -> None:
