@@ -43,7 +43,7 @@ OPTIONS = {
     "reconstruct": {"--tokenizer", "--output", "--device", "--dtype", "--import"},
     "info": {"--json", "--tokenizer-revision", "--import"},
     "push": {"--private", "--revision", "--commit-message", "--create-pr", "--import"},
-    "push-dataset": {"--private", "--revision", "--commit-message", "--create-pr"},
+    "push-dataset": {"--private", "--revision", "--commit-message", "--create-pr", "--replace"},
 }
 
 
