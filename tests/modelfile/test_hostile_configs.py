@@ -30,6 +30,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "likelihood": {"type": "mse"},
     },
     "vae": {
+        "preprocessing": {"color_profile": "srgb"},
         "encoder": CONV,
         "bottleneck": {"type": "gaussian", "latent_dim": 2},
         "decoder": CONV,
