@@ -67,8 +67,7 @@ def test_the_profile_of_a_file_is_applied_whichever_way_the_file_comes(
 def test_a_profile_of_srgb_changes_nothing(encode: Encode, image: Image.Image) -> None:
     plain = read_image(encode(image, "PNG"))
     made = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    red, green, blue = SRGB
-    nearly = rgb_profile((tuple(0.997 * part for part in red), green, blue))
+    nearly = rgb_profile(tuple(tuple(0.99 * part for part in color) for color in SRGB))
     assert not np.array_equal(in_srgb(image, nearly), image)
     for profile in (made, rgb_profile(SRGB), nearly):
         notes = list[str]()
