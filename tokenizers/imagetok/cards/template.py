@@ -27,13 +27,6 @@ whoever publishes them writes it into the card, where it stays."""
 
 NOT_RECORDED = "not recorded"
 
-_SOURCE_WORDS = {
-    "builtin": "which comes with imagetok",
-    "hub": "on the Hub",
-    "local": "on its user's machine",
-}
-"""What a card says about each `DatasetSource`."""
-
 
 class Escaped(str):
     """A text that may stand in a card as it is: the result of a filter."""
@@ -52,33 +45,6 @@ def render(template: str, metadata: Mapping[str, Any], **values: Any) -> str:
     """
     markers = {"begin": CARD_BEGIN, "end": CARD_END}
     return _environment().get_template(template).render(metadata=metadata, **markers, **values)
-
-
-def dataset_words(name: str | None, source: str | None) -> str:
-    """What a card calls a dataset, as Markdown.
-
-    Args:
-        name: The name that it was opened by; None where that is not recorded.
-        source: Its `DatasetSource`; anything else counts as not recorded.
-    """
-    if name is None:
-        return NOT_RECORDED
-    shown, where = code(without_folders(name)), _SOURCE_WORDS.get(source or "")
-    return shown if where is None else f"{shown}, {where}"
-
-
-def licence_words(what: str, source: str) -> str:
-    """The paragraph of a card that says why it states no licence.
-
-    Args:
-        what: What would be licensed, such as `weights`.
-        source: What that was made from, such as `training data`.
-    """
-    return (
-        f"None is stated by what this card is made from. Whoever publishes the {what} sets "
-        "`license` at the top of this file, where a later push leaves it as it is; the terms of "
-        f"the {source} may bind it."
-    )
 
 
 def written(value: float) -> str:
@@ -109,7 +75,6 @@ def _environment() -> Environment:
     }
     environment.filters |= {name: _escaping(function) for name, function in filters.items()}
     environment.filters["without_folders"] = without_folders
-    environment.globals |= {"dataset_words": dataset_words, "licence_words": licence_words}
     return environment
 
 
