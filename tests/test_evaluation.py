@@ -287,6 +287,17 @@ def test_the_protocol_says_what_was_measured_and_how(rows: ImageRows) -> None:
     assert json.loads(json.dumps(figures)) == figures
 
 
+def test_the_protocol_tells_a_limit_of_pixels_where_one_is_set(rows: ImageRows) -> None:
+    tokenizer = build("vqvae")
+    assert "max_pixels" not in evaluate(tokenizer, rows, limit=1, progress=False)["protocol"]
+    tokenizer.max_pixels = 256
+    figures = evaluate(tokenizer, rows, limit=1, progress=False)
+    assert figures["protocol"]["max_pixels"] == 256
+    tokenizer.max_pixels = 255
+    with pytest.raises(DataError, match="256 pixels, over the limit of 255 pixels"):
+        evaluate(tokenizer, rows, limit=1, progress=False)
+
+
 def test_a_narrower_dtype_is_told_and_gives_figures_close_by(rows: ImageRows) -> None:
     tokenizer = build("vae")
     exact = evaluate(tokenizer, rows, progress=False)

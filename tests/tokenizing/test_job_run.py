@@ -21,10 +21,10 @@ from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_images, shard
 
 from imagetok.data import prefetcher
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
+from imagetok.images import Preprocessor
 from imagetok.shards import UnitWriter
 from imagetok.tokenizing import JobStopped, TokenizingError, job_run
 from imagetok.tokenizing.batch_encoder import BatchEncoder
-from imagetok.tokenizing.image_preparation import Preparation
 from tiny_data import png, write_split
 from tiny_runs import contents
 
@@ -202,12 +202,13 @@ def test_loading_processes_that_keep_being_killed_end_the_job(
 def test_a_decoder_without_memory_ends_the_job_in_words(
     job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Preparation, images: Any) -> Any:
+    def fail(self: Preprocessor, *_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(Preparation, "__call__", fail)
-    with pytest.raises(TokenizingError, match="too little memory"):
-        job(tmp_path / "out")
+    write_split(tmp_path / "in", "pictures", [range(2)])
+    monkeypatch.setattr(Preprocessor, "read", fail)
+    with pytest.raises(TokenizingError, match=r"too little memory to decode 'train/000\.png'"):
+        job(tmp_path / "out", dataset=str(tmp_path / "in"))
 
 
 def test_a_write_that_fails_ends_the_job(

@@ -342,6 +342,16 @@ def test_a_loading_process_that_is_killed_ends_the_run_in_words(
     assert multiprocessing.active_children() == []
 
 
+def test_the_limit_of_pixels_is_the_runs(tmp_path: Path) -> None:
+    result = train(
+        tiny_run("ae", data={"max_pixels": 256}, steps=1), tmp_path / "a", progress=False
+    )
+    assert result.evaluation["protocol"]["max_pixels"] == 256
+    assert "max_pixels: 256" in (tmp_path / "a" / "config.yaml").read_text()
+    with pytest.raises(DataError, match="256 pixels, over the limit of 255 pixels"):
+        train(tiny_run("ae", data={"max_pixels": 255}), tmp_path / "b", progress=False)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_profiles_that_cannot_be_applied_are_counted(tmp_path: Path, streaming: bool) -> None:
     write_split(tmp_path / "in", "parquet", [range(8)])

@@ -113,6 +113,12 @@ class Preparation:
             return Prepared(fitted.numpy(), size, key, ignores_profile=bool(notes))
         except TokenizingError:
             raise
+        except MemoryError:
+            named = f"'{key}'" if key else "an image"
+            raise TokenizingError(
+                f"there is too little memory to decode {named}; start the job again with fewer "
+                "workers, or a new one with a smaller max_pixels"
+            ) from None
         except ImagetokError as error:
             # What error files say is the same bytes for every version.
             text = str(error).removesuffix(LIMIT_REMEDY)
