@@ -336,9 +336,9 @@ def test_two_steps_are_loaded_ahead_and_no_more(
     seen: list[int] = []
     original = TrainTransform.__call__
 
-    def counted(self: TrainTransform, image: object, key: int) -> Tensor:
+    def counted(self: TrainTransform, image: object, key: int, notes: list[str]) -> Tensor:
         seen.append(key)
-        return original(self, image, key)
+        return original(self, image, key, notes)
 
     monkeypatch.setattr(TrainTransform, "__call__", counted)
     window = 4 if streaming else 0
@@ -383,9 +383,9 @@ def test_closing_ends_loading_at_once(
 
     original = TrainTransform.__call__
 
-    def slow(self: TrainTransform, image: object, key: int) -> Tensor:
+    def slow(self: TrainTransform, image: object, key: int, notes: list[str]) -> Tensor:
         time.sleep(0.2)
-        return original(self, image, key)
+        return original(self, image, key, notes)
 
     monkeypatch.setattr(TrainTransform, "__call__", slow)
     feed = opened(folder, streaming).feed(0, 100)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, features
 
+from imagetok.config import printable
 from imagetok.errors import InvalidValueError
 
 Colors = NDArray[np.uint8]
@@ -97,7 +98,9 @@ def _conversion(profile: bytes, mode: str) -> Conversion | None:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = str(source.profile.xcolor_space).strip()
         if space not in _SPACES[mode]:
-            raise ProfileError(f"it describes colours of {space}, and the pixels are {mode}")
+            raise ProfileError(
+                f"it describes colours of {printable(space)}, and the pixels are {mode}"
+            )
         entered = "L" if space == "GRAY" else space
         transform = ImageCms.buildTransform(
             source,
