@@ -89,7 +89,7 @@ def push_model(
         stale = _find_stale_evaluation(branch, head, absent, sha256)
         return Goal(bulk=[], closing=closing, stale=stale)
 
-    return _Push(branch, find_goal).run(tqdm(disable=True))
+    return _push(branch, find_goal, tqdm(disable=True))
 
 
 def push_files(
@@ -163,7 +163,7 @@ def push_goal(
         client_bars_off(),
         tqdm(total=total, desc="push", unit="B", unit_scale=True, disable=not progress) as bar,
     ):
-        return _Push(branch, find_goal).run(bar)
+        return _push(branch, find_goal, bar)
 
 
 def prepare_repository(
@@ -200,59 +200,49 @@ class Goal:
     interim: Sequence[Upload] = ()
 
 
-@dataclass(frozen=True)
-class _Push:
-    """The loop that brings a branch to its goal.
+def _push(branch: Branch, find_goal: Callable[[Head], Goal], bar: tqdm[NoReturn]) -> Pushed:
+    """Commit until nothing is left to do."""
+    restarts = 0
+    while restarts < MOST_RESTARTS:
+        head = branch.read_head()
+        goal = find_goal(head)
+        pending, differing = _missing(goal.bulk, head), _missing(goal.closing, head)
+        bar.total = bar.n + sum(upload.size for upload in (*pending, *differing))
+        last = len(pending) <= COMMIT_FILES
+        if last:
+            uploads = pending + _missing(_merged(branch, goal.closing, head), head)
+            stale = list(goal.stale)
+        else:
+            interim = _missing(_merged(branch, goal.interim, head), head)
+            uploads = pending[:COMMIT_FILES] + interim
+            same = {upload.name for upload in goal.closing if upload not in differing}
+            stale = sorted({*goal.withdrawn} & head.files.keys() - same)
+        made: str | None = head.sha
+        if uploads or stale:
+            made = branch.commit(uploads, stale, head, bar.update)
+        if made is None:
+            restarts += 1
+            logger.warning("warning: %s has moved on; reading it again", branch.page)
+        elif last:
+            return Pushed(branch.url, made, branch.pull_request)
+    raise HubError(
+        f"{branch.page} kept changing while it was pushed to: push again when nobody else does"
+    )
 
-    Attributes:
-        branch: Where to commit.
-        find_goal: Finds the goal from the commit that the branch is at.
-    """
 
-    branch: Branch
-    find_goal: Callable[[Head], Goal]
+def _merged(branch: Branch, uploads: Sequence[Upload], head: Head) -> list[Upload]:
+    """The files, a card among them with what people wrote into the one on the branch."""
+    return [
+        _merge(branch, upload, head) if upload.name == CARD_FILE else upload for upload in uploads
+    ]
 
-    def run(self, bar: tqdm[NoReturn]) -> Pushed:
-        """Commit until nothing is left to do."""
-        restarts = 0
-        while restarts < MOST_RESTARTS:
-            head = self.branch.read_head()
-            goal = self.find_goal(head)
-            pending, differing = _missing(goal.bulk, head), _missing(goal.closing, head)
-            bar.total = bar.n + sum(upload.size for upload in (*pending, *differing))
-            last = len(pending) <= COMMIT_FILES
-            if last:
-                uploads = pending + self._missing_merged(goal.closing, head)
-                stale = list(goal.stale)
-            else:
-                uploads = pending[:COMMIT_FILES] + self._missing_merged(goal.interim, head)
-                same = {upload.name for upload in goal.closing if upload not in differing}
-                stale = sorted({*goal.withdrawn} & head.files.keys() - same)
-            if not uploads and not stale:
-                return Pushed(self.branch.url, head.sha, self.branch.pull_request)
-            made = self.branch.commit(uploads, stale, head, bar.update)
-            if made is None:
-                restarts += 1
-                logger.warning("warning: %s has moved on; reading it again", self.branch.page)
-            elif last:
-                return Pushed(self.branch.url, made, self.branch.pull_request)
-        raise HubError(
-            f"{self.branch.page} kept changing while it was pushed to: push again when nobody "
-            "else does"
-        )
 
-    def _missing_merged(self, uploads: Sequence[Upload], head: Head) -> list[Upload]:
-        return _missing([self._merged(upload, head) for upload in uploads], head)
-
-    def _merged(self, upload: Upload, head: Head) -> Upload:
-        """A card with what people wrote into the one on the branch; other files as they are."""
-        if upload.name != CARD_FILE:
-            return upload
-        existing = None
-        if CARD_FILE in head.files:
-            existing = _decode(self.branch.read_file(CARD_FILE, head), "README.md on the Hub")
-        card = merge_card(_decode(upload.read(), "the card to be pushed"), existing)
-        return Upload(CARD_FILE, card.encode())
+def _merge(branch: Branch, card: Upload, head: Head) -> Upload:
+    existing = None
+    if CARD_FILE in head.files:
+        existing = _decode(branch.read_file(CARD_FILE, head), "README.md on the Hub")
+    text = merge_card(_decode(card.read(), "the card to be pushed"), existing)
+    return Upload(CARD_FILE, text.encode())
 
 
 def _missing(uploads: Sequence[Upload], head: Head) -> list[Upload]:
