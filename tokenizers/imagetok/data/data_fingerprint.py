@@ -127,16 +127,30 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def file_sizes(values: pa.ChunkedArray) -> list[int | None]:
-    """Size in bytes of each file, without reading it; None where there is none."""
+    """Size in bytes of each file, without reading it; None where there is none.
+
+    Args:
+        values: Files as `{bytes, path}`, binary ones, or lists of one of these.
+    """
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        flat = iter(file_sizes(pc.list_flatten(values)))
+        counts = pc.list_value_length(values).to_pylist()
+        return [sum(next(flat) or 0 for _ in range(count)) if count else None for count in counts]
     if not pa.types.is_struct(values.type):
-        return list(pc.binary_length(values).to_pylist())
-    sizes = pc.binary_length(pc.struct_field(values, "bytes")).to_pylist()
+        return _lengths(values)
+    sizes = _lengths(pc.struct_field(values, "bytes"))
     if None not in sizes:
-        return list(sizes)
+        return sizes
     paths = pc.struct_field(values, "path").to_pylist()
     return [
         _file_size(path) if size is None else size for size, path in zip(sizes, paths, strict=True)
     ]
+
+
+def _lengths(values: pa.ChunkedArray) -> list[int | None]:
+    if pa.types.is_binary_view(values.type):
+        values = values.cast(pa.large_binary())
+    return list(pc.binary_length(values).to_pylist())
 
 
 def _file_size(path: str | None) -> int | None:
@@ -147,6 +161,8 @@ def _file_size(path: str | None) -> int | None:
 
 
 def _file_bytes(value: Any) -> bytes | None:
+    if isinstance(value, list):
+        return b"".join(_file_bytes(each) or b"" for each in value)
     if not isinstance(value, dict):
         return value if value is None else bytes(value)
     if value["bytes"] is not None or value["path"] is None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from datasets import Dataset, Features, Image, IterableDataset, Value
+from datasets import Dataset, Features, Image, IterableDataset, LargeList, List, Value
 from datasets.features.features import FeatureType
 
 from imagetok.data.data_fingerprint import content_fingerprint
@@ -25,12 +25,26 @@ from imagetok.errors import DataError
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
+_BINARY = frozenset(("binary", "large_binary", "binary_view"))
+_TEXT = frozenset(("string", "large_string", "string_view"))
+
 StoredImage = dict[str, Any]
 """An image as rows hold it, `{"bytes": ..., "path": ...}`, which `read_image` takes."""
 
 
 def as_stored_image(value: Any) -> StoredImage | None:
-    """The value of an image column, a dict or bare bytes; None where it is null."""
+    """The value of an image column: a dict, bare bytes, or a list of one; None where it is null.
+
+    Raises:
+        DataError: It is a list of several images.
+    """
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise DataError(
+                f"a row has a list of {len(value)} images, and one image a row is read; write a "
+                "dataset with a row for each"
+            )
+        value = value[0] if value else None
     return value if value is None or isinstance(value, dict) else {"bytes": value, "path": None}
 
 
@@ -196,19 +210,26 @@ def find_column(features: Features, ref: DatasetRef) -> str:
     name, image_column = ref.name, ref.image_column
     listing = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
     if image_column is None:
-        found: list[str] = [key for key, feature in features.items() if isinstance(feature, Image)]
+        found = [key for key, feature in features.items() if isinstance(feature, Image)]
+        found = found or [key for key, feature in features.items() if _holds_files(feature)]
         if len(found) == 1:
-            return found[0]
-        how_many = "several columns" if found else "no column"
-        raise DataError(
-            f"'{name}' has {how_many} with an Image feature; name one by image_column: {listing}"
-        )
+            return str(found[0])
+        how_many = "several columns of images" if found else "no column of images"
+        raise DataError(f"'{name}' has {how_many}; name one by image_column: {listing}")
     if image_column not in features:
         raise DataError(f"'{name}' has no column '{image_column}'; its columns are: {listing}")
-    if not (isinstance(features[image_column], Image) or _is_binary(features[image_column])):
+    feature = features[image_column]
+    if isinstance(feature, Value) and feature.dtype in _TEXT:
         raise DataError(
-            f"column '{image_column}' of '{name}' holds no images; an image column is an Image "
-            f"or a binary one, its columns are: {listing}"
+            f"column '{image_column}' of '{name}' holds text, not images: addresses and paths in a "
+            "column are never opened, and base64 is not decoded; store the files themselves, as "
+            f"datasets.Image does. Its columns are: {listing}"
+        )
+    if not (isinstance(feature, Image) or _holds_files(feature) or _is_binary(feature)):
+        raise DataError(
+            f"column '{image_column}' of '{name}' holds no images; an image column is an Image, a "
+            "{bytes, path} or a binary one, or a list of one of these, its columns are: "
+            f"{listing}"
         )
     return image_column
 
@@ -219,12 +240,33 @@ def undecoded(dataset: Rows) -> Rows:
     for column, feature in dataset.features.items():
         if getattr(feature, "decode", False):
             dataset = dataset.cast_column(column, replace(feature, decode=False))
+        elif getattr(_inside(feature), "decode", False):
+            files = replace(_inside(feature), decode=False)
+            dataset = dataset.cast_column(column, replace(feature, feature=files))
     return dataset
 
 
+def _holds_files(feature: FeatureType) -> bool:
+    """Whether values are `{bytes, path}`, as writers without `datasets` store images, or lists."""
+    inner = _inside(feature)
+    if isinstance(inner, dict):
+        return inner.keys() == {"bytes", "path"} and _is_binary(inner["bytes"])
+    return isinstance(inner, Image)
+
+
 def _is_binary(feature: FeatureType) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("binary", "large_binary")
+    inner = _inside(feature)
+    return isinstance(inner, Value) and inner.dtype in _BINARY
+
+
+def _inside(feature: FeatureType) -> FeatureType:
+    """What lists hold, and other features as they are."""
+    return feature.feature if isinstance(feature, List | LargeList) else feature
 
 
 def _kind(feature: FeatureType) -> str:
+    if isinstance(feature, List | LargeList):
+        return f"list of {_kind(feature.feature)}"
+    if isinstance(feature, dict):
+        return f"{{{', '.join(feature)}}}"
     return str(feature.dtype) if isinstance(feature, Value) else type(feature).__name__

@@ -67,6 +67,9 @@ _FILE_KINDS = (
     *("videofolder", "webdataset", "xml"),
 )
 """What `datasets` takes for kinds of files in the current folder, not for names on the Hub."""
+_EMPTY_WORDS = "An error occurred while generating the dataset"
+"""How `datasets` begins what it says of every error while it converts files."""
+
 logger = logging.getLogger(__name__)
 
 _BUILTIN_OPTIONS = {"shapes": ("count", "size"), "digits": ()}
@@ -449,5 +452,16 @@ def data_errors(message: str) -> Iterator[None]:
     except (ImagetokError, MemoryError):
         raise
     except Exception as error:  # datasets, pyarrow, fsspec, httpx and the Hub's client all raise
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DataError(f"{message}: {reason}") from error
+        raise DataError(f"{message}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, with the errors behind it where it says nothing itself."""
+    words = list[str]()
+    behind: BaseException | None = error
+    while behind is not None:
+        text = " ".join(str(behind).split()) or type(behind).__name__
+        if not text.startswith(_EMPTY_WORDS) and not any(text in word for word in words):
+            words.append(text[:300])
+        behind = behind.__cause__
+    return "; ".join(words) or str(error)
