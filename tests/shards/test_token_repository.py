@@ -12,7 +12,7 @@ import pytest
 from datasets import load_dataset
 from tiny_jobs import table_of, tiny_job, write_tokens
 
-from imagetok.errors import DataError, HubError
+from imagetok.errors import DataError, HubAccessError, HubError
 from imagetok.hub import Pushed
 from imagetok.shards import TokenDataset, push_dataset, verify
 from loopback_hub import LoopbackHub
@@ -190,8 +190,8 @@ def test_files_of_unknown_origin_and_other_versions_are_not_overwritten(
     assert rows_on_the_hub() == {"train": TRAIN_ROWS}
 
 
-@pytest.mark.parametrize("landed", range(4))
-@pytest.mark.parametrize("replacing", [False, True])
+@pytest.mark.parametrize("landed", [0, 1, 3])
+@pytest.mark.parametrize("case", ["added", "replaced", "first replaced"])
 def test_a_push_that_breaks_off_leaves_whole_splits_and_goes_on(
     loopback_hub: LoopbackHub,
     train: Path,
@@ -199,29 +199,35 @@ def test_a_push_that_breaks_off_leaves_whole_splits_and_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     landed: int,
-    replacing: bool,
+    case: str,
 ) -> None:
-    push(train)
-    if replacing:
-        push(write_tokens(tmp_path / "old", 30, input__fingerprint="b" * 64, **TEST))
-    else:  # as older versions wrote it, for repositories of one split
+    wanted = {"train": TRAIN_ROWS, "test": TEST_ROWS}
+    ours, name, other = (train, "train", "test") if case[0] == "f" else (test, "test", "train")
+    if case == "added":
+        push(train)
+        # As older versions wrote it, for repositories of one split.
         card = held(loopback_hub)["README.md"].replace(b"**/train-*", b"**/*")
         loopback_hub.commit(REPO, {"README.md": card}, "dataset")
+    else:
+        change = {"input__fingerprint": "b" * 64, "input__split": name}
+        old = write_tokens(tmp_path / "old", 30, **change)
+        for folder in (old, test) if case == "first replaced" else (train, old):
+            push(folder)
     monkeypatch.setattr("imagetok.hub.push.COMMIT_FILES", 1)
     loopback_hub.fail(path="/commit/", skip=landed, status=403, times=None)
     with pytest.raises(HubError):
-        push(test, replace=replacing)
+        push(ours, replace=case != "added")
     rows = rows_on_the_hub()
-    assert rows["train"] == TRAIN_ROWS
-    assert verify(REPO, split="train").is_sound
-    if replacing and not landed:
-        assert len(rows["test"]) == 30
-    else:
-        assert rows.keys() == {"train"}
-        with pytest.raises(DataError, match="no split 'test'"):
-            TokenDataset(REPO, split="test")
+    assert rows.pop(other) == wanted[other]
+    assert verify(REPO, split=other).is_sound
+    assert {split: len(left) for split, left in rows.items()} == (
+        {name: 30} if case != "added" and not landed else {}
+    )
+    if not rows:
+        with pytest.raises((DataError, HubAccessError), match=r"no split|is not finished"):
+            TokenDataset(REPO, split=name)
     monkeypatch.setattr(loopback_hub, "_faults", [])
-    push(test, replace=replacing)
-    assert rows_on_the_hub() == {"train": TRAIN_ROWS, "test": TEST_ROWS}
-    own = {name for name in held(loopback_hub) if "test-" in name}
-    assert own == {p.relative_to(test).as_posix() for p in test.rglob("*/test-*")}
+    push(ours, replace=case != "added")
+    assert rows_on_the_hub() == wanted
+    own = {file for file in held(loopback_hub) if f"{name}-" in file}
+    assert own == {path.relative_to(ours).as_posix() for path in ours.rglob(f"*/{name}-*")}
