@@ -181,25 +181,6 @@ def test_a_pushed_dataset_is_read_typed_by_load_dataset(
     assert len(expected) == ROWS
 
 
-def test_token_dataset_reads_from_the_hub_what_it_reads_from_the_folder(
-    logged_in: LoopbackHub, run: Run, tokenize: Run, tokens: Path, tmp_path: Path
-) -> None:
-    run("push-dataset", tokens, TOKENS)
-    first = logged_in.head(TOKENS, repo_type="dataset")
-    make_tokenizer(seed=1).save_pretrained(tmp_path / "other")
-    assert tokenize(tmp_path / "others", tokenizer=tmp_path / "other").code == 0
-    run("push-dataset", tmp_path / "others", TOKENS, "--replace")
-    for folder, revision in ((tokens, first), (tmp_path / "others", None)):
-        here = TokenDataset(folder, seed=3, batch_size=5)
-        there = TokenDataset(TOKENS, seed=3, batch_size=5, revision=revision)
-        pairs = list(zip(here, there, strict=True))
-        assert len(pairs) == 3
-        for one, other in pairs:
-            assert torch.equal(one.pop("ids"), other.pop("ids"))
-            assert torch.equal(one.pop("row"), other.pop("row"))
-            assert one == other
-
-
 def test_token_dataset_refuses_what_lies_nowhere(logged_in: LoopbackHub, tmp_path: Path) -> None:
     with pytest.raises(HubAccessError, match="nor is there a folder 'user/nothing' here"):
         TokenDataset("user/nothing")

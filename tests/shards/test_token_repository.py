@@ -115,7 +115,7 @@ def test_a_split_of_another_job_is_replaced_on_request_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     push(train)
-    push(test)
+    commit = push(test).revision
     before = held(loopback_hub)
     for split, change in (("train", {}), ("test", TEST)):
         other = write_tokens(tmp_path / f"other {split}", 9, input__fingerprint="b" * 64, **change)
@@ -132,6 +132,10 @@ def test_a_split_of_another_job_is_replaced_on_request_only(
     assert (rows["train"], len(rows["test"])) == (TRAIN_ROWS, 9)
     assert "errors/test-00000.jsonl" not in held(loopback_hub)
     assert verify(REPO, split="test").totals.rows == 9
+    here = list(TokenDataset(test, seed=3, batch_size=4))
+    there = list(TokenDataset(REPO, split="test", revision=commit, seed=3, batch_size=4))
+    assert [one.pop("ids").tolist() for one in here] == [one.pop("ids").tolist() for one in there]
+    assert [one["caption"] for one in here] == [one["caption"] for one in there]
 
 
 @pytest.mark.parametrize(
