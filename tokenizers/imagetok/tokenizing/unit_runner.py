@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol, Self
@@ -28,7 +28,7 @@ from imagetok.tokenizing.batch_encoder import (
     RowIndex,
 )
 from imagetok.tokenizing.chunk_loader import Loaded
-from imagetok.tokenizing.image_preparation import Prepared
+from imagetok.tokenizing.image_preparation import Outcome, Prepared
 from imagetok.tokenizing.job_input import Chunk
 
 logger = logging.getLogger(__name__)
@@ -81,46 +81,74 @@ def tokenize_rows(
     Raises:
         ImagetokError: Loading, encoding or writing failed.
     """
-    batcher = Batcher(encoder)
-    large = dict[RowIndex, str | None]()
     with Emitter(schema, file, writer) as emitter:
-
-        def encode(batches: Iterable[Batch]) -> None:
-            for batch in batches:
-                try:
-                    ids = encoder(batch.images)
-                except LargeImageError as error:
-                    (index,) = batch.rows
-                    row, key = emitter.drop(index), large.pop(index)
-                    writer.refuse(row, key, str(error), file)
-                    logger.warning(
-                        "warning: row %d%s is refused: %s; --max-pixels refuses such images "
-                        "before they are read, on every machine alike",
-                        row,
-                        f", '{key}'" if key else "",
-                        error,
-                    )
-                    progress.advance(0, 1)
-                else:
-                    emitter.fill(batch, ids)
-                    progress.advance(len(batch.rows), 0)
-
+        unit = _Unit(encoder, emitter, writer, progress, file, Batcher(encoder))
         for chunk, outcomes in loaded:
-            prepared: dict[int, Prepared] = {}
-            for place, outcome in enumerate(outcomes):
-                if isinstance(outcome, Prepared):
-                    prepared[place] = outcome
-                    if outcome.ignores_profile:
-                        writer.ignore_profile(chunk.start + place)
-                else:
-                    writer.refuse(chunk.start + place, outcome.key, outcome.reason, file)
-            progress.advance(0, len(outcomes) - len(prepared))
-            number = emitter.add(chunk, {place: one.size for place, one in prepared.items()})
-            for place, one in prepared.items():
-                if encoder.is_large(one.pixels.shape[1:]):
-                    large[number, place] = one.key
-                encode(batcher.add((number, place), one.pixels))
-        encode(batcher.rest())
+            unit.take(chunk, outcomes)
+        unit.encode(unit.batcher.rest())
+
+
+@dataclass
+class _Unit:
+    """What `tokenize_rows` passes rows to.
+
+    Attributes:
+        encoder: Makes the ids.
+        emitter: Takes the ids.
+        writer: Takes the rows that have none.
+        progress: Is informed.
+        file: The file that the rows are in; None where rows are not known by file.
+        batcher: Holds the images that wait for others of their shape.
+        large: Names of those among them that may be too large for the memory.
+    """
+
+    encoder: BatchEncoder
+    emitter: Emitter
+    writer: RowWriter
+    progress: Progress
+    file: str | None
+    batcher: Batcher
+    large: dict[RowIndex, str | None] = field(default_factory=dict)
+
+    def take(self, chunk: Chunk, outcomes: Sequence[Outcome]) -> None:
+        """Refuse the rows of a chunk that have no pixels, and encode the batches that are due."""
+        prepared: dict[int, Prepared] = {}
+        for place, outcome in enumerate(outcomes):
+            if isinstance(outcome, Prepared):
+                prepared[place] = outcome
+                if outcome.ignores_profile:
+                    self.writer.ignore_profile(chunk.start + place)
+            else:
+                self.writer.refuse(chunk.start + place, outcome.key, outcome.reason, self.file)
+        self.progress.advance(0, len(outcomes) - len(prepared))
+        number = self.emitter.add(chunk, {place: one.size for place, one in prepared.items()})
+        for place, one in prepared.items():
+            if self.encoder.is_large(one.pixels.shape[1:]):
+                self.large[number, place] = one.key
+            self.encode(self.batcher.add((number, place), one.pixels))
+
+    def encode(self, batches: Iterable[Batch]) -> None:
+        """Hand over the ids of batches, but refuse an image that the memory is too small for."""
+        for batch in batches:
+            try:
+                ids = self.encoder(batch.images)
+            except LargeImageError as error:
+                self._refuse(batch.rows[0], str(error))
+            else:
+                self.emitter.fill(batch, ids)
+                self.progress.advance(len(batch.rows), 0)
+
+    def _refuse(self, index: RowIndex, reason: str) -> None:
+        row, key = self.emitter.drop(index), self.large.pop(index)
+        self.writer.refuse(row, key, reason, self.file)
+        self.progress.advance(0, 1)
+        logger.warning(
+            "warning: row %d%s is refused: %s; --max-pixels refuses such images before they are "
+            "read, on every machine alike",
+            row,
+            f", '{key}'" if key else "",
+            reason,
+        )
 
 
 @dataclass
