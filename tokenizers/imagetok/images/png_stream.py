@@ -15,13 +15,14 @@ import io
 import struct
 import zlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import IO
 
 from PIL import PngImagePlugin
 
 from imagetok.images.color_profile import MAX_PROFILE_BYTES
 
-_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_TEXTS, _PROFILE = (b"tEXt", b"zTXt", b"iTXt"), b"iCCP"
 _ORIENTATIONS = (b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp", b"xmp")
 """Keywords of texts that Pillow looks for the orientation in."""
 
@@ -45,26 +46,33 @@ def without_texts(stream: IO[bytes]) -> tuple[IO[bytes], bytes | None]:
         OSError: The file cannot be read.
     """
     cuts, profile = list[tuple[int, int]](), None
+    for kind, start, length in _chunks(stream):
+        if kind not in (*_TEXTS, _PROFILE) or not _is_sound(stream, kind, length):
+            continue
+        stream.seek(start + _HEAD_SIZE)
+        if kind == _PROFILE:
+            packed = _packed(kind, stream.read(min(length, MAX_PROFILE_BYTES + _BLOCK)))
+            is_cut = _is_too_long(packed)
+            profile = _unpack(packed, MAX_PROFILE_BYTES + 1) if is_cut else profile
+        else:
+            is_cut = not _is_needed(stream, kind, length)
+        if is_cut:
+            cuts.append((start, start + _HEAD_SIZE + length + _CHECKSUM_SIZE))
+    stream.seek(0)
+    return (io.BufferedReader(_Spliced(stream, cuts)) if cuts else stream), profile
+
+
+def _chunks(stream: IO[bytes]) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, place in the stream, and length of the data of each chunk; the data come next."""
     start = _SIGNATURE_SIZE
     while True:
         stream.seek(start)
         head = stream.read(_HEAD_SIZE)
         if len(head) < _HEAD_SIZE or head[4:] == b"IEND":
-            break
+            return
         length, kind = struct.unpack(">I4s", head)
-        end = start + _HEAD_SIZE + length + _CHECKSUM_SIZE
-        if kind in (*_TEXTS, b"iCCP") and _is_sound(stream, kind, length):
-            stream.seek(start + _HEAD_SIZE)
-            if kind == b"iCCP":
-                packed = _packed(kind, stream.read(min(length, MAX_PROFILE_BYTES + _BLOCK)))
-                if _is_too_long(packed):
-                    profile = _unpack(packed, MAX_PROFILE_BYTES + 1)
-                    cuts.append((start, end))
-            elif not _is_needed(stream, kind, length):
-                cuts.append((start, end))
-        start = end
-    stream.seek(0)
-    return (io.BufferedReader(_Spliced(stream, cuts)) if cuts else stream), profile
+        yield kind, start, length
+        start += _HEAD_SIZE + length + _CHECKSUM_SIZE
 
 
 def _is_sound(stream: IO[bytes], kind: bytes, length: int) -> bool:
@@ -92,7 +100,7 @@ def _is_needed(stream: IO[bytes], kind: bytes, length: int) -> bool:
 def _packed(kind: bytes, data: bytes) -> bytes:
     """The part of a chunk's data that is compressed."""
     _, _, rest = data.partition(b"\0")
-    if kind in (b"zTXt", b"iCCP"):
+    if kind in (b"zTXt", _PROFILE):
         return rest[1:] if rest[:1] == b"\0" else b""
     if kind == b"iTXt" and rest[:1] != b"\0":
         return rest[2:].split(b"\0", 2)[-1]
