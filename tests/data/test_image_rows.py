@@ -262,7 +262,7 @@ def test_a_binary_column_is_taken_when_named(open_rows: Open, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("column", "message"),
-    [("caption", "'caption' of .* holds no images"), ("picture", "no column 'picture'")],
+    [("caption", "'caption' of .* holds text, not images"), ("picture", "no column 'picture'")],
 )
 def test_a_column_without_images_is_refused(
     open_rows: Open, tmp_path: Path, column: str, message: str

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -42,6 +43,7 @@ from datasets.utils.file_utils import xopen
 from imagetok.builtin import DRAWING_VERSION, digits_dataset, shapes_dataset
 from imagetok.builtin.digits import SPLIT_LENGTHS
 from imagetok.builtin.shapes import DEFAULT_COUNTS, DEFAULT_SIZE, check_options
+from imagetok.data.folder_listing import list_folder
 from imagetok.data.listing_process import (
     has_many_files,
     load_in_process,
@@ -49,6 +51,7 @@ from imagetok.data.listing_process import (
     storage_of,
 )
 from imagetok.data.remote_file import relative_name
+from imagetok.data.table_folder import find_table_files, has_own_splits
 from imagetok.dataset_ref import DatasetRef
 from imagetok.display_names import BUILTIN_PREFIX, is_hub_name
 from imagetok.errors import DataError, ImagetokError
@@ -262,7 +265,7 @@ class DatasetLocation:
     failure: str
     root: Path | None = None
     is_saved: bool = False
-    arguments: Mapping[str, str | None] = field(default_factory=dict)
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def revision(self) -> str | None:
@@ -385,9 +388,15 @@ def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
                 f"'{name}' is a file of another kind than {known}; a dataset is {FORMS}"
             )
         kind = _FORMATS[path.suffix]
-        arguments: dict[str, str | None] = {"path": kind, "data_files": glob.escape(str(path))}
+        arguments: dict[str, Any] = {"path": kind, "data_files": glob.escape(str(path))}
         failure = f"'{name}' cannot be read as a {kind} file"
         return DatasetLocation(failure, path, arguments=arguments)
+    listing = list_folder(path)
+    others = (listing.images, listing.zips, listing.tars)
+    if subset is None and listing.tables and not any(map(len, others)) and not has_own_splits(path):
+        kind, files = find_table_files(name, path, listing.tables)
+        arguments = {"path": kind, "data_files": files}
+        return DatasetLocation(f"'{name}' cannot be read", path, arguments=arguments)
     if glob.has_magic(str(path)):
         raise DataError(
             f"the path of '{name}' has one of the characters * ? [, which are read as a pattern; "

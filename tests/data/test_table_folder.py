@@ -1,0 +1,85 @@
+"""Folders of parquet and Arrow files: which file is of which split, whatever lies beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import datasets
+import pytest
+from datasets import load_dataset
+from small_rows import Open
+
+from imagetok.data import open_stream
+from imagetok.data.data_fingerprint import content_fingerprint
+from imagetok.data.table_folder import find_table_files
+from imagetok.errors import DataError
+from tiny_data import rows_of
+
+LAYOUTS: dict[str, tuple[list[str], dict[str, list[int]]]] = {
+    "hub": (
+        ["data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001"],
+        {"train": [0, 1, 2, 3], "test": [4, 5]},
+    ),
+    "plain": (["b", "a"], {"train": [2, 3, 0, 1]}),
+    "folders": (
+        ["train/0", "train/1", "validation/0"],
+        {"train": [0, 1, 2, 3], "validation": [4, 5]},
+    ),
+    "words": (["my-train", "my_test"], {"train": [0, 1], "test": [2, 3]}),
+    "short words": (["train", "val"], {"train": [0, 1], "validation": [2, 3]}),
+    "deep": (["x/train/a/0", "x/test/a/0"], {"train": [0, 1], "test": [2, 3]}),
+    "digits": (["train0", "train1", "test0"], {"train": [0, 1, 2, 3], "test": [4, 5]}),
+}
+"""Names of files with two rows each, and the rows of each split, as `datasets` reads them too."""
+
+
+def write(folder: Path, names: list[str]) -> Path:
+    for number, name in enumerate(names):
+        path = folder / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows_of([2 * number, 2 * number + 1]).to_parquet(path)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_are_read_in_order_whatever_lies_beside_them(
+    open_rows: Open, tmp_path: Path, layout: str
+) -> None:
+    names, splits = LAYOUTS[layout]
+    folder = write(tmp_path / "set", names)
+    plain = load_dataset(str(folder), cache_dir=str(tmp_path / "plain"))
+    for litter in ("train.txt", "test.sh", "evaluation.json", "train.csv", ".train.parquet.tmp"):
+        (folder / litter).write_text("split,name\n1,2\n")
+    for split, levels in splits.items():
+        rows = open_rows(str(folder), split)
+        assert rows.dataset[:]["label"] == levels
+        undecoded = plain[split].cast_column("image", datasets.Image(decode=False))
+        assert rows.fingerprint == content_fingerprint(undecoded, "image")
+        stream = open_stream(str(folder), split, cache_dir=tmp_path / "cache")
+        assert sum(1 for part in range(len(stream.segments)) for _ in stream.read(part)) == len(
+            levels
+        )
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (["a.parquet", "train.parquet"], "'a.parquet' beside them, whose split no word"),
+        (["train-test.parquet"], "names the splits test and train; rename it"),
+        (["a.arrow", "b.parquet"], r"several kinds, \.arrow and \.parquet"),
+    ],
+)
+def test_no_file_is_left_out_or_guessed_about(files: list[str], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        find_table_files("photos", Path("/photos"), files)
+
+
+def test_a_card_of_the_hub_says_which_files_are_which_split(
+    open_rows: Open, tmp_path: Path
+) -> None:
+    folder = write(tmp_path / "set", ["a", "b"])
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: mine\n"
+        "    path: b.parquet\n---\n"
+    )
+    assert open_rows(str(folder), "mine").dataset[:]["label"] == [2, 3]

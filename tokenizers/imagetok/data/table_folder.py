@@ -1,0 +1,99 @@
+"""Folders of files of rows: which parquet or Arrow file belongs to which split.
+
+A file belongs to the split that a word of its path below the folder names, as in
+`train-00000-of-00002.parquet`, `data/my-test.parquet` and `validation/0.parquet`. Where no file
+names one, all are `train`. A path that names two, and files that name none beside others that do,
+are refused: nothing is guessed, and no file is left out.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from imagetok.errors import DataError
+
+SPLIT_WORDS = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""Words that name splits, and what the splits are called."""
+
+_FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
+
+
+def has_own_splits(root: Path) -> bool:
+    """Whether a folder's card says which files are which split, as those on the Hub may."""
+    try:
+        card = (root / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    head = re.match(r"---\r?\n(.*?)\r?\n---", card, re.DOTALL)
+    return head is not None and re.search(r"^configs:", head[1], re.MULTILINE) is not None
+
+
+def find_table_files(
+    name: str, root: Path, files: Sequence[str]
+) -> tuple[str, dict[str, list[str]]]:
+    """The format of a folder's files of rows, and the files of each split.
+
+    Args:
+        name: What messages call the dataset.
+        root: The folder.
+        files: Paths of its files of rows below the root, in ascending order.
+
+    Returns:
+        What `datasets` calls the format, and by split the files as patterns that it takes.
+
+    Raises:
+        DataError: The files have several formats, or it is not clear which split one belongs to.
+    """
+    formats = sorted({PurePosixPath(file).suffix.lower() for file in files})
+    if len(formats) > 1:
+        raise DataError(
+            f"'{name}' holds files of rows of several kinds, {' and '.join(formats)}; keep one kind"
+        )
+    splits: dict[str, list[str]] = {}
+    for file in files:
+        splits.setdefault(_find_split(name, file), []).append(file)
+    if "" in splits and len(splits) > 1:
+        others = ", ".join(split for split in splits if split)
+        raise DataError(
+            f"'{name}' has files of the splits {others}, and {_name_some(splits[''])} beside them, "
+            "whose split no word of the name says; rename or move them, so that none is left out"
+        )
+    patterns = {
+        split or "train": [glob.escape(str(root / file)) for file in members]
+        for split, members in sorted(splits.items(), key=lambda item: _ORDER.index(item[0]))
+    }
+    return _FORMATS[formats[0]], patterns
+
+
+_ORDER = ("", "train", "validation", "test")
+
+
+def _find_split(name: str, file: str) -> str:
+    """The split that the words of a path name; "" where they name none."""
+    words = re.split(r"[^a-z]+", file.lower())
+    found = sorted({SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS})
+    if len(found) > 1:
+        raise DataError(
+            f"'{file}' of '{name}' names the splits {' and '.join(found)}; rename it, so that it "
+            "is clear which it belongs to"
+        )
+    return found[0] if found else ""
+
+
+def _name_some(files: Sequence[str]) -> str:
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+    return ", ".join(f"'{file}'" for file in files[:3]) + more
