@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
 
 from imagetok.config import RunConfig
 
@@ -22,6 +25,9 @@ DATA = "builtin:shapes?size=16&count=64"
 
 CODEBOOK_SIZE = 12
 """Four encoder outputs a code are those of three images: no even share for two ranks."""
+
+TIMED = {"metrics.jsonl", "tokenizer/evaluation.json"}
+"""Files of a run that hold times."""
 
 _NETWORK = {
     "type": "conv",
@@ -85,6 +91,36 @@ def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of every file below a folder, by its path."""
     files = (path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def assert_same_files(one: Path, other: Path) -> None:
+    """Two runs left the same bytes, but for files that hold times."""
+    first, second = contents(one), contents(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name] and name not in TIMED] == []
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Two runs left the same bytes, and the same keys where times are told."""
+    assert_same_files(one, other)
+    lines = (read_lines(run / "metrics.jsonl") for run in (one, other))
+    keys = [[(line["step"], sorted(line)) for line in each] for each in lines]
+    assert keys[0] == keys[1]
+
+
+def assert_close_runs(one: Path, other: Path, tolerance: float) -> None:
+    """Two runs left the same files, losses and tensors that are equal but for rounding."""
+    assert contents(one).keys() == contents(other).keys()
+    pairs = zip(*(read_lines(run / "losses.jsonl") for run in (one, other)), strict=True)
+    for first, second in pairs:
+        assert second == pytest.approx(first, abs=tolerance)
+    for path in sorted(one.glob("checkpoints/*/*.safetensors")):
+        tensors, others = load_file(path), load_file(other / path.relative_to(one))
+        assert tensors.keys() == others.keys()
+        for name, tensor in tensors.items():
+            torch.testing.assert_close(
+                others[name], tensor, rtol=0, atol=tolerance, msg=f"{path} {name}"
+            )
 
 
 def run_two_ranks(

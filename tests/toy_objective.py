@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from imagetok.objectives import LearnerConfig, Objective, ObjectiveConfig
 from imagetok.outputs import TokenizerOutput
+
+
+def toy(**changes: Any) -> dict[str, Any]:
+    """The discriminator's section of a recipe."""
+    optimizer = {"lr": 1e-3, "betas": [0.5, 0.9], "epsilon": 1e-4}
+    return {"type": "toy", "learner": {"optimizer": optimizer}, **changes}
 
 
 class ToyDiscriminatorConfig(ObjectiveConfig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,34 +104,14 @@ def test_moments_and_buffers_that_a_tokenizer_leaves_out_are_kept(saved: Path) -
     assert moments[f"{kernel}/exp_avg"].abs().sum() > 0
 
 
-def test_a_learnt_scale_keeps_its_moments(tmp_path: Path) -> None:
-    first, second = (build(tiny_run("vae"), seed) for seed in (0, 1))
-    first.step(0, [batch()])
-    load(save(first, tmp_path, 1), second)
-    states = [
-        stepper.learner.optimizer.state[
-            dict(stepper.tokenizer.named_parameters())["likelihood.raw_scale"]
-        ]
-        for stepper in (first, second)
-    ]
-    assert states[0]["exp_avg"].ndim == 0
-    assert states[0]["exp_avg"] != 0
-    for key, value in states[0].items():
-        assert torch.equal(value, states[1][key])
-
-
-def test_the_state_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_state_and_position_of_a_stream_come_back_as_they_were(tmp_path: Path) -> None:
     stepper = build(tiny_run("ae"))
     state = {"config": {"a": [1, 2.5, None]}, "scaler": None, "skipped_in_a_row": 3}
-    path = save(stepper, tmp_path, 7, **state)
+    position = torch.tensor([[3, 2**62], [-1, 5]])
+    path = save(stepper, tmp_path, 7, position=position, **state)
     assert path == tmp_path / "step-00000007"
     assert check_files(path) == {"step": 7, **state}
-
-
-def test_the_position_of_a_stream_comes_back_as_it_was(tmp_path: Path) -> None:
-    stepper = build(tiny_run("ae"))
-    position = torch.tensor([[3, 2**62], [-1, 5]])
-    found = load(save(stepper, tmp_path, 1, position=position), stepper)
+    found = load(path, stepper)
     assert found is not None
     assert torch.equal(found, position)
 
@@ -233,38 +213,24 @@ def test_averages_that_were_never_saved_are_missed(tmp_path: Path) -> None:
         load(path, build(tiny_run("ae", ema_decay=0.9)))
 
 
-def save_three(folder: Path) -> list[Path]:
-    stepper = build(tiny_run("ae"))
-    return [save(stepper, folder, step, keep_last=3) for step in (1, 2, 3)]
-
-
-def test_the_newest_checkpoint_is_the_one_to_continue(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_continued_and_before_a_damaged_one_the_newest_whole_one(
+    tmp_path: Path,
+) -> None:
     assert newest_checkpoint(tmp_path / "missing") is None
     assert newest_checkpoint(tmp_path) is None
-    paths = save_three(tmp_path)
-    assert newest_checkpoint(tmp_path) == paths[-1]
-
-
-def test_of_a_damaged_newest_checkpoint_the_one_before_it_is_offered(tmp_path: Path) -> None:
-    *_, before, newest = save_three(tmp_path)
+    stepper = build(tiny_run("ae"))
+    first, second, newest = (save(stepper, tmp_path, step, keep_last=3) for step in (1, 2, 3))
+    assert newest_checkpoint(tmp_path) == (newest, {"step": 3})
     flip_a_byte(newest / "optimizer.safetensors")
-    with pytest.raises(ModelFileError) as caught:
-        newest_checkpoint(tmp_path)
-    assert f"'{newest}/optimizer.safetensors' is damaged" in str(caught.value)
-    assert f"{before.name} before it is whole: move '{newest}' away" in str(caught.value)
-
-
-def test_a_damaged_checkpoint_is_never_offered(tmp_path: Path) -> None:
-    first, second, newest = save_three(tmp_path)
-    (newest / "meta.json").unlink()
-    (second / "model.safetensors").unlink()
-    with pytest.raises(ModelFileError, match=f"{first.name} before it is whole"):
-        newest_checkpoint(tmp_path)
-    flip_a_byte(first / "state.json")
-    with pytest.raises(
-        ModelFileError, match=r"no checkpoint before it is whole: move .* start anew"
+    damaged = f"'{newest}/optimizer.safetensors' is damaged.*; "
+    for before, words in (
+        (second, f"{second.name} before it is whole: move '{newest}' away"),
+        (first, f"{first.name} before it is whole"),
+        (newest, "no checkpoint before it is whole: move .* start anew"),
     ):
-        newest_checkpoint(tmp_path)
+        with pytest.raises(ModelFileError, match=damaged + words):
+            newest_checkpoint(tmp_path)
+        (before / "model.safetensors").unlink()
 
 
 # Keeping the last
@@ -326,9 +292,3 @@ def test_older_checkpoints_go_only_when_the_new_one_stands(
     # The old one has lost its name before its files go: a part of it is never taken for it.
     assert seen[-1] == ["step-00000002"]
     assert names(tmp_path) == ["step-00000002"]
-
-
-@pytest.fixture(autouse=True)
-def _own_generator() -> Iterator[None]:
-    with torch.random.fork_rng():
-        yield

@@ -7,7 +7,7 @@ tests put them in place of what a GPU would get.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,13 +35,6 @@ def build(system: str, scale: float = SCALE) -> Stepper:
     torch.manual_seed(0)
     tokenizer = ImageTokenizer.from_config(config.tokenizer)
     return Stepper(config.train.model_copy(update={"precision": "fp16"}), accelerator, tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    with torch.random.fork_rng():
-        yield
-    AcceleratorState._reset_state()
 
 
 def overflow(stepper: Stepper, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:

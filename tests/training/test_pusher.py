@@ -103,8 +103,8 @@ def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def offer_and_wait(self: Pusher, tokenizer: ImageTokenizer, done: int) -> None:
         offer(self, tokenizer, done)
-        assert self._thread is not None
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     monkeypatch.setattr(Pusher, "offer", offer_and_wait)
 

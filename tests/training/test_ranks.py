@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
+from imagetok import ImageTokenizer
 from imagetok.config import RunConfig
 from imagetok.training import train
-from tiny_runs import contents, read_lines, run_two_ranks, tiny_values
+from tiny_runs import assert_close_runs, run_two_ranks, tiny_run, tiny_values
+from toy_objective import toy
 
 SCRIPT = """
 import json, sys
@@ -21,17 +21,19 @@ from pathlib import Path
 
 import torch
 
-from imagetok.launch import collectives
+sys.path.insert(0, {tests!r})
+import toy_objective
 from imagetok.config import RunConfig
+from imagetok.launch import collectives
 from imagetok.training import train
 
 torch.set_default_dtype(torch.float64)
 folder = Path(sys.argv[1])
-told = {}
+told = {{}}
 for name, values in json.loads((folder / "runs.json").read_text()).items():
     told[name] = train(RunConfig.from_dict(values), folder / name, progress=False).evaluation
 assert collectives.world_size() == 2
-(folder / f"rank-{collectives.rank()}.json").write_text(json.dumps(told))
+(folder / f"rank-{{collectives.rank()}}.json").write_text(json.dumps(told))
 """
 
 # 61 images: an epoch ends within a step, and the last batch of an evaluation is a short one.
@@ -44,63 +46,66 @@ TRAIN = {
     "checkpoint_every": 5,
     "evaluation_images": 37,
 }
+FREEZES: dict[str, tuple[list[str], ...]] = {
+    "vqvae": (["encoder"], ["decoder"], ["bottleneck"], ["encoder", "bottleneck"]),
+    "dvae": (["encoder"], ["encoder", "decoder"], ["bottleneck", "decoder"]),
+}
 
 
-def run_of(system: str, **bottleneck: Any) -> dict[str, Any]:
-    return tiny_values(system, bottleneck=bottleneck, data=DATA, **TRAIN)
+def run_of(system: str, train: Any = None, **bottleneck: Any) -> dict[str, Any]:
+    return tiny_values(system, bottleneck=bottleneck, data=DATA, **{**TRAIN, **(train or {})})
 
 
 RUNS = {
     "ae": run_of("ae"),
-    "vae": run_of("vae"),
+    "vae": run_of("vae", {"gradient_checkpointing": True}),
     "vqvae": run_of("vqvae"),
     "vqvae-restarts": run_of("vqvae", restart_below=0.9, decay=0.5, kmeans_init=False),
     "vqvae-loss": run_of("vqvae", codebook="loss"),
     "dvae": run_of("dvae"),
     "dvae-splits": run_of("dvae", split_below=0.9),
+    "objective": run_of("vqvae", {"objectives": [toy()], "optimizer": {"epsilon": 1e-4}}),
 }
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("float64")
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
     two.mkdir()
-    (two / "runs.json").write_text(json.dumps(RUNS))
+    runs = RUNS | frozen_runs(tmp_path / "saved")
+    (two / "runs.json").write_text(json.dumps(runs))
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent.parent)))
     run_two_ranks(script, [str(two)])
     told = [json.loads((two / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-    assert told[0].keys() == RUNS.keys()
+    assert told[0].keys() == runs.keys()
     assert told[0] == told[1]  # both ranks return the same figures
-
-    for name, values in RUNS.items():
-        train_in_float64(values, one / name)
-        compare(one / name, two / name)
+    for name, values in runs.items():
+        config, precision = RunConfig.from_dict(values), 1e-12 if name == "objective" else 1e-9
+        train(config, one / name, progress=False)
+        assert_equal_runs(one / name, two / name, precision)
         # What two ranks left after five steps, one rank ends alike.
-        shutil.rmtree(two / name / "checkpoints" / "step-00000010")
-        train_in_float64(values, two / name, resume=True)
-        compare(one / name, two / name)
+        shutil.rmtree(two / name / "checkpoints" / f"step-{config.train.steps:08d}")
+        train(config, two / name, resume=True, progress=False)
+        assert_equal_runs(one / name, two / name, precision)
 
 
-def train_in_float64(values: dict[str, Any], folder: Path, resume: bool = False) -> None:
-    torch.set_default_dtype(torch.float64)
-    try:
-        train(RunConfig.from_dict(values), folder, resume=resume, progress=False)
-    finally:
-        torch.set_default_dtype(torch.float32)
+def frozen_runs(folder: Path) -> dict[str, dict[str, Any]]:
+    """Runs from a saved tokenizer, of which parts are frozen."""
+    runs = {}
+    for system, freezes in FREEZES.items():
+        saved = str(folder / system)
+        ImageTokenizer.from_config(tiny_run(system).tokenizer).save_pretrained(saved)
+        for parts in freezes:
+            changes = {"init_from": saved, "freeze": parts, "steps": 2, "checkpoint_every": 1}
+            runs[f"{system} {' '.join(parts)}"] = run_of(system, changes)
+    return runs
 
 
-def compare(one: Path, two: Path) -> None:
-    assert contents(one).keys() == contents(two).keys()
+def assert_equal_runs(one: Path, two: Path, tolerance: float) -> None:
+    assert_close_runs(one, two, tolerance)
     assert (one / "config.yaml").read_bytes() == (two / "config.yaml").read_bytes()
-    pairs = zip(*(read_lines(folder / "losses.jsonl") for folder in (one, two)), strict=True)
-    for first, second in pairs:
-        assert second == pytest.approx(first, abs=1e-9)
-    for path in sorted(one.glob("checkpoints/*/*.safetensors")):
-        tensors, others = load_file(path), load_file(two / path.relative_to(one))
-        assert tensors.keys() == others.keys()
-        for key, tensor in tensors.items():
-            torch.testing.assert_close(others[key], tensor, rtol=0, atol=1e-9, msg=f"{path} {key}")
     figures = [
         json.loads((run / "tokenizer" / "evaluation.json").read_text()) for run in (one, two)
     ]

@@ -25,16 +25,17 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from imagetok.config import RunConfig
 from imagetok.errors import MissingExtraError
-from imagetok.training.trackers import Trackers, check_trackers
+from imagetok.launch import collectives
+from imagetok.training.trackers import Trackers, _TensorBoard, _WandB, check_trackers
 from tiny_runs import contents, tiny_run
 
 FIGURES = {"loss": 0.5, "loss/commitment": 0.25, "codebook/usage": 1, "optim/lr": 1e-3}
 
 
-@pytest.fixture
-def accelerator() -> Accelerator:
+@pytest.fixture(autouse=True)
+def _main_process() -> None:
     AcceleratorState._reset_state()
-    return Accelerator(cpu=True)
+    Accelerator(cpu=True)
 
 
 @pytest.fixture
@@ -48,6 +49,17 @@ def _clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def tracked(*trackers: str, **train: Any) -> RunConfig:
     """A run with trackers."""
     return tiny_run("vqvae", trackers=list(trackers), **train)
+
+
+def show(
+    config: RunConfig, folder: Path, figures: Mapping[int, Mapping[str, float]], start: int = 0
+) -> None:
+    """Log figures, and an image with each, as a run does from its start to its end."""
+    trackers = Trackers(config, folder, start)
+    for step, values in figures.items():
+        trackers.log(values, step)
+        trackers.log_image("reconstructions", picture(), step)
+    trackers.close()
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (24, 10)) -> Image.Image:
@@ -93,84 +105,59 @@ class Broken:
 # What must be there before anything else
 
 
-def test_an_installed_tracker_is_accepted() -> None:
-    check_trackers(["tensorboard"])
-    check_trackers([])
-
-
+@pytest.mark.parametrize("missing", [["tensorboard"], ["wandb"], ["tensorboard", "wandb"]])
 def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: list[str]
 ) -> None:
-    def find(name: str) -> None:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", find)
-    with pytest.raises(MissingExtraError, match=r'`pip install "imagetok\[tensorboard\]"`'):
-        check_trackers(["tensorboard"])
-    with pytest.raises(MissingExtraError, match=r"imagetok\[tensorboard,wandb\]"):
-        check_trackers(["tensorboard", "wandb"])
-
-
-def test_wandbs_folder_of_runs_is_not_taken_for_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb").mkdir()  # its folder of runs, not the package
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    real = importlib.metadata.distribution
 
-    def find(name: str) -> importlib.metadata.Distribution:
-        if name == "wandb":
+    def find(name: str) -> None:
+        if name in missing:
             raise importlib.metadata.PackageNotFoundError(name)
-        return real(name)
 
     monkeypatch.setattr(importlib.metadata, "distribution", find)
-    with pytest.raises(MissingExtraError, match="wandb, not installed"):
+    check_trackers([name for name in ("tensorboard", "wandb") if name not in missing])
+    command = rf'`pip install "imagetok\[{",".join(missing)}\]"`'
+    with pytest.raises(MissingExtraError, match=rf"{' and '.join(missing)}, not .* {command}"):
         check_trackers(["tensorboard", "wandb"])
 
 
 # What is shown
 
 
-def test_without_trackers_nothing_is_made(tmp_path: Path, accelerator: Accelerator) -> None:
-    trackers = Trackers(accelerator, tracked(), tmp_path, 0)
-    trackers.log(FIGURES, 0)
-    trackers.log_image("reconstructions", picture(), 0)
-    trackers.close()
+@pytest.mark.parametrize(("trackers", "rank"), [([], 0), (["tensorboard"], 1)])
+def test_without_trackers_and_on_other_ranks_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trackers: list[str], rank: int
+) -> None:
+    monkeypatch.setattr(collectives, "rank", lambda: rank)
+    show(tracked(*trackers), tmp_path, {9: FIGURES})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_shows_the_scalars_under_their_keys_and_steps(
-    tmp_path: Path, accelerator: Accelerator
+def test_scalars_and_images_are_shown_under_their_keys_and_steps_before_the_run_ends(
+    tmp_path: Path,
 ) -> None:
-    trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
+    trackers = Trackers(tracked("tensorboard", "tensorboard"), tmp_path, 0)  # it writes once
     trackers.log(FIGURES, 9)
     trackers.log({"loss": 0.25, "validation/psnr": 31.5}, 19)
-    trackers.close()
+    trackers.log_image("reconstructions", picture(), 19)
     shown = read_scalars(tmp_path)
     assert set(shown) == {*FIGURES, "validation/psnr"}
     assert shown["loss"] == [(9, 0.5), (19, 0.25)]
     assert shown["codebook/usage"] == [(9, 1.0)]
     assert shown["validation/psnr"] == [(19, 31.5)]
     assert shown["optim/lr"][0][1] == pytest.approx(1e-3, rel=1e-6)
-
-
-def test_what_was_logged_can_be_watched_before_the_run_ends(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
-    trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
-    trackers.log(FIGURES, 9)
-    trackers.log_image("reconstructions", picture(), 9)
-    assert read_scalars(tmp_path)["loss"] == [(9, 0.5)]
     assert len(read_events(tmp_path).Images("reconstructions")) == 1
     trackers.close()
+    trackers.close()
+    assert read_scalars(tmp_path) == shown
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "1"])
-def test_tensorboard_shows_the_very_pixels_of_an_image(
-    tmp_path: Path, accelerator: Accelerator, mode: str
-) -> None:
-    trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
+def test_tensorboard_shows_the_very_pixels_of_an_image(tmp_path: Path, mode: str) -> None:
+    trackers = Trackers(tracked("tensorboard"), tmp_path, 0)
     trackers.log_image("reconstructions", picture(mode), 9)
     trackers.close()
     (shown,) = read_events(tmp_path).Images("reconstructions")
@@ -179,13 +166,10 @@ def test_tensorboard_shows_the_very_pixels_of_an_image(
     assert np.array_equal(pixels, np.asarray(picture(mode).convert("RGB")))
 
 
-def test_tensorboard_shows_the_whole_config_beside_the_figures(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
+def test_tensorboard_shows_the_whole_config_beside_the_figures(tmp_path: Path) -> None:
     lr = {"type": "cosine", "start": 1e-3, "end": 1e-5}
     config = tracked("tensorboard", optimizer={"lr": lr}, loss_weights={"loss/commitment": 0.5})
-    trackers = Trackers(accelerator, config, tmp_path, 0)
-    trackers.close()
+    show(config, tmp_path, {})
     shown = read_hparams(tmp_path)
     assert shown["train.steps"] == 4
     assert shown["data.name"] == config.data.name
@@ -200,30 +184,15 @@ def test_tensorboard_shows_the_whole_config_beside_the_figures(
 
 
 @pytest.mark.usefixtures("_clock")
-def test_a_resumed_run_hides_what_came_after_the_checkpoint(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
+def test_a_run_hides_what_was_shown_of_its_steps_before(tmp_path: Path) -> None:
     config = tracked("tensorboard")
-    for start, values in ((0, {3: 1.0, 7: 2.0, 11: 3.0}), (4, {7: 20.0}), (8, {11: 30.0})):
-        trackers = Trackers(accelerator, config, tmp_path, start)
-        for step, value in values.items():
-            trackers.log({"loss": value}, step)
-            trackers.log_image("reconstructions", picture(), step)
-        trackers.close()
+    for start, losses in ((0, {3: 1.0, 7: 2.0, 11: 3.0}), (4, {7: 20.0}), (8, {11: 30.0})):
+        show(config, tmp_path, {step: {"loss": value} for step, value in losses.items()}, start)
     assert read_scalars(tmp_path) == {"loss": [(3, 1.0), (7, 20.0), (11, 30.0)]}
     assert [each.step for each in read_events(tmp_path).Images("reconstructions")] == [3, 7, 11]
     assert read_hparams(tmp_path)["train.steps"] == 4
-
-
-@pytest.mark.usefixtures("_clock")
-def test_a_run_that_starts_anew_hides_all_that_was_shown_before(
-    tmp_path: Path, accelerator: Accelerator
-) -> None:
-    for value in (1.0, 2.0):
-        trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
-        trackers.log({"loss": value}, 3)
-        trackers.close()
-    assert read_scalars(tmp_path) == {"loss": [(3, 2.0)]}
+    show(config, tmp_path, {5: {"loss": 40.0}})  # begun anew
+    assert read_scalars(tmp_path) == {"loss": [(5, 40.0)]}
 
 
 # Where and by whom
@@ -231,7 +200,6 @@ def test_a_run_that_starts_anew_hides_all_that_was_shown_before(
 
 def test_everything_lies_in_the_runs_folder_and_nothing_is_printed(
     tmp_path: Path,
-    accelerator: Accelerator,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -240,32 +208,10 @@ def test_everything_lies_in_the_runs_folder_and_nothing_is_printed(
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     config = tracked("tensorboard", project="../../outside")
-    trackers = Trackers(accelerator, config, folder, 0)
-    trackers.log(FIGURES, 9)
-    trackers.log_image("reconstructions", picture(), 9)
-    trackers.close()
+    show(config, folder, {9: FIGURES})
     assert sorted(contents(tmp_path)) != []
     assert all(name.startswith("run/trackers/tensorboard/") for name in contents(tmp_path))
     assert capfd.readouterr().out == ""
-
-
-def test_only_the_main_process_talks(
-    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
-    trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
-    trackers.log(FIGURES, 9)
-    trackers.log_image("reconstructions", picture(), 9)
-    trackers.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_tracker_named_twice_writes_once(tmp_path: Path, accelerator: Accelerator) -> None:
-    trackers = Trackers(accelerator, tracked("tensorboard", "tensorboard"), tmp_path, 0)
-    trackers.log({"loss": 1.0}, 0)
-    trackers.close()
-    trackers.close()
-    assert read_scalars(tmp_path) == {"loss": [(0, 1.0)]}
 
 
 # What goes wrong
@@ -274,20 +220,13 @@ def test_a_tracker_named_twice_writes_once(tmp_path: Path, accelerator: Accelera
 @pytest.mark.parametrize("method", ["start", "store_init_configuration", "log", "finish"])
 def test_a_tracker_that_fails_is_named_once_and_left_out(
     tmp_path: Path,
-    accelerator: Accelerator,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     method: str,
 ) -> None:
-    from imagetok.training.trackers import _TensorBoard
-
     broken = Broken()
     monkeypatch.setattr(_TensorBoard, method, broken)
-    trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
-    for step in range(3):
-        trackers.log(FIGURES, step)
-        trackers.log_image("reconstructions", picture(), step)
-    trackers.close()
+    show(tracked("tensorboard"), tmp_path, dict.fromkeys(range(3), FIGURES))
     (record,) = [each for each in caplog.records if each.name.startswith("imagetok")]
     assert record.levelname == "WARNING"
     assert "tensorboard" in record.getMessage()
@@ -297,11 +236,10 @@ def test_a_tracker_that_fails_is_named_once_and_left_out(
 
 def test_a_disk_that_fills_up_under_tensorboard_does_not_end_the_run(
     tmp_path: Path,
-    accelerator: Accelerator,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    trackers = Trackers(accelerator, tracked("tensorboard"), tmp_path, 0)
+    trackers = Trackers(tracked("tensorboard"), tmp_path, 0)
     trackers.log({"loss": 1.0}, 0)
     monkeypatch.setattr(RecordWriter, "write", Broken())
     monkeypatch.setattr(threading, "excepthook", lambda raised: None)
@@ -314,14 +252,10 @@ def test_a_disk_that_fills_up_under_tensorboard_does_not_end_the_run(
 
 
 def test_a_tracker_that_fails_leaves_the_others_alone(
-    tmp_path: Path, accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imagetok.training.trackers import _WandB
-
     monkeypatch.setattr(_WandB, "start", Broken())
-    trackers = Trackers(accelerator, tracked("wandb", "tensorboard"), tmp_path, 0)
-    trackers.log({"loss": 1.0}, 0)
-    trackers.close()
+    show(tracked("wandb", "tensorboard"), tmp_path, {0: {"loss": 1.0}})
     assert read_scalars(tmp_path) == {"loss": [(0, 1.0)]}
 
 
@@ -339,16 +273,13 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_wandb_keeps_to_the_runs_folder_and_a_resumed_run_goes_on_with_its_id(
-    tmp_path: Path, accelerator: Accelerator, wandb: Any, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, wandb: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config, folder = tracked("wandb"), tmp_path / "run"
     folder.mkdir()
     ids = []
     for start in (0, 4, 0):
-        trackers = Trackers(accelerator, config, folder, start)
-        trackers.log(FIGURES, start + 3)
-        trackers.log_image("reconstructions", picture(), start + 3)
-        trackers.close()
+        show(config, folder, {start + 3: FIGURES}, start)
         ids.append((folder / "trackers" / "wandb-id").read_text().strip())
     assert ids[0] == ids[1] != ids[2]
     runs = folder / "trackers" / "wandb"

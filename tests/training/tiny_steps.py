@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from imagetok.config import RunConfig
 from imagetok.data import TrainingBatch
 from imagetok.training.step import Stepper
+
+Halt = Callable[[RunConfig, Path, int], None]
+"""The fixture `halt`."""
+
+
+class HaltedError(Exception):
+    """Stands for whatever ends a process."""
 
 
 def batch(count: int = 8) -> TrainingBatch:

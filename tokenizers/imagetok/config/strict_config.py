@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
@@ -122,6 +122,24 @@ class Config(BaseModel):
             if getattr(self, key) == fields[key].get_default(call_default_factory=True):
                 values.pop(key, None)
         return values
+
+
+def differing_entries(
+    one: Mapping[str, Any], other: Mapping[str, Any], place: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Entries in which two configurations, as JSON-like values, differ.
+
+    Yields:
+        (dotted key, the one's value, the other's value), None for an entry that is missing; of
+        parts of two types the types alone.
+    """
+    keys = ["type"] if one.get("type") != other.get("type") else dict.fromkeys([*one, *other])
+    for key in keys:
+        first, second = one.get(key), other.get(key)
+        if isinstance(first, Mapping) and isinstance(second, Mapping):
+            yield from differing_entries(first, second, f"{place}{key}.")
+        elif first != second:
+            yield f"{place}{key}", first, second
 
 
 class NestedFaultsError(ValueError):

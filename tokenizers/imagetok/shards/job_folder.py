@@ -12,12 +12,12 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-from imagetok.config.strict_config import Config
+from imagetok.config.strict_config import Config, differing_entries
 from imagetok.errors import DataError, UnwritableFileError
 from imagetok.files import (
     LOCK_NAME,
@@ -260,7 +260,7 @@ def _refuse_other_job(folder: Path, lock: Lock, found: Job, job: Job, allow_mixe
             f"'{folder}' is filled by another job{_at_work(lock)}: {'; '.join(plain)}. "
             f"{_remedy(found, job)}, or give a new folder"
         )
-    numeric = list(differences(found.numerics, job.numerics))
+    numeric = differences(found.numerics, job.numerics)
     if numeric and not allow_mixed:
         raise DataError(
             f"'{folder}' was begun with other numeric settings{_at_work(lock)}, under which ids "
@@ -290,17 +290,12 @@ def _at_work(lock: Lock) -> str:
     return "" if lock.take() else ", at work this moment"
 
 
-def differences(old: Config, new: Config) -> Iterator[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """Every entry in which two configurations differ, as `key: old there, new here`."""
-    yield from _compare(old.to_complete_dict(), new.to_complete_dict(), "")
-
-
-def _compare(old: Any, new: Any, key: str) -> Iterator[str]:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for name in [*old, *(name for name in new if name not in old)]:
-            yield from _compare(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
-    elif old != new:
-        yield f"{key}: {_short(old)} there, {_short(new)} here"
+    return [
+        f"{key}: {_short(there)} there, {_short(here)} here"
+        for key, there, here in differing_entries(old.to_complete_dict(), new.to_complete_dict())
+    ]
 
 
 def _short(value: Any) -> str:

@@ -132,6 +132,7 @@ def take_snapshot(
     return Snapshot(copies, dict(state))
 
 
+@torch.no_grad()
 def restore_snapshot(snapshot: Snapshot, parts: TrainedParts) -> None:
     """Put a snapshot's tensors back into modules and optimizers.
 
@@ -148,9 +149,14 @@ def restore_snapshot(snapshot: Snapshot, parts: TrainedParts) -> None:
     for group, (module, _) in parts.optimizers.items():
         _refuse(snapshot, _foreign_moments(module, snapshot.tensors[group]))
     for group, into in weights.items():
-        _restore_tensors(into, snapshot.tensors[group])
+        for name, tensor in into.items():
+            tensor.copy_(snapshot.tensors[group][name])
     for group, (module, optimizer) in parts.optimizers.items():
-        _restore_optimizer(module, optimizer, snapshot.tensors[group])
+        parameters = dict(module.named_parameters())
+        for name, key, tensor in _split_names(snapshot.tensors[group]):
+            # Adam keeps its step count on the CPU and its moments beside the weights.
+            device = "cpu" if key == STEP else parameters[name].device
+            optimizer.state[parameters[name]][key] = tensor.to(device)
 
 
 def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -164,6 +170,13 @@ def _moments(module: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
         for name, parameter in module.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def _split_names(moments: Tensors) -> Iterator[tuple[str, str, Tensor]]:
+    """(name of the parameter, the optimizer's key, value) of what `_moments` gave."""
+    for full_name, tensor in moments.items():
+        name, key = full_name.rsplit("/", 1)
+        yield name, key, tensor
 
 
 def _refuse(snapshot: Snapshot, differing: Iterator[str]) -> None:
@@ -183,26 +196,9 @@ def _differing(expected: Tensors, found: Tensors) -> Iterator[str]:
 
 def _foreign_moments(module: nn.Module, moments: Tensors) -> Iterator[str]:
     parameters = dict(module.named_parameters())
-    for full_name, tensor in moments.items():
-        name, key = full_name.rsplit("/", 1)
+    for name, key, tensor in _split_names(moments):
         if name not in parameters or (key != STEP and tensor.shape != parameters[name].shape):
-            yield full_name
-
-
-@torch.no_grad()
-def _restore_tensors(into: Tensors, tensors: Tensors) -> None:
-    for name, tensor in into.items():
-        tensor.copy_(tensors[name])
-
-
-def _restore_optimizer(module: nn.Module, optimizer: Optimizer, moments: Tensors) -> None:
-    parameters = dict(module.named_parameters())
-    for full_name, tensor in moments.items():
-        name, key = full_name.rsplit("/", 1)
-        parameter = parameters[name]
-        # Adam keeps its step count on the CPU and its moments beside the weights.
-        device = torch.device("cpu") if key == STEP else parameter.device
-        optimizer.state[parameter][key] = tensor.to(device)
+            yield f"{name}/{key}"
 
 
 # On disk
@@ -228,7 +224,10 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
     with atomic_path(target) as temporary:
         temporary.mkdir()
         for group, tensors in snapshot.tensors.items():
-            _save_tensors(tensors, temporary / f"{group}{SUFFIX}")
+            try:
+                save_file(dict(tensors), temporary / f"{group}{SUFFIX}")
+            except SafetensorError as error:
+                raise UnwritableFileError(f"cannot write '{group}{SUFFIX}': {error}") from error
         state = json.dumps(snapshot.state, indent=2, sort_keys=True)
         (temporary / STATE).write_text(f"{state}\n")
         meta = {
@@ -238,17 +237,6 @@ def write_checkpoint(folder: Path, snapshot: Snapshot, keep_last: int) -> Path:
         (temporary / META).write_text(json.dumps({"files": meta}, indent=2) + "\n")
     _remove_old(folder, keep_last)
     return target
-
-
-def tidy_checkpoints(folder: Path, keep_last: int) -> None:
-    """Remove what a killed process left: a half-written checkpoint, an old one not yet deleted.
-
-    Args:
-        folder: Parent of the checkpoints.
-        keep_last: Number of checkpoints to keep.
-    """
-    remove_abandoned(folder)
-    _remove_old(folder, keep_last)
 
 
 def read_checkpoint(path: Path) -> Snapshot:
@@ -273,28 +261,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted((int(name[1]), path) for name, path in found if name)]
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder, with every byte checked; None where there is none.
+def newest_checkpoint(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint of a folder and its state, with every byte checked, if there is one.
 
     Raises:
         ModelFileError: One of its files is missing or damaged; the file is named, and the newest
             whole checkpoint before it is offered.
     """
-    found = list_checkpoints(folder)
-    if not found:
+    if not (found := list_checkpoints(folder)):
         return None
     *older, newest = found
     try:
-        check_files(newest)
+        return newest, check_files(newest)
     except ModelFileError as error:
         raise ModelFileError(f"{error}; {_offer(newest, older)}") from error
-    return newest
-
-
-def describe_last_checkpoint(folder: Path) -> str:
-    """Say where a failed run can go on."""
-    found = list_checkpoints(folder)
-    return f"the last good checkpoint is '{found[-1]}'" if found else "there is no checkpoint yet"
 
 
 def check_files(path: Path) -> dict[str, Any]:
@@ -334,23 +314,12 @@ def _offer(damaged: Path, older: Sequence[Path]) -> str:
 
 
 def _remove_old(folder: Path, keep_last: int) -> None:
+    """Delete checkpoints, so that at no moment a part of one stands under its name."""
     for old in list_checkpoints(folder)[:-keep_last]:
-        _remove(old)
-
-
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint, so that at no moment a part of it stands under its name."""
-    with naming_os_errors("remove", folder):
-        doomed = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder.parent))
-        folder.rename(doomed / folder.name)
-        shutil.rmtree(doomed)
-
-
-def _save_tensors(tensors: Tensors, path: Path) -> None:
-    try:
-        save_file(dict(tensors), path)
-    except SafetensorError as error:
-        raise UnwritableFileError(f"cannot write '{path.name}': {error}") from error
+        with naming_os_errors("remove", old):
+            doomed = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder))
+            old.rename(doomed / old.name)
+            shutil.rmtree(doomed)
 
 
 class CheckpointWriter:
@@ -368,6 +337,11 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[Path] | None = None
 
+    def tidy(self) -> None:
+        """Remove what a killed process left: a half-written checkpoint, an old one not deleted."""
+        remove_abandoned(self._folder)
+        _remove_old(self._folder, self._keep_last)
+
     def submit(self, snapshot: Snapshot) -> None:
         """Begin to write a snapshot once the one before it is written; raises what `wait` does."""
         self.wait()
@@ -382,6 +356,14 @@ class CheckpointWriter:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
+
+    def describe_last(self) -> str:
+        """Say where a failed run can go on, when all is written."""
+        self.wait()
+        found = list_checkpoints(self._folder)
+        return (
+            f"the last good checkpoint is '{found[-1]}'" if found else "there is no checkpoint yet"
+        )
 
     @property
     def has_failed(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imagetok.config.recipe import recipe_names
-from imagetok.data import TrainingBatch, TrainingData
+from imagetok.config.strict_config import differing_entries
+from imagetok.data import TrainingData
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.hub import is_repo_id, load_remote_model
 from imagetok.keys import choose, make_keys
@@ -131,42 +132,29 @@ def build_objectives(config: RunConfig, device: torch.device | str) -> dict[str,
 
 
 def prepare_parts(model: ImageTokenizer, config: RunConfig) -> None:
-    """Freeze what the run freezes, and recompute activations where it asks for that.
-
-    Raises:
-        ConfigError: Nothing is left to learn.
-    """
-    freeze(model, config.train.freeze)
-    if config.train.gradient_checkpointing:
-        checkpoint_activations(model)
-
-
-def freeze(model: ImageTokenizer, parts: Sequence[str]) -> None:
-    """Exclude parts from learning by gradients.
+    """Exclude what the run freezes from learning by gradients, and recompute activations if asked.
 
     A bottleneck's averages and restarts are learnt by `Bottleneck.update`, which must not be called
     for a frozen one.
 
-    Args:
-        model: The tokenizer.
-        parts: Names out of `PARTS`.
-
     Raises:
         ConfigError: No part is left with weights that gradients could change.
     """
-    for part in parts:
+    frozen = config.train.freeze
+    for part in frozen:
         model.get_submodule(part).requires_grad_(False)
-    left = [part for part in PARTS if part not in parts]
-    if parts and not any(
-        p.requires_grad for part in left for p in getattr(model, part).parameters()
-    ):
+    left = [part for part in PARTS if part not in frozen]
+    learnt = (p.requires_grad for part in left for p in model.get_submodule(part).parameters())
+    if frozen and not any(learnt):
         reason = (
             f"only the {' and the '.join(left)}, without weights that gradients could change; a "
             "codebook of averages follows an encoder that learns"
             if left
             else "nothing to learn"
         )
-        raise ConfigError(f"train.freeze=[{', '.join(parts)}] leaves {reason}; freeze fewer parts")
+        raise ConfigError(f"train.freeze=[{', '.join(frozen)}] leaves {reason}; freeze fewer parts")
+    if config.train.gradient_checkpointing:
+        checkpoint_activations(model)
 
 
 @torch.no_grad()
@@ -186,18 +174,16 @@ def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: T
     parts = []
     with data.feed(0, steps, collectives.rank(), collectives.world_size()) as feed:
         for batches in feed:
-            vectors = [_encode(model, batch, settings.seed, per_image) for batch in batches]
+            vectors = []
+            for batch in batches:
+                keys = make_keys(settings.seed, 0, batch.rows.tolist(), "initialize")
+                z = model.encode_pixels(batch.pixels)
+                vectors.append(_choose_vectors(z, keys, per_image))
             parts.append(collectives.gather_equal(torch.cat(vectors)))
     model.bottleneck.initialize(torch.cat(parts)[: num_images * per_image])
     # On a GPU sums differ in their last bits from run to run, and so from rank to rank.
     for tensor in model.bottleneck.state_dict().values():
         tensor.copy_(collectives.broadcast_tensor(tensor))
-
-
-def _encode(model: ImageTokenizer, batch: TrainingBatch, seed: int, per_image: int) -> Tensor:
-    keys = make_keys(seed, 0, batch.rows.tolist(), "initialize")
-    z = model.encode_pixels(batch.pixels)
-    return _choose_vectors(z, keys, per_image)
 
 
 def _choose_vectors(z: Tensor, keys: Tensor, count: int) -> Tensor:
@@ -208,12 +194,11 @@ def _choose_vectors(z: Tensor, keys: Tensor, count: int) -> Tensor:
 
 
 def _check_architecture(asked: TokenizerConfig, saved: TokenizerConfig, folder: str) -> None:
-    differences = list(_differences(_architecture(asked), _architecture(saved), "tokenizer"))
-    if differences:
-        listed = "; ".join(
-            f"{key}: the recipe says {json.dumps(ours)}, {folder} says {json.dumps(theirs)}"
-            for key, ours, theirs in differences
-        )
+    listed = "; ".join(
+        f"tokenizer.{key}: the recipe says {json.dumps(ours)}, {folder} says {json.dumps(theirs)}"
+        for key, ours, theirs in differing_entries(_architecture(asked), _architecture(saved))
+    )
+    if listed:
         raise ConfigError(
             f"train.init_from: {listed}; leave the `tokenizer` section out of the recipe to take "
             "the saved one's, or train from the start"
@@ -226,16 +211,3 @@ def _architecture(config: TokenizerConfig) -> dict[str, Any]:
     for key in config.bottleneck.training_only:
         del values["bottleneck"][key]
     return values
-
-
-def _differences(
-    ours: Mapping[str, Any], theirs: Mapping[str, Any], place: str
-) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, our value, their value); of parts of two types only the types."""
-    keys = ["type"] if ours.get("type") != theirs.get("type") else ours
-    for key in keys:
-        one, other = ours[key], theirs[key]
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            yield from _differences(one, other, f"{place}.{key}")
-        elif one != other:
-            yield f"{place}.{key}", one, other

@@ -1,8 +1,8 @@
-"""A learner: a module and everything that its learning needs and changes.
+"""A learner: a module and everything that its learning needs and changes; and averaged weights.
 
 A run steps one or several of them together: the tokenizer, and each objective that learns. All are
 stepped or none is, so that what one of them meets (a loss that is not finite, an overflow) leaves
-all of them as they were.
+all of them as they were. The average follows the tokenizer.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW
+from torch.optim.swa_utils import AveragedModel
 
 from imagetok.bottlenecks import ParameterGroup
 from imagetok.config import OptimizerConfig, build_schedule
 from imagetok.schedules import Schedule, warmup
+from imagetok.tokenizer import ImageTokenizer
 
 
 class Learner:
@@ -80,12 +82,10 @@ class Learner:
         """What losses are multiplied by for the backward pass; 1 without a gradient scaler."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
-    @contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
+    def micro_batch(self, *, last: bool) -> AbstractContextManager[None]:
         """A forward and backward pass; gradients of all ranks are averaged in the last one."""
         no_sync = getattr(self.wrapped, "no_sync", nullcontext)
-        with nullcontext() if last else no_sync():
-            yield
+        return nullcontext() if last else no_sync()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -194,3 +194,53 @@ def build_learning_rate(config: OptimizerConfig, steps: int) -> Schedule:
         steps: Number of steps that the learning lasts.
     """
     return warmup(build_schedule(config.lr, steps), config.warmup_steps)
+
+
+class WeightAverage(AveragedModel):
+    """Exponential moving average of the weights, which is what gets evaluated and exported.
+
+    It starts as a copy of the model, and `take_in` follows every step. Buffers are copied, the
+    averaged codebook among them: they are averages already. The decay rises with the number n of
+    averaged steps, min(decay, (1 + n) / (10 + n)), so that the first weights do not linger.
+
+    Args:
+        model: The model as it is at the first step.
+        decay: Decay per step, in [0, 1).
+    """
+
+    def __init__(self, model: ImageTokenizer, decay: float) -> None:
+        @torch.no_grad()
+        def average(
+            averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Tensor | int
+        ) -> None:
+            count = int(num_averaged)
+            rate = min(decay, (1 + count) / (10 + count))
+            torch._foreach_lerp_(list(averaged), list(current), 1 - rate)
+
+        super().__init__(model, multi_avg_fn=average)
+
+    @property
+    def tokenizer(self) -> ImageTokenizer:
+        """The averaged model."""
+        return cast(ImageTokenizer, self.module)
+
+    @torch.no_grad()
+    def take_in(self, model: ImageTokenizer, restarted: Mapping[str, Tensor]) -> None:
+        """Take in the weights of the model after a step.
+
+        Frozen weights keep their bits, and so does a codebook that is copied.
+
+        Args:
+            model: The model.
+            restarted: What `bottleneck.update` returned, by parameter name. Rows that began anew
+                have no past that could be averaged: they are copied.
+        """
+        self.update_parameters(model)
+        for weight, current in zip(self.module.parameters(), model.parameters(), strict=True):
+            if not current.requires_grad:
+                weight.copy_(current)  # the average of -0.0 is 0.0
+        averaged = self.tokenizer.bottleneck
+        for name, rows in restarted.items():
+            averaged.get_parameter(name)[rows] = model.bottleneck.get_parameter(name)[rows]
+        if any(current.requires_grad for current in model.bottleneck.parameters()):
+            averaged.constrain()

@@ -29,27 +29,23 @@ from imagetok.data import (
 )
 from imagetok.errors import Stopped, TrainingError
 from imagetok.evaluation import Evaluation
-from imagetok.hub import Pushed
+from imagetok.hub import Pushed, prepare_repository
 from imagetok.launch import StopSignals, collectives, watch_launcher
 from imagetok.run_config import RunConfig
 from imagetok.training.accelerator import build_accelerator
 from imagetok.training.checkpoint import (
     CheckpointWriter,
-    describe_last_checkpoint,
     read_checkpoint,
     restore_snapshot,
     take_snapshot,
-    tidy_checkpoints,
 )
 from imagetok.training.initial_model import build_model, build_objectives, initialize_bottleneck
 from imagetok.training.plan import plan_run
 from imagetok.training.provenance import describe_training
-from imagetok.training.pusher import Pusher, PushPlan, prepare_push, push_finished
+from imagetok.training.pusher import Pusher, PushPlan, push_finished
 from imagetok.training.reporter import Clock, Reporter
-from imagetok.training.resume_point import ResumePoint, check_data, find_resume_point
-from imagetok.training.run_folder import PATIENCE, RunFolder
-from imagetok.training.step import Stepper
-from imagetok.training.totals import StepTotals
+from imagetok.training.run_folder import PATIENCE, ResumePoint, RunFolder
+from imagetok.training.step import Stepper, StepTotals
 from imagetok.training.trackers import check_trackers
 
 LOG_EVERY = 10
@@ -113,15 +109,21 @@ def train(
     """
     plan_run(config)  # whatever cannot be built is refused before anything is read or written
     accelerator = build_accelerator(config.train)
-    config = collectives.from_main(lambda: name_evaluation_split(config))
-    collectives.from_main(lambda: check_trackers(config.train.trackers))
     with closing(RunFolder(Path(output_dir), PATIENCE if resume else 0.0)) as folder:
-        collectives.from_main(folder.take)
-        start = collectives.from_main(lambda: find_resume_point(folder, config, resume))
-        config = start.config or config
+
+        def look() -> tuple[RunConfig, ResumePoint]:
+            """Find out where to start, and refuse what would fail at the end."""
+            named = name_evaluation_split(config)
+            check_trackers(config.train.trackers)
+            folder.take()
+            start = folder.find_resume_point(named, resume)
+            if start.finished is None and push is not None:
+                prepare_repository(push.repo_id, private=push.private)
+            return start.config or named, start
+
+        config, start = collectives.from_main(look)
         figures = start.finished
         if figures is None:
-            collectives.from_main(lambda: prepare_push(push))
             with _open_run(config, accelerator, folder, start, push, progress) as run:
                 run.train_all()
                 figures = run.finish()
@@ -152,9 +154,9 @@ def _open_run(
         with accelerator.main_process_first():
             data = open_training(config, model.preprocessor)
             rows = open_evaluation(config)
-        check_data(start, data.fingerprint)
+        start.check_data(data.fingerprint)
         collectives.from_main(lambda: folder.begin(config, data.fingerprint))
-        reporter = Reporter(config, accelerator, folder.path, rows, start.step, progress)
+        reporter = Reporter(config, folder.path, rows, start.step, progress)
         # Until here there is nothing to save: signals end the process as they end any other.
         stack.enter_context(signals)
         stack.enter_context(closing(reporter))
@@ -168,23 +170,13 @@ def _open_run(
         run = Run(config, accelerator, folder, data, stepper, writer, reporter, pusher, signals)
         if start.checkpoint is not None:
             run.restore(start.checkpoint)
-            collectives.from_main(lambda: tidy_checkpoints(folder.checkpoints, settings.keep_last))
-        with _errors_in_words(folder, writer):
+            collectives.from_main(writer.tidy)
+        try:
             yield run
-
-
-@contextmanager
-def _errors_in_words(folder: RunFolder, writer: CheckpointWriter) -> Iterator[None]:
-    """Say where a run that failed can go on."""
-    try:
-        yield
-    except TrainingError as error:
-
-        def describe() -> str:
-            writer.wait()
-            return describe_last_checkpoint(folder.checkpoints)
-
-        raise TrainingError(f"{error}; {collectives.from_main(describe)}") from error
+        except TrainingError as error:
+            raise TrainingError(
+                f"{error}; {collectives.from_main(writer.describe_last)}"
+            ) from error
 
 
 @dataclass
@@ -286,8 +278,7 @@ class Run:
             self._report()
         if self._is_last or self._is_due(settings.checkpoint_every):
             self._save()
-        if self.pusher.is_due(self.done):
-            self.pusher.offer(self.stepper.evaluated, self.done)
+        self.pusher.offer(self.stepper.evaluated, self.done)
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and self.done % every == 0

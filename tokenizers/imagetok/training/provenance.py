@@ -18,6 +18,8 @@ from imagetok.cards import dataset_source, display_name
 from imagetok.config import recipe_names
 from imagetok.config.yaml_text import parse_yaml
 from imagetok.data import TrainingData
+from imagetok.data.evaluation_data import EVALUATION_SPLITS
+from imagetok.data.holdout import HOLDOUT_SPLIT
 from imagetok.errors import ConfigError
 from imagetok.run_config import RunConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
@@ -88,8 +90,12 @@ def find_recipe(config: RunConfig) -> tuple[str, list[str]] | None:
         recipe = load_recipe(name)
         if recipe.tokenizer.bottleneck.type == config.tokenizer.bottleneck.type:
             values = _public_values(recipe)
-            if recipe.data.evaluation_split is None:
-                values["data"]["evaluation_split"] = config.data.evaluation_split
+            split = config.data.evaluation_split
+            if recipe.data.evaluation_split is None and split in (
+                *EVALUATION_SPLITS,
+                HOLDOUT_SPLIT,
+            ):
+                values["data"]["evaluation_split"] = split  # found rather than asked for
             changes = list(_changes(values, _public_values(config)))
             found.append((len(changes), name, changes))
     count, name, changes = min(found, default=(MOST_CHANGES + 1, "", []))

@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Self
 
 from imagetok.errors import HubError, ImagetokError
-from imagetok.hub import Pushed, prepare_repository
+from imagetok.hub import Pushed
 from imagetok.launch import collectives
 from imagetok.tokenizer import ImageTokenizer
 
@@ -37,17 +37,6 @@ class PushPlan:
     private: bool | None = None
 
 
-def prepare_push(plan: PushPlan | None) -> None:
-    """Make the repository where it is missing, so that a refusal comes before the first step.
-
-    Raises:
-        HubAccessError: The token may not write to it, or its name is not that of a repository.
-        HubError: The Hub cannot be reached.
-    """
-    if plan is not None:
-        prepare_repository(plan.repo_id, private=plan.private)
-
-
 class Pusher:
     """Pushes for a run on its main process, one push at a time, in a thread beside the training.
 
@@ -63,15 +52,17 @@ class Pusher:
         self._plan, self._steps = plan, steps
         self._thread: Thread | None = None
 
-    def is_due(self, done: int) -> bool:
-        """Whether what is trained so far is to be pushed after this number of steps."""
-        every = 0 if self._plan is None else self._plan.every
-        return every > 0 and done % every == 0 and done < self._steps
-
     def offer(self, tokenizer: ImageTokenizer, done: int) -> None:
-        """Push a tokenizer on the main process, unless the push before is still under way."""
+        """Push a tokenizer if that is due, unless the push before is still under way.
+
+        Args:
+            tokenizer: What is trained so far.
+            done: Number of steps done.
+        """
         plan = self._plan
-        if plan is None or collectives.rank() > 0:
+        if plan is None or plan.every == 0 or done % plan.every or done == self._steps:
+            return
+        if collectives.rank() > 0:
             return
         if self._thread is not None and self._thread.is_alive():
             logger.warning(
@@ -80,8 +71,7 @@ class Pusher:
                 plan.repo_id,
             )
             return
-        copied = copy.deepcopy(tokenizer).cpu()
-        arguments = (plan, copied, done)
+        arguments = (plan, copy.deepcopy(tokenizer).cpu(), done)
         # A daemon, so that a push that never ends is left behind when the process does.
         self._thread = Thread(
             target=self._push_meanwhile, args=arguments, name="imagetok-push", daemon=True

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -27,11 +26,12 @@ from imagetok.errors import UnreadableFileError
 from imagetok.evaluation import Evaluation, evaluate, reconstruction_grid
 from imagetok.files import naming_os_errors, write_atomic
 from imagetok.images.rendering import save_image
+from imagetok.launch import collectives
 from imagetok.metrics import usage_figures
 from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
 from imagetok.training.run_folder import SAMPLES
-from imagetok.training.totals import StepTotals
+from imagetok.training.step import StepTotals
 from imagetok.training.trackers import Trackers
 
 MAX_WARNINGS = 20
@@ -45,7 +45,6 @@ class Reporter:
 
     Args:
         config: The run.
-        accelerator: The run's processes.
         folder: The run's folder.
         evaluation_rows: The images that are validated on and drawn.
         start_step: First step; records of it and of later ones are dropped.
@@ -55,19 +54,18 @@ class Reporter:
     def __init__(
         self,
         config: RunConfig,
-        accelerator: Accelerator,
         folder: Path,
         evaluation_rows: ImageRows,
         start_step: int,
         progress: bool,
     ) -> None:
         self._settings, self._folder, self._rows = config.train, folder, evaluation_rows
-        self._writes = accelerator.is_main_process
+        self._writes = collectives.rank() == 0
         self._num_warned, self._max_error_rate = 0, config.data.max_error_rate
         self._progress = progress and self._writes
         self._losses = Records(folder / "losses.jsonl", start_step, self._writes)
         self._metrics = Records(folder / "metrics.jsonl", start_step, self._writes)
-        self._trackers = Trackers(accelerator, config, folder, start_step)
+        self._trackers = Trackers(config, folder, start_step)
         self._bar = tqdm(
             total=config.train.steps,
             initial=start_step,
@@ -88,16 +86,13 @@ class Reporter:
             totals: Its losses and metrics.
             figures: Whatever else there is to say about it.
         """
-        figures = {**totals.means, **figures}
-        text = f"loss {totals.means['loss']:.4f}, PSNR {totals.means['psnr']:.2f} dB"
-        sums = totals.statistics.sums if totals.statistics is not None else {}
-        codes = usage_figures(sums)
-        if codes:
-            text += f", codes used {codes['codebook/usage']:.0%}"
-        figures |= codes
-        self._write_metrics(step, figures)
+        codes = usage_figures(totals.statistics.sums if totals.statistics is not None else {})
+        self._write_metrics(step, {**totals.means, **figures, **codes})
+        used = f", codes used {codes['codebook/usage']:.0%}" if codes else ""
         self._bar.set_postfix_str(
-            f"{text}, {figures['time/images_per_second']:.0f} images/s", refresh=False
+            f"loss {totals.means['loss']:.4f}, PSNR {totals.means['psnr']:.2f} dB{used}, "
+            f"{figures['time/images_per_second']:.0f} images/s",
+            refresh=False,
         )
         self._bar.update(step + 1 - self._bar.n)
         self.flush()
@@ -129,19 +124,8 @@ class Reporter:
         )
         numbers = {k: v for k, v in figures.items() if isinstance(v, float | int)}
         self._write_metrics(done - 1, {f"{group}/{key}": value for key, value in numbers.items()})
-        shares = [v for k, v in numbers.items() if k.split("/")[0] == "codebook_usage"]
-        share = min(shares, default=None)  # a single level may collapse
-        if share is not None and share < self._settings.usage_warning and self._writes:
-            logger.warning(
-                "warning: codebook usage is %.1f %% of %d codes over %d validation images after "
-                "step %d, under the threshold of %.0f %% (train.usage_warning): the codebook is "
-                "collapsing or larger than the data needs",
-                100 * share,
-                tokenizer.codebook_size,
-                figures["num_images"],
-                done,
-                100 * self._settings.usage_warning,
-            )
+        if self._writes:
+            self._warn_of_unused_codes(tokenizer, figures, done)
         return figures
 
     def draw_samples(self, tokenizer: ImageTokenizer, done: int) -> None:
@@ -185,6 +169,24 @@ class Reporter:
         self._losses.close()
         self._metrics.close()
         self._trackers.close()
+
+    def _warn_of_unused_codes(
+        self, tokenizer: ImageTokenizer, figures: Evaluation, done: int
+    ) -> None:
+        threshold = self._settings.usage_warning
+        shares = [v for k, v in figures.items() if k.split("/")[0] == "codebook_usage"]
+        share = min((each for each in shares if each is not None), default=1.0)
+        if share < threshold:  # the least of several levels: a single one may collapse
+            logger.warning(
+                "warning: codebook usage is %.1f %% of %d codes over %d validation images after "
+                "step %d, under the threshold of %.0f %% (train.usage_warning): the codebook is "
+                "collapsing or larger than the data needs",
+                100 * share,
+                tokenizer.codebook_size,
+                figures["num_images"],
+                done,
+                100 * threshold,
+            )
 
     def _write_metrics(self, step: int, figures: Mapping[str, float]) -> None:
         self._metrics.write(step, figures)

@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -28,17 +29,15 @@ from imagetok.data import TrainingBatch
 from imagetok.errors import TrainingError
 from imagetok.images import to_unit
 from imagetok.keys import make_keys
+from imagetok.launch import collectives
 from imagetok.metrics import psnr
-from imagetok.objectives import Objective, TokenizerTerms
+from imagetok.objectives import GradientBalance, Objective, TokenizerTerms
 from imagetok.outputs import Statistics, TokenizerOutput, is_counts
 from imagetok.run_config import TrainConfig
 from imagetok.schedules import constant
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.average import WeightAverage
-from imagetok.training.balance import GradientBalance
 from imagetok.training.checkpoint import AVERAGE, MODEL, OPTIMIZER, TrainedParts
-from imagetok.training.learner import Learner
-from imagetok.training.totals import StepTotals
+from imagetok.training.learner import Learner, WeightAverage
 
 MAX_SKIPPED_STEPS = 20
 """Number of steps in a row with overflowing float16 gradients that stops the run."""
@@ -143,11 +142,11 @@ class Stepper:
             terms = self._terms(output, batch)
             weighted = [term.weight * term.value for term in terms if term.is_learnt]
             loss = torch.stack(weighted).sum()
-            if self._balance is not None:
-                totals.add_gradients(self._measure_balance(self._balance, terms))
+            gradients = self._last_layer_gradients(terms)
             self.learner.backward(loss / batch.num_parts)
         losses = {term.name: term.value.detach() for term in terms}
-        totals.add({"loss": loss, **losses, **output.metrics}, self._used(output.statistics))
+        figures = {"loss": loss, **losses, **output.metrics}
+        totals.add(figures, self._used(output.statistics), gradients)
         return replace(output, mean=output.mean.detach(), losses=losses)
 
     def _objective_pass(
@@ -174,12 +173,13 @@ class Stepper:
                 terms.append(_Term(name, value, weight, is_learnt, is_balanced))
         return terms
 
-    def _measure_balance(
-        self, balance: GradientBalance, terms: Sequence[_Term]
-    ) -> dict[str, Tensor]:
+    def _last_layer_gradients(self, terms: Sequence[_Term]) -> dict[str, Tensor]:
+        """What the balance of the next step is measured by; nothing where no term is balanced."""
+        if self._balance is None:
+            return {}
         reference = [t.weight * t.value for t in terms if t.is_learnt and not t.is_balanced]
         balanced = {t.name: t.value for t in terms if t.is_balanced}
-        return balance.gradients(reference, balanced, self.learner.scale)
+        return self._balance.gradients(reference, balanced, self.learner.scale)
 
     def _used(self, statistics: Statistics | None) -> Statistics | None:
         """The statistics that are needed: of a frozen bottleneck only how often codes occur."""
@@ -274,6 +274,88 @@ class Stepper:
             learner.restore_state(state["learners"][learner.name])
         if self._balance is not None:
             self._balance.factors = dict(state["balance"])
+
+
+class StepTotals:
+    """Means of scalars and sums of counts and statistics over the micro-batches of all ranks.
+
+    All micro-batches are of one size, so that the mean of their means is that of their samples.
+
+    Args:
+        num_parts: Number of micro-batches of all ranks together.
+
+    Attributes:
+        means: Means of the scalars, once merged.
+        counts: Sums of the counts, once merged.
+        gradients: Means of the gradients, once merged.
+        statistics: What `bottleneck.update` takes, once merged; None if no micro-batch has any.
+    """
+
+    def __init__(self, num_parts: int) -> None:
+        self._num_parts = num_parts
+        self._scalars: dict[str, Tensor] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._statistics: list[Statistics] = []
+        self.means: dict[str, float] = {}
+        self.counts: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self.statistics: Statistics | None = None
+
+    def add(
+        self,
+        scalars: Mapping[str, Tensor],
+        statistics: Statistics | None = None,
+        gradients: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> None:
+        """Add what a pass over a micro-batch yields: means over its samples, and statistics."""
+        for sums, values in ((self._scalars, scalars), (self._gradients, gradients)):
+            for name, value in values.items():
+                value = value.detach()
+                sums[name] = sums[name] + value if name in sums else value
+        if statistics is not None:
+            self._statistics.append(statistics)
+
+    def merge(self, counts: Mapping[str, Tensor] | None = None) -> None:
+        """Add up all ranks, in one collective for each dtype.
+
+        Args:
+            counts: float64 vectors of this rank, to be summed in the same collective.
+        """
+        names, counts = list(self._scalars), counts or {}
+        # On the CPU: not every device has float64.
+        sums = {"scalars": torch.stack([self._scalars[name].cpu().double() for name in names])}
+        sums |= {f"counts/{name}": vector for name, vector in counts.items()}
+        sums |= {f"gradients/{name}": gradient for name, gradient in self._gradients.items()}
+        parts = self._statistics
+        for name in parts[0].sums if parts else ():
+            sums[f"statistics/{name}"] = torch.stack([part.sums[name] for part in parts]).sum(0)
+        sums = collectives.all_reduce_sum(sums)
+        means = (sums["scalars"] / self._num_parts).tolist()
+        self.means = dict(zip(names, means, strict=True))
+        self.counts = {name: sums[f"counts/{name}"] for name in counts}
+        self.gradients = {n: sums[f"gradients/{n}"] / self._num_parts for n in self._gradients}
+        if parts:
+            samples = {
+                name: torch.cat([part.samples[name] for part in parts]) for name in parts[0].samples
+            }
+            self.statistics = Statistics(
+                {name: sums[f"statistics/{name}"] for name in parts[0].sums},
+                {name: collectives.gather_equal(rows) for name, rows in samples.items()},
+            )
+
+    def is_finite(self) -> bool:
+        """Whether the loss is finite on every rank; the same answer on all of them."""
+        return all(math.isfinite(value) for value in self.losses().values())
+
+    def ranks_not_finite(self) -> list[int]:
+        """The ranks whose own losses are not finite; a collective."""
+        own = [value for name, value in self._scalars.items() if name.startswith("loss")]
+        finite = collectives.gather_objects(bool(torch.stack(own).isfinite().all()))
+        return [rank for rank, is_finite in enumerate(finite) if not is_finite]
+
+    def losses(self) -> dict[str, float]:
+        """The weighted sum `loss` and the unweighted terms `loss/...`."""
+        return {name: mean for name, mean in self.means.items() if name.startswith("loss")}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""TensorBoard and Weights & Biases, through Accelerate: a copy of the records for people to watch.
+"""TensorBoard and Weights & Biases, by Accelerate's trackers: copies of the records to watch.
 
 Everything lies below the run's folder, in `trackers/tensorboard` and `trackers/wandb`. A tracker is
 not part of a run's result, which is in `metrics.jsonl` and `samples/`: one that is asked for but
@@ -15,19 +15,18 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
 from imagetok.errors import MissingExtraError
 from imagetok.files import write_atomic
+from imagetok.launch import collectives
 from imagetok.run_config import RunConfig
-from imagetok.training.resume_point import flatten
 
 FOLDER = "trackers"
 WANDB_ID = "wandb-id"
@@ -66,53 +65,66 @@ def _is_installed(package: str) -> bool:
 
 
 class Trackers:
-    """The trackers of a run. Every rank has one of these, and that of the main process talks.
+    """The trackers of a run, on its main process; on other ranks there are none.
 
     Args:
-        accelerator: The run's processes; its `log_with` is set.
         config: The run.
         folder: The run's folder, which exists.
         start_step: First step of this part of the run; what trackers show of it and of later steps
             is renewed.
     """
 
-    def __init__(
-        self, accelerator: Accelerator, config: RunConfig, folder: Path, start_step: int
-    ) -> None:
-        self._accelerator = accelerator
+    def __init__(self, config: RunConfig, folder: Path, start_step: int) -> None:
         settings, place = config.train, folder / FOLDER
-        names = dict.fromkeys(settings.trackers) if accelerator.is_main_process else {}
-        self._trackers = [
-            _Tolerant(_KINDS[name](place, settings.project, start_step)) for name in names
-        ]
-        if self._trackers:
-            accelerator.log_with = self._trackers
-            accelerator.init_trackers(settings.project, _describe(config))
+        names = dict.fromkeys(settings.trackers) if collectives.rank() == 0 else {}
+        self._trackers = [_KINDS[name](place, settings.project, start_step) for name in names]
+        self._call_all("start")
+        self._call_all("store_init_configuration", _describe(config))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Log scalars under their own keys."""
-        if self._trackers:
-            self._accelerator.log({key: float(value) for key, value in values.items()}, step)
+        self._call_all("log", {key: float(value) for key, value in values.items()}, step)
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
         """Log one image, of any mode."""
-        for tracker in self._trackers:
-            tracker.log_image(name, image.convert("RGB"), step)
+        self._call_all("log_image", name, image.convert("RGB"), step)
 
     def close(self) -> None:
         """Finish all trackers; closing them twice is harmless."""
-        for tracker in self._trackers:
-            tracker.finish()
-        if self._trackers:
-            self._trackers = self._accelerator.trackers = []  # it would start them again
+        self._call_all("finish")
+        self._trackers.clear()
+
+    def _call_all(self, method: str, *arguments: Any) -> None:
+        """Call a method of every tracker; one that fails is named, and left out from then on."""
+        for tracker in self._trackers.copy():
+            try:
+                getattr(tracker, method)(*arguments)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                reason = (str(error).splitlines() or [""])[0]
+                logger.warning(
+                    "warning: the tracker %s failed and is left out from now on (%s: %s); the "
+                    "run's folder holds everything that is logged",
+                    tracker.name,
+                    type(error).__name__,
+                    reason,
+                )
 
 
 def _describe(config: RunConfig) -> dict[str, Any]:
     """The config by dotted keys, with JSON in place of all but numbers, texts and flags."""
     return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for key, value in flatten(config.to_dict()).items()
+        for key, value in _flatten(config.to_dict(), "")
     }
+
+
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class _TensorBoard(TensorBoardTracker):  # type: ignore[misc]
@@ -170,49 +182,3 @@ class _WandB(WandBTracker):  # type: ignore[misc]
 
 
 _KINDS: Mapping[str, type[_TensorBoard | _WandB]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
-
-
-class _Tolerant(GeneralTracker):  # type: ignore[misc]
-    """A tracker that gives up, with one warning, where the one in it fails."""
-
-    requires_logging_directory = False
-
-    def __init__(self, inner: _TensorBoard | _WandB) -> None:
-        super().__init__(_blank=True)
-        self.name = inner.name
-        self._inner, self._failed = inner, False
-
-    @property
-    def tracker(self) -> Any:
-        return self._inner.tracker
-
-    def start(self) -> None:
-        self._try(self._inner.start)
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None:
-        self._try(self._inner.store_init_configuration, values)
-
-    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
-        self._try(self._inner.log, values, step)
-
-    def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        self._try(self._inner.log_image, name, image, step)
-
-    def finish(self) -> None:
-        self._try(self._inner.finish)
-
-    def _try(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self._failed:
-            return
-        try:
-            call(*arguments)
-        except Exception as error:
-            self._failed = True
-            reason = (str(error).splitlines() or [""])[0]
-            logger.warning(
-                "warning: the tracker %s failed and is left out from now on (%s: %s); the run's "
-                "folder holds everything that is logged",
-                self.name,
-                type(error).__name__,
-                reason,
-            )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Timer
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_steps import Halt, HaltedError
 
 from imagetok.config import RunConfig
 from imagetok.errors import (
@@ -20,61 +22,38 @@ from imagetok.errors import (
     UnwritableFileError,
 )
 from imagetok.files import TEMPORARY_PREFIX
+from imagetok.modelfile import MODEL_FILE
 from imagetok.training import checkpoint, loop, train
 from imagetok.training.checkpoint import list_checkpoints
-from imagetok.training.resume_point import MAY_CHANGE, flatten
-from imagetok.training.run_folder import RunFolder
+from imagetok.training.run_folder import MAY_CHANGE, RunFolder
 from imagetok.training.step import Stepper
-from tiny_runs import SYSTEMS, contents, read_lines, tiny_run
+from tiny_runs import SYSTEMS, assert_same_files, assert_same_run, contents, read_lines, tiny_run
+from toy_objective import toy
 
-TIMED = {"metrics.jsonl", "tokenizer/evaluation.json"}
+Finish = Callable[[RunConfig], Path]
+
 AUGMENTED = {"crop_scale": [0.5, 1.0], "flip": True}
 
-Halt = Callable[[int], None]
 
+@pytest.fixture(scope="module")
+def finish(tmp_path_factory: pytest.TempPathFactory) -> Finish:
+    """The folder of a run that nothing interrupted, made once for every config."""
+    done: dict[str, Path] = {}
 
-class HaltedError(Exception):
-    """Stands for whatever ends a process."""
+    def run(config: RunConfig) -> Path:
+        key = config.to_json()
+        if key not in done:
+            done[key] = tmp_path_factory.mktemp("whole") / "run"
+            train(config, done[key], progress=False)
+        return done[key]
 
-
-@pytest.fixture
-def halt_at(monkeypatch: pytest.MonkeyPatch) -> Halt:
-    """Make runs end before a step, once."""
-    real = Stepper.step
-
-    def arrange(last: int) -> None:
-        def step(self: Stepper, number: int, *rest: Any) -> Any:
-            if number == last:
-                monkeypatch.setattr(Stepper, "step", real)
-                raise HaltedError
-            return real(self, number, *rest)
-
-        monkeypatch.setattr(Stepper, "step", step)
-
-    return arrange
+    return run
 
 
 def run_of(system: str, **changes: Any) -> RunConfig:
     """A run of ten steps that saves after every third."""
     train = {"steps": 10, "checkpoint_every": 3, "ema_decay": 0.9, "samples_every": 4}
     return tiny_run(system, **{"data": AUGMENTED, "evaluate_every": 4, **train, **changes})
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    first, second = contents(one), contents(other)
-    assert first.keys() == second.keys()
-    assert [name for name in first if first[name] != second[name] and name not in TIMED] == []
-    keys = [
-        [(line["step"], sorted(line)) for line in read_lines(run / "metrics.jsonl")]
-        for run in (one, other)
-    ]
-    assert keys[0] == keys[1]
-
-
-def halted(config: RunConfig, folder: Path, halt_at: Halt, step: int) -> None:
-    halt_at(step)
-    with pytest.raises(HaltedError):
-        train(config, folder, resume=True, progress=False)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +64,15 @@ def halted(config: RunConfig, folder: Path, halt_at: Halt, step: int) -> None:
         ("vqvae", {"bottleneck": {"codebook": "loss"}, "ema_decay": None}),
         ("dvae", {"bottleneck": {"split_below": 0.9}}),
         ("ae", {"data": {**AUGMENTED, "streaming": True, "name": "photos", "window": 12}}),
+        ("vqvae", {"objectives": [toy()]}),
+        ("vqvae", {"objectives": [toy(learner={"start_step": 6})]}),
     ],
 )
 def test_a_run_interrupted_twice_ends_in_the_same_bytes(
+    finish: Finish,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    halt_at: Halt,
+    halt: Halt,
     system: str,
     changes: dict[str, Any],
 ) -> None:
@@ -98,18 +80,16 @@ def test_a_run_interrupted_twice_ends_in_the_same_bytes(
     config = run_of(system, **changes)
     if config.data.streaming:
         write_photos(tmp_path / "photos")
-    train(config, tmp_path / "whole", progress=False)
     for step in (5, 8):
-        halted(config, tmp_path / "parts", halt_at, step)
+        halt(config, tmp_path / "parts", step)
     train(config, tmp_path / "parts", resume=True, progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(finish(config), tmp_path / "parts")
 
 
 def test_a_kill_right_after_the_last_checkpoint_leaves_nothing_that_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run_of("ae", keep_last=2)
-    train(config, tmp_path / "whole", progress=False)
     real = checkpoint._remove_old
 
     def remove_old(folder: Path, keep_last: int) -> None:
@@ -125,10 +105,12 @@ def test_a_kill_right_after_the_last_checkpoint_leaves_nothing_that_stays(
     assert len(list_checkpoints(folder)) == 3
     (folder / f"{TEMPORARY_PREFIX}x" / "half").mkdir(parents=True)
     train(config, tmp_path / "parts", resume=True, progress=False)
-    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    assert [name for name in whole if whole[name] != parts[name] and name not in TIMED] == []
+    assert_same_files(finish(config), tmp_path / "parts")
     assert not (folder / f"{TEMPORARY_PREFIX}x").exists()
+
+
+def losses_of(run: Path) -> bytes:
+    return (run / "losses.jsonl").read_bytes()
 
 
 def write_photos(folder: Path) -> None:
@@ -145,55 +127,47 @@ def write_photos(folder: Path) -> None:
     assert load_dataset(str(folder))["test"].num_rows == 3
 
 
-def test_a_run_without_a_checkpoint_starts_anew(tmp_path: Path, halt_at: Halt) -> None:
+def test_a_run_without_a_checkpoint_starts_anew(finish: Finish, tmp_path: Path, halt: Halt) -> None:
     config = run_of("vae")
-    train(config, tmp_path / "whole", resume=True, progress=False)
-    halted(config, tmp_path / "parts", halt_at, 2)
+    halt(config, tmp_path / "parts", 2)
     assert (tmp_path / "parts" / "config.yaml").exists()
     train(config, tmp_path / "parts", resume=True, progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert_same_run(finish(config), tmp_path / "parts")
 
 
-def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
-    first = train(run_of("vqvae"), tmp_path / "run", progress=False)
-    before = contents(tmp_path / "run")
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
-    again = train(run_of("vqvae"), tmp_path / "run", resume=True, progress=False)
+def test_a_finished_run_is_left_as_it_is(finish: Finish) -> None:
+    run = finish(run_of("vqvae"))
+    before = contents(run)
+    times = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    again = train(run_of("vqvae"), run, resume=True, progress=False)
     assert again.was_finished
-    assert not first.was_finished
-    assert again.evaluation == first.evaluation
-    assert contents(tmp_path / "run") == before
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == times
+    assert again.evaluation == json.loads(before["tokenizer/evaluation.json"])
+    assert contents(run) == before
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == times
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "model.safetensors", "reconstructions.png"])
-def test_an_export_that_was_interrupted_is_made_again(tmp_path: Path, name: str) -> None:
-    train(run_of("vqvae"), tmp_path / "run", progress=False)
-    before = contents(tmp_path / "run")
-    (tmp_path / "run" / "tokenizer" / name).unlink()
-    assert not train(run_of("vqvae"), tmp_path / "run", resume=True, progress=False).was_finished
-    after = contents(tmp_path / "run")
-    assert after["tokenizer/model.safetensors"] == before["tokenizer/model.safetensors"]
-    assert after.keys() == before.keys()
+def test_an_export_that_was_interrupted_is_made_again(
+    finish: Finish, tmp_path: Path, name: str
+) -> None:
+    before = finish(run_of("vqvae"))
+    after = shutil.copytree(before, tmp_path / "run")
+    (after / "tokenizer" / name).unlink()
+    assert not train(run_of("vqvae"), after, resume=True, progress=False).was_finished
+    assert_same_files(before, after)
 
 
-def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+def test_a_finished_run_can_be_made_longer_and_not_shorter(tmp_path: Path) -> None:
     constant = {"lr": 1e-3}
     train(run_of("ae", steps=12, optimizer=constant), tmp_path / "whole", progress=False)
     train(run_of("ae", steps=6, optimizer=constant), tmp_path / "run", progress=False)
     train(run_of("ae", steps=12, optimizer=constant), tmp_path / "run", resume=True, progress=False)
-    losses = [(tmp_path / name / "losses.jsonl").read_bytes() for name in ("whole", "run")]
-    assert losses[0] == losses[1]
-    exported = [
-        (tmp_path / name / "tokenizer" / "model.safetensors").read_bytes()
-        for name in ("whole", "run")
+    assert losses_of(tmp_path / "whole") == losses_of(tmp_path / "run")
+    models = [
+        (tmp_path / name / "tokenizer" / MODEL_FILE).read_bytes() for name in ("whole", "run")
     ]
-    assert exported[0] == exported[1]
-
-
-def test_a_run_is_not_made_shorter(tmp_path: Path) -> None:
-    train(run_of("ae"), tmp_path / "run", progress=False)
-    with pytest.raises(ConfigError, match=r"has 10 steps done, and train\.steps is 4"):
+    assert models[0] == models[1]
+    with pytest.raises(ConfigError, match=r"has 12 steps done, and train\.steps is 4"):
         train(run_of("ae", steps=4), tmp_path / "run", resume=True, progress=False)
 
 
@@ -213,30 +187,28 @@ def test_a_run_is_not_made_shorter(tmp_path: Path) -> None:
     ],
 )
 def test_another_config_is_refused_with_both_values(
-    tmp_path: Path, halt_at: Halt, changes: dict[str, Any], message: str
+    finish: Finish, changes: dict[str, Any], message: str
 ) -> None:
-    halted(run_of("vqvae"), tmp_path / "run", halt_at, 5)
-    before = contents(tmp_path / "run")
+    run = finish(run_of("vqvae"))
+    before = contents(run)
     with pytest.raises(ConfigError, match=message):
-        train(run_of("vqvae", **changes), tmp_path / "run", resume=True, progress=False)
-    assert contents(tmp_path / "run") == before
+        train(run_of("vqvae", **changes), run, resume=True, progress=False)
+    assert contents(run) == before
 
 
 def test_a_run_that_began_without_colour_conversion_goes_on_without_it(
-    tmp_path: Path, halt_at: Halt, caplog: pytest.LogCaptureFixture
+    finish: Finish, tmp_path: Path, halt: Halt, caplog: pytest.LogCaptureFixture
 ) -> None:
     begun = run_of("ae")
-    halted(begun, tmp_path / "run", halt_at, 5)
+    halt(begun, tmp_path / "run", 5)
     asked = begun.model_copy(update={"tokenizer": begun.tokenizer.with_color_profile("srgb")})
     train(asked, tmp_path / "run", resume=True, progress=False)
     assert "began with tokenizer.preprocessing.color_profile=ignore and goes on so" in caplog.text
-    train(begun, tmp_path / "whole", progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(finish(begun), tmp_path / "run")
 
 
-def test_what_changes_no_step_may_change(tmp_path: Path, halt_at: Halt) -> None:
-    train(run_of("vqvae"), tmp_path / "whole", progress=False)
-    halted(run_of("vqvae"), tmp_path / "run", halt_at, 5)
+def test_what_changes_no_step_may_change(finish: Finish, tmp_path: Path, halt: Halt) -> None:
+    halt(run_of("vqvae"), tmp_path / "run", 5)
     other = run_of(
         "vqvae",
         data={**AUGMENTED, "max_error_rate": 0.5},
@@ -249,59 +221,59 @@ def test_what_changes_no_step_may_change(tmp_path: Path, halt_at: Halt) -> None:
         gradient_checkpointing=True,
     )
     train(other, tmp_path / "run", resume=True, progress=False)
-    losses = [(tmp_path / name / "losses.jsonl").read_bytes() for name in ("whole", "run")]
-    assert losses[0] == losses[1]
+    assert losses_of(finish(run_of("vqvae"))) == losses_of(tmp_path / "run")
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
     assert "checkpoint_every: 2" in (tmp_path / "run" / "config.yaml").read_text()
 
 
 def test_every_entry_that_may_change_exists() -> None:
-    assert flatten(run_of("ae").to_dict()).keys() >= MAY_CHANGE
+    values = run_of("ae").to_dict()
+    entries = {f"{section}.{key}" for section, entry in values.items() for key in entry}
+    assert entries >= MAY_CHANGE
 
 
 def test_other_data_under_the_same_name_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halt_at: Halt
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halt: Halt
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos")
     config = run_of("ae", data={"name": "photos"})
-    halted(config, tmp_path / "run", halt_at, 5)
+    halt(config, tmp_path / "run", 5)
     (tmp_path / "photos" / "train-1.parquet").unlink()
     with pytest.raises(DataError, match="was trained on data with the fingerprint"):
         train(config, tmp_path / "run", resume=True, progress=False)
 
 
 def test_the_same_data_may_lie_elsewhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halt_at: Halt
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halt: Halt
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "photos")
-    train(run_of("ae", data={"name": "photos"}), tmp_path / "whole", progress=False)
-    halted(run_of("ae", data={"name": "photos"}), tmp_path / "run", halt_at, 5)
+    config = run_of("ae", data={"name": "photos"})
+    whole = finish(config)
+    halt(config, tmp_path / "run", 5)
     (tmp_path / "photos").rename(tmp_path / "moved")
     moved = run_of("ae", data={"name": "moved"})
     train(moved, tmp_path / "run", resume=True, progress=False)
-    losses = [(tmp_path / name / "losses.jsonl").read_bytes() for name in ("whole", "run")]
-    assert losses[0] == losses[1]
+    assert losses_of(whole) == losses_of(tmp_path / "run")
 
 
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_continues(
-    tmp_path: Path, halt_at: Halt
+    finish: Finish, tmp_path: Path, halt: Halt
 ) -> None:
     config = run_of("vqvae")
-    train(config, tmp_path / "whole", progress=False)
-    halted(config, tmp_path / "run", halt_at, 8)
+    halt(config, tmp_path / "run", 8)
     newest = tmp_path / "run" / "checkpoints" / "step-00000006"
     (newest / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelFileError, match="step-00000003 before it is whole: move"):
         train(config, tmp_path / "run", resume=True, progress=False)
     newest.rename(tmp_path / "away")
     train(config, tmp_path / "run", resume=True, progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(finish(config), tmp_path / "run")
 
 
 def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, real = run_of("ae"), checkpoint.file_sha256
 
@@ -310,7 +282,6 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
             raise OSError(28, "No space left on device")
         return real(path)
 
-    train(config, tmp_path / "whole", progress=False)
     monkeypatch.setattr(checkpoint, "file_sha256", full)
     with pytest.raises(UnwritableFileError, match=r"step-00000006.*No space left on device"):
         train(config, tmp_path / "run", progress=False)
@@ -318,7 +289,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_checkpoint_before(
     names = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert names == ["step-00000003"]
     train(config, tmp_path / "run", resume=True, progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(finish(config), tmp_path / "run")
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(
@@ -342,17 +313,16 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(
 
 
 def test_rows_that_cannot_be_read_are_counted_over_an_interruption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halt_at: Halt
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, halt: Halt
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_torn_photos(tmp_path / "photos")
     config = run_of("ae", data={"name": "photos", "evaluation_split": "train[:2]"})
-    train(config, tmp_path / "whole", progress=False)
-    halted(config, tmp_path / "run", halt_at, 8)
+    halt(config, tmp_path / "run", 8)
     train(config, tmp_path / "run", resume=True, progress=False)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
-    for name in ("whole", "run"):
-        lines = read_lines(tmp_path / name / "metrics.jsonl")
+    assert_same_run(finish(config), tmp_path / "run")
+    for folder in (finish(config), tmp_path / "run"):
+        lines = read_lines(folder / "metrics.jsonl")
         named = [message for line in lines for message in line.get("data/unreadable", [])]
         (count,) = {line["data/unreadable_rows"] for line in lines if "psnr" in line}
         assert len(named) == count > 0
@@ -369,7 +339,7 @@ def write_torn_photos(folder: Path) -> None:
 
 
 def test_two_runs_at_once_in_one_folder_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finish: Finish, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, met = Stepper.step, []
 
@@ -381,17 +351,18 @@ def test_two_runs_at_once_in_one_folder_are_refused(
                 met.append(str(caught.value))
         return real(self, number, *rest)
 
-    train(run_of("ae"), tmp_path / "whole", progress=False)
+    whole = finish(run_of("ae"))
     monkeypatch.setattr(Stepper, "step", step)
     monkeypatch.setattr(loop, "PATIENCE", 0.3)
     train(run_of("ae"), tmp_path / "run", progress=False)
     assert len(met) == 2
     assert all("another process is training in" in message for message in met)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run")
 
 
 def test_a_resumed_run_waits_for_the_one_before_to_leave(tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    assert not RunFolder(folder).take()  # there is nothing to hold
     folder.mkdir()
     first, second, third = RunFolder(folder), RunFolder(folder, 20), RunFolder(folder)
     assert first.take()
@@ -403,17 +374,10 @@ def test_a_resumed_run_waits_for_the_one_before_to_leave(tmp_path: Path) -> None
     second.close()
 
 
-def test_a_folder_that_is_not_there_is_not_held(tmp_path: Path) -> None:
-    lock = RunFolder(tmp_path / "run")
-    assert not lock.take()
-    lock.close()
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_state_of_an_older_version_without_newer_entries_is_continued(
-    tmp_path: Path, halt_at: Halt
+    tmp_path: Path, halt: Halt
 ) -> None:
-    halted(run_of("ae"), tmp_path / "run", halt_at, 5)
+    halt(run_of("ae"), tmp_path / "run", 5)
     newest = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
     state: Mapping[str, Any] = json.loads((newest / "state.json").read_text())
     assert state["config"]["train"].pop("freeze") == []
