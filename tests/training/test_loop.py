@@ -333,7 +333,7 @@ def test_profiles_that_cannot_be_applied_are_counted(tmp_path: Path, streaming: 
     rows = load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path), split="train")
     rows = rows.map(lambda row: {"image": damage_profile(row)} if row["label"] < 3 else row)
     rows.to_parquet(file)
-    data = {"name": str(tmp_path / "in"), "streaming": streaming, "num_workers": 1}
+    data = {"name": str(tmp_path / "in"), "streaming": streaming, "num_workers": int(streaming)}
     config = tiny_run("ae", data={**data, "evaluation_split": "train", "window": 8}, steps=2)
     config = config.model_copy(update={"tokenizer": config.tokenizer.with_color_profile("srgb")})
     result = train(config, tmp_path / "run", progress=False)
