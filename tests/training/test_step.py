@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
 from tiny_steps import batch, changed, state_of
 from torch import Tensor
 
 from imagetok import ImageTokenizer
 from imagetok.config import RunConfig
 from imagetok.data import open_training
-from imagetok.errors import ConfigError, TrainingError
-from imagetok.launch import collectives
+from imagetok.errors import TrainingError
 from imagetok.outputs import Statistics
 from imagetok.training import train
 from imagetok.training.accelerator import build_accelerator
@@ -86,20 +84,6 @@ def test_codes_start_anew_in_these_runs(kind: str, table: str) -> None:
     unused = statistics.sums["counts"] == 0
     moved = (state_of(stepper)[f"model/{table}"] != before).view(len(before), -1).any(1)
     assert moved[unused].any()  # a code that nothing chose moves by starting anew only
-
-
-def test_a_batch_that_does_not_divide_over_its_micro_batches_is_refused() -> None:
-    with pytest.raises(ConfigError, match="batch_size 8 is not divisible by accumulation 3"):
-        tiny_run("ae", accumulation=3)
-
-
-def test_a_batch_that_does_not_divide_over_the_ranks_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: 3))
-    monkeypatch.setattr(collectives, "world_size", lambda: 3)
-    with pytest.raises(ConfigError, match=r"does not divide over 3 processes .* a multiple of 6"):
-        build_accelerator(tiny_run("ae", accumulation=2).train)
 
 
 # A step
