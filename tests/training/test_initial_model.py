@@ -434,13 +434,16 @@ def test_the_shares_of_the_ranks_join_to_the_vectors_of_one(
     torch.testing.assert_close(joined.sort(0).values, whole.sort(0).values)
 
 
-def test_the_codebook_becomes_centres_of_these_vectors() -> None:
+def test_the_codebook_becomes_centres_of_these_vectors_and_a_bar_is_shown(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     config = tiny_run("vqvae")
     torch.manual_seed(0)
     model = ImageTokenizer.from_config(config.tokenizer)
     data = open_training(config, model.preprocessor)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    initialize_bottleneck(model, data, config.train)
+    initialize_bottleneck(model, data, config.train, progress=True)
+    assert "k-means:   0%" in capfd.readouterr().err
     with data.feed(0, 1, 0, 1) as feed:
         ((batch,),) = feed
     pixels = batch.pixels[:3]

@@ -172,8 +172,8 @@ def test_nothing_of_the_machine_is_told(tmp_path: Path, monkeypatch: pytest.Monk
     training = json.loads(texts[0])["training"]
     assert training["data"]["name"] == json.loads(texts[0])["protocol"]["dataset"] == "my photos"
     assert training["data"]["source"] == "local"
-    assert training["init_from"] == "tokenizer"
-    assert {"data.name=my photos", "train.init_from=tokenizer"} <= set(training["changes"])
+    assert training["init_from"] == "first"  # a run's tokenizer is called by its run's name
+    assert {"data.name=my photos", "train.init_from=first"} <= set(training["changes"])
     secrets = {token, "private-place", str(tmp_path), socket.gethostname(), os.getcwd()}
     secrets |= {tempfile.gettempdir(), os.path.expanduser("~"), f"/{getpass.getuser()}"}
     for text in texts:

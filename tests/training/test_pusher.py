@@ -71,7 +71,10 @@ def test_the_command_prints_the_address(
 ) -> None:
     ended = run("train", recipe, "--output-dir", tmp_path / "run", "--push-to", REPO, "--private")
     assert ended.code == 0, ended.err
-    assert ended.out.splitlines()[-1] == f"pushed: {logged_in.endpoint}/{REPO}"
+    *_, following, last = ended.out.splitlines()
+    assert last == f"pushed: {logged_in.endpoint}/{REPO}"
+    folder = tmp_path / "run" / "tokenizer"
+    assert following == f"next: imagetok evaluate --tokenizer {folder} --dataset PHOTOS"
     assert logged_in.repository(REPO).private
     assert logged_in.token not in ended.out + ended.err
 

@@ -29,6 +29,15 @@ def display_name(name: str) -> str:
     return Path(name).expanduser().resolve().name if _exists(name) else without_folders(name)
 
 
+def tokenizer_name(name: str) -> str:
+    """Like `display_name`; the tokenizer of a run on this machine is called by the run's folder."""
+    if _exists(name):
+        path = Path(name).expanduser().resolve()
+        if path.name == "tokenizer" and (path.parent / "checkpoints").is_dir():
+            return path.parent.name
+    return display_name(name)
+
+
 def without_folders(name: str) -> str:
     """The name itself, or its last part if it can only be a path; no look at the file system."""
     if _BUILTIN.fullmatch(name) or is_hub_name(name):

@@ -159,6 +159,8 @@ def train(
         if result.was_finished:
             show(f"the run in {output_dir} is finished; nothing was done")
         show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
+        for command in result.next_commands:
+            show(f"next: {command}")
         if result.pushed is not None:
             show(f"pushed: {result.pushed.url}")
 

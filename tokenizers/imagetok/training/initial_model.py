@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from tqdm.auto import tqdm
 
 from imagetok.config.recipe import recipe_names
 from imagetok.config.strict_config import differing_entries
@@ -158,11 +159,19 @@ def prepare_parts(model: ImageTokenizer, config: RunConfig) -> None:
 
 
 @torch.no_grad()
-def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: TrainConfig) -> None:
+def initialize_bottleneck(
+    model: ImageTokenizer, data: TrainingData, settings: TrainConfig, progress: bool = False
+) -> None:
     """Hand the bottleneck the encoder outputs of the first images that it wants, in sample order.
 
     A collective: each rank encodes its share of the images of the first steps and gets all of the
     vectors.
+
+    Args:
+        model: The model, on its device.
+        data: What it trains on.
+        settings: How it is trained.
+        progress: Show a bar on the main process.
     """
     wanted = model.bottleneck.num_initial_vectors
     if not wanted or "bottleneck" in settings.freeze:
@@ -172,7 +181,11 @@ def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: T
     num_images = math.ceil(wanted / per_image)
     steps = math.ceil(num_images / settings.batch_size)
     parts = []
-    with data.feed(0, steps, collectives.rank(), collectives.world_size()) as feed:
+    silent = not progress or collectives.rank() > 0
+    with (
+        data.feed(0, steps, collectives.rank(), collectives.world_size()) as feed,
+        tqdm(total=steps + 1, desc="k-means", disable=silent, leave=False) as bar,
+    ):
         for batches in feed:
             vectors = []
             for batch in batches:
@@ -180,7 +193,9 @@ def initialize_bottleneck(model: ImageTokenizer, data: TrainingData, settings: T
                 z = model.encode_pixels(batch.pixels)
                 vectors.append(_choose_vectors(z, keys, per_image))
             parts.append(collectives.gather_equal(torch.cat(vectors)))
-    model.bottleneck.initialize(torch.cat(parts)[: num_images * per_image])
+            bar.update()
+        model.bottleneck.initialize(torch.cat(parts)[: num_images * per_image])
+        bar.update()
     # On a GPU sums differ in their last bits from run to run, and so from rank to rank.
     for tensor in model.bottleneck.state_dict().values():
         tensor.copy_(collectives.broadcast_tensor(tensor))

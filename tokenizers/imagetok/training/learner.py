@@ -8,6 +8,7 @@ all of them as they were. The average follows the tokenizer.
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from imagetok.bottlenecks import ParameterGroup
 from imagetok.config import OptimizerConfig, build_schedule
+from imagetok.launch import collectives
 from imagetok.schedules import Schedule, warmup
 from imagetok.tokenizer import ImageTokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class Learner:
@@ -61,7 +65,17 @@ class Learner:
         self.skipped = self.skipped_in_a_row = 0
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._clip_norm = config.clip_norm or math.inf
-        self._learning_rate = build_learning_rate(config, max(1, run_steps - start_step))
+        steps = max(1, run_steps - start_step)
+        self._learning_rate = build_learning_rate(config, steps)
+        if config.warmup_steps > steps and collectives.rank() == 0:
+            logger.warning(
+                "warning: the %s warms up for %d steps (warmup_steps) and learns for %d: its "
+                "learning rate comes to %.0f %% of what lr asks for",
+                name,
+                config.warmup_steps,
+                steps,
+                100 * steps / config.warmup_steps,
+            )
         # A scaler of its own, as gradients of different losses overflow at different scales.
         self._scaler: torch.amp.GradScaler | None = copy.deepcopy(accelerator.scaler)
         with warnings.catch_warnings():

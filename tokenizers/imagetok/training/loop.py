@@ -8,6 +8,7 @@ that steps change; so a run that was interrupted goes on as if nothing had happe
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -69,6 +70,14 @@ class TrainResult:
     evaluation: Evaluation
     was_finished: bool = False
     pushed: Pushed | None = None
+
+    @property
+    def next_commands(self) -> list[str]:
+        """What to type next on the command line, one command each."""
+        folder = str(self.tokenizer_dir)
+        evaluate = ["imagetok", "evaluate", "--tokenizer", folder, "--dataset", "PHOTOS"]
+        push = ["imagetok", "push", folder, "USER/NAME"]
+        return [shlex.join(each) for each in ([evaluate] if self.pushed else [evaluate, push])]
 
 
 # Setup
@@ -161,7 +170,7 @@ def _open_run(
         stack.enter_context(signals)
         stack.enter_context(closing(reporter))
         if start.checkpoint is None and settings.init_from is None:
-            initialize_bottleneck(model, data, settings)
+            initialize_bottleneck(model, data, settings, progress)
         objectives = build_objectives(config, accelerator.device)
         stepper = Stepper(settings, accelerator, model, objectives)
         writer = CheckpointWriter(folder.checkpoints, settings.keep_last, reporter.sync)

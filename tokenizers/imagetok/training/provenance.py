@@ -20,6 +20,7 @@ from imagetok.config.yaml_text import parse_yaml
 from imagetok.data import TrainingData
 from imagetok.data.evaluation_data import EVALUATION_SPLITS
 from imagetok.data.holdout import HOLDOUT_SPLIT
+from imagetok.display_names import tokenizer_name
 from imagetok.errors import ConfigError
 from imagetok.run_config import RunConfig, load_recipe
 from imagetok.tokenizer import ImageTokenizer
@@ -58,7 +59,7 @@ def describe_training(
     return {
         "recipe": recipe,
         "changes": changes,
-        "init_from": None if start is None else display_name(start),
+        "init_from": None if start is None else tokenizer_name(start),
         "data": {
             "name": display_name(config.data.name),
             "source": dataset_source(config.data.name),
@@ -110,7 +111,7 @@ def _public_values(config: RunConfig) -> dict[str, Any]:
             del values[section][key]
     values["data"]["name"] = display_name(config.data.name)
     if config.train.init_from is not None:
-        values["train"]["init_from"] = display_name(config.train.init_from)
+        values["train"]["init_from"] = tokenizer_name(config.train.init_from)
     return values
 
 

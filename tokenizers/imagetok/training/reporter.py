@@ -176,17 +176,28 @@ class Reporter:
         threshold = self._settings.usage_warning
         shares = [v for k, v in figures.items() if k.split("/")[0] == "codebook_usage"]
         share = min((each for each in shares if each is not None), default=1.0)
-        if share < threshold:  # the least of several levels: a single one may collapse
-            logger.warning(
-                "warning: codebook usage is %.1f %% of %d codes over %d validation images after "
-                "step %d, under the threshold of %.0f %% (train.usage_warning): the codebook is "
-                "collapsing or larger than the data needs",
-                100 * share,
-                tokenizer.codebook_size,
-                figures["num_images"],
-                done,
-                100 * threshold,
+        if share >= threshold:  # the least of several levels: a single one may collapse
+            return
+        size, images = tokenizer.codebook_size, figures["num_images"]
+        positions = images * tokenizer.num_tokens // tokenizer.depth
+        # Codes drawn evenly at so many positions are this share of the codebook on average.
+        expected = 1 - math.exp(-positions / size)
+        reason = "the codebook is collapsing or larger than the data needs"
+        if expected < threshold:
+            reason = (
+                f"{positions} positions show {expected:.1%} of it at best, so this says little; "
+                "validate on more images (train.evaluation_images)"
             )
+        logger.warning(
+            "warning: codebook usage is %.1f %% of %d codes over %d validation images after "
+            "step %d, under the threshold of %.0f %% (train.usage_warning): %s",
+            100 * share,
+            size,
+            images,
+            done,
+            100 * threshold,
+            reason,
+        )
 
     def _write_metrics(self, step: int, figures: Mapping[str, float]) -> None:
         self._metrics.write(step, figures)
