@@ -316,6 +316,16 @@ def test_levels_and_metrics_from_elsewhere_have_lines_of_their_own(
     assert "brightness" not in rows(section(done.card(), "Results"))
 
 
+def test_a_card_says_how_rows_were_held_out(trained: Callable[[str], Trained]) -> None:
+    done = trained("vqvae")
+    told = {"holdout": "10%", "holdout_salt": "2", "stratify": True}
+    results = rows(section(done.card(protocol=done.evaluation["protocol"] | told), "Results"))
+    assert results["share of `train` held out as `holdout`"] == "`10%`"
+    assert results["salt of the holdout"] == "`2`"
+    assert results["rows of each label held out"] == "the same share"
+    assert not [title for title in rows(section(done.card(), "Results")) if "held out" in title]
+
+
 # Templates
 
 

@@ -68,11 +68,15 @@ def _source(jobs: Sequence[Job]) -> dict[str, list[object]]:
         "subset": "subset",
         "revision": "revision",
         "split": "split",
+        "share held out": "holdout",
+        "salt of the holdout": "holdout_salt",
         "image column": "image_column",
         "first rows": "limit",
         "fingerprint": "fingerprint",
     }
-    rows = {title: [getattr(job.input, key) for job in jobs] for title, key in titles.items()}
+    rows = {
+        title: [getattr(job.input, key) or None for job in jobs] for title, key in titles.items()
+    }
     return {title: row for title, row in rows.items() if any(value is not None for value in row)}
 
 
