@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -89,3 +92,41 @@ def test_an_environment_that_is_neither_true_nor_false_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_CPU", "maybe")
     with pytest.raises(InvalidValueError, match="ACCELERATE_USE_CPU is 'maybe'; set it to true"):
         has_only_cpu()
+
+
+WORKERS = "Workers([len], in_processes=True).close()\n"
+TRAINING = "train(tiny_run('ae', data={'num_workers': 2}), 'run', progress=False)\n"
+SCRIPT = """
+import logging
+from imagetok.data import Workers
+from imagetok.training import train
+from tiny_runs import tiny_run
+logger = logging.getLogger(__name__)
+"""
+
+
+def run_as_script(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    """Run a script in this process, where only starting processes differs from `python FILE`."""
+    path = folder / "script.py"
+    path.write_text(source)
+    main = ModuleType("__main__")
+    main.__file__ = str(path)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.chdir(folder)
+    exec(compile(source, path, "exec"), vars(main))
+
+
+@pytest.mark.parametrize("call", [WORKERS, TRAINING])
+def test_a_script_without_a_guard_starts_no_process_and_is_told_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    with pytest.raises(InvalidValueError, match=r"script\.py' starts .*put what it does under `if"):
+        run_as_script(tmp_path, monkeypatch, f"{SCRIPT}{call}")
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+def test_a_script_with_a_guard_may_start_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_as_script(tmp_path, monkeypatch, f"{SCRIPT}if __name__ == '__main__':\n    {WORKERS}")
+    run_as_script(tmp_path, monkeypatch, f"{SCRIPT}is_main = '__main__' == __name__\n{WORKERS}")

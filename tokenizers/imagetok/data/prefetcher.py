@@ -35,7 +35,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 
 from imagetok.errors import DataError, ImagetokError, LoadingStopped
-from imagetok.launch.signals import SIGNALS
+from imagetok.launch import SIGNALS, check_main_guard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -93,6 +93,9 @@ class Workers(Generic[Item, Result]):
         attempts: How often an item is tried, each time in a new process, before a killed process is
             an error; more than once only for functions without state.
         killed: Makes that error.
+
+    Raises:
+        InvalidValueError: The script that runs has no guard, so that processes would run it again.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Workers(Generic[Item, Result]):
         killed: Callable[[], Exception] = lambda: DataError(_KILLED),
     ) -> None:
         if in_processes:
+            check_main_guard()
             # Not after the signals are blocked: Python unblocks them when it has started this one.
             resource_tracker.ensure_running()
         kind = _ProcessThread if in_processes else _WorkerThread

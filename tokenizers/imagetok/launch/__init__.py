@@ -7,6 +7,7 @@ between them, and `signals` stop all of them after the same step. Built on torch
 
 from imagetok.launch.processes import (
     RankInfo,
+    check_main_guard,
     find_device,
     find_rank_info,
     find_reader_ranks,
@@ -20,6 +21,7 @@ __all__ = [
     "SIGNALS",
     "RankInfo",
     "StopSignals",
+    "check_main_guard",
     "find_device",
     "find_rank_info",
     "find_reader_ranks",

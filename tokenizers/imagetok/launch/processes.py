@@ -7,10 +7,14 @@ under these launchers and, with `--rank` and `--world-size`, under any other.
 
 from __future__ import annotations
 
+import ast
 import atexit
 import importlib
 import os
+import sys
+import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -150,6 +154,38 @@ def has_only_cpu() -> bool:
             "unset it"
         )
     return text in _TRUE or not torch.accelerator.is_available()
+
+
+def check_main_guard() -> None:
+    """Refuse to start processes while a script runs that each of them would run again.
+
+    A spawned process imports the script that was started. Without a guard it does all that the
+    script does, up to starting processes of its own: it fails, or waits for what is its parent's.
+
+    Raises:
+        InvalidValueError: The script compares `__name__` with nothing.
+    """
+    main = sys.modules["__main__"]
+    path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
+    if path is None or (spec is not None and spec.name.endswith("__main__")):
+        return  # of these nothing is imported again
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    while frame is not None and frame.f_globals is not vars(main):
+        frame = frame.f_back
+    if frame is None:
+        return
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    compared = (node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.Match))
+    names = {name.id for node in compared for name in ast.walk(node) if isinstance(name, ast.Name)}
+    if "__name__" not in names:
+        raise InvalidValueError(
+            f"'{path}' starts processes that load images, and each of them would run it from the "
+            'top; put what it does under `if __name__ == "__main__":`, or load images without '
+            "processes (workers=0, data.num_workers=0)"
+        )
 
 
 def leave_group_at_exit() -> None:

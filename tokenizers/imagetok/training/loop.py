@@ -31,7 +31,7 @@ from imagetok.data import (
 from imagetok.errors import Stopped, TrainingError
 from imagetok.evaluation import Evaluation
 from imagetok.hub import Pushed, prepare_repository
-from imagetok.launch import StopSignals, collectives, watch_launcher
+from imagetok.launch import StopSignals, check_main_guard, collectives, watch_launcher
 from imagetok.run_config import RunConfig
 from imagetok.training.accelerator import build_accelerator
 from imagetok.training.checkpoint import (
@@ -117,6 +117,8 @@ def train(
         UnwritableFileError: The disk is full or the folder cannot be written.
     """
     plan_run(config)  # whatever cannot be built is refused before anything is read or written
+    if config.data.num_workers:
+        check_main_guard()
     accelerator = build_accelerator(config.train)
     with closing(RunFolder(Path(output_dir), PATIENCE if resume else 0.0)) as folder:
 
