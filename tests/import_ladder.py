@@ -46,6 +46,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "reports",
         "quickstart",
         "cli",
+        "__main__",
     ),
 )
 """Modules and packages from the lowest floor up, each floor from its top to its bottom line."""

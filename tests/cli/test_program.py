@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -29,7 +30,10 @@ from imagetok.errors import (
 from imagetok.training import initial_model, train
 from tiny_runs import DATA, contents, tiny_run, tiny_values
 
-COMMANDS = ("quickstart", "train", "evaluate", "reconstruct", "info", "push", "push-dataset")
+COMMANDS = (
+    *("quickstart", "train", "evaluate", "reconstruct", "encode", "info"),
+    *("push", "push-dataset"),
+)
 OPTIONS = {
     "quickstart": {"--system", "--output-dir"},
     "train": {
@@ -41,6 +45,7 @@ OPTIONS = {
         *("--batch-size", "--device", "--dtype", "--json", "--import"),
     },
     "reconstruct": {"--tokenizer", "--output", "--device", "--dtype", "--import"},
+    "encode": {"--tokenizer", "--output", "--device", "--dtype", "--import"},
     "info": {"--json", "--tokenizer-revision", "--import"},
     "push": {"--private", "--revision", "--commit-message", "--create-pr", "--import"},
     "push-dataset": {"--private", "--revision", "--commit-message", "--create-pr", "--replace"},
@@ -426,6 +431,39 @@ def test_reconstructing_refuses_what_is_not_an_image(
     assert not (tmp_path / "out.png").exists()
     there = ("reconstruct", tmp_path / "text.png", "--tokenizer", tokenizer)
     refused(run(*there, "--output", tmp_path / "no" / "out.png"), "there is no folder")
+
+
+def test_encoding_shows_ids_or_writes_them(run: Run, tokenizer: Path, tmp_path: Path) -> None:
+    for name, colour in (("a.png", "teal"), ("b.png", "white")):
+        Image.new("RGB", (20, 40), colour).save(tmp_path / name)
+    files = [tmp_path / "a.png", tmp_path / "b.png"]
+    expected = imagetok.ImageTokenizer.from_pretrained(tokenizer).encode(files)
+
+    shown = run("encode", files[0], "--tokenizer", tokenizer.parent)
+    assert [[int(code) for code in line.split()] for line in shown.out.splitlines()] == (
+        expected[0].tolist()
+    )
+    for output in (tmp_path / "ids.npy", tmp_path / "ids.json"):
+        run("encode", *files, "--tokenizer", tokenizer / "model.safetensors", "--output", output)
+    assert np.array_equal(np.load(tmp_path / "ids.npy"), expected.numpy())
+    written = json.loads((tmp_path / "ids.json").read_text())
+    assert list(written["ids"].values()) == expected.tolist()
+    start = ("encode", files[0], "--tokenizer")
+    refused(run(*start, tokenizer, "--output", tmp_path / "ids.txt"), ".npy", ".json")
+    refused(run(*start, tokenizer / "config.json"), "is a file; expected the folder")
+
+
+@pytest.mark.slow
+def test_encoding_loads_neither_datasets_nor_a_compiler(tokenizer: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
+    arguments = ["encode", str(tmp_path / "a.png"), "--tokenizer", str(tokenizer)]
+    code = (
+        f"import sys\nfrom imagetok.cli import main\ntry: main({arguments})\n"
+        "finally: print({'datasets', 'accelerate', 'torchmetrics', 'torch._dynamo', 'sympy'}"
+        " & sys.modules.keys())"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ended.stdout.splitlines()[-1] == "set()", ended
 
 
 def test_info_shows_what_the_tokenizer_is(run: Run, tokenizer: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from imagetok import ImageTokenizer, TokenizerOutput
@@ -18,6 +19,7 @@ from imagetok.bottlenecks import (
     GumbelBottleneck,
     VectorQuantizer,
 )
+from imagetok.errors import InvalidTypeError
 
 Make = Callable[..., ImageTokenizer]
 MakePictures = Callable[..., Tensor]
@@ -183,3 +185,9 @@ def test_sides_other_than_the_configs_train_as_well(make: Make, floats: MakePict
         output = tokenizer(x, VALUES)
         assert output.x_hat.shape == x.shape
         assert all(loss.isfinite() for loss in output.losses.values())
+
+
+@pytest.mark.parametrize("image", [Image.new("RGB", (24, 16)), "photo.png", torch.rand(3, 16, 24)])
+def test_calling_a_tokenizer_with_an_image_names_encode(make: Make, image: object) -> None:
+    with pytest.raises(InvalidTypeError, match=r"use tok\.encode"):
+        make("vqvae")(image)

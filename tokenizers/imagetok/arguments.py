@@ -108,6 +108,21 @@ def check_generator(generator: torch.Generator | None) -> None:
         )
 
 
+def check_pixels(x: Tensor) -> None:
+    """Check what a tokenizer's training pass is called with.
+
+    Raises:
+        InvalidTypeError: It is not a float tensor (B, C, H, W).
+    """
+    if isinstance(x, Tensor) and x.ndim == 4 and (x.is_floating_point() or x.dtype == torch.uint8):
+        return
+    found = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+    raise InvalidTypeError(
+        "calling a tokenizer is its training pass and takes float pixels (B, C, H, W) in [0, 1], "
+        f"got {found}; use tok.encode(images) for ids, or tok.reconstruct(images)"
+    )
+
+
 def read_latents(latents: Tensor, latent_dim: int) -> tuple[Tensor, bool]:
     """Read latents of one image or of several.
 

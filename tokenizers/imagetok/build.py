@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
+import torch
 from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from imagetok.bottlenecks import Bottleneck
 from imagetok.images import Preprocessor
@@ -45,3 +50,32 @@ def build_parts(config: TokenizerConfig) -> Parts:
         decoder=cast(nn.Module, decoder),
         likelihood=likelihood,
     )
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Within the context, what is built has shapes and types but no values, and takes no memory."""
+    with torch.device("meta"), _WithoutDraws():
+        yield
+
+
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out what only fills weights: torch would import its compiler, which takes a second."""
+
+    _DRAWS = (torch.rand, torch.randn)
+    _FILLS = (torch.Tensor.normal_, functional.normalize)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """What torch makes of it; a fill leaves its tensor as it is."""
+        given = kwargs or {}
+        if func in self._DRAWS:
+            return torch.empty(*args, **{k: v for k, v in given.items() if k != "generator"})
+        if func in self._FILLS or getattr(func, "__module__", "") == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imagetok.arguments import read_folder
 from imagetok.cards import write_model_card
-from imagetok.errors import InvalidValueError
+from imagetok.errors import InvalidValueError, ModelFileError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
 from imagetok.hub import Pushed, is_repo_id, load_remote_model, push_model, read_subfolder
 from imagetok.hub.branch import PushOptions
@@ -28,6 +28,9 @@ from imagetok.modelfile import (
     save_model,
 )
 from imagetok.tokenizer_config import TokenizerConfig
+
+RUN_SUBFOLDER = "tokenizer"
+"""Folder of a training run that holds the trained tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def open_pretrained(
     """Read the files of a saved tokenizer, and say where they came from.
 
     Args:
-        name: Local folder, or repository `user/name` on the Hub; a folder that exists wins.
+        name: Local folder, or repository `user/name` on the Hub; a folder that exists wins. The
+            folder of a run stands for its `tokenizer`, and a `model.safetensors` for its folder.
         expect: Gives the tensors that a config's model wants, so that files which disagree are
             refused before anything is built.
         subfolder: Folder in the repository that holds the tokenizer.
@@ -78,8 +82,27 @@ def open_pretrained(
             f"revision={revision!r} is of a repository on the Hub, and {os.fspath(name)!r} "
             "is none: name it user/name, or leave the revision out"
         )
-    files = load_model(read_folder(name) / read_subfolder(subfolder), expect=expect)
+    folder = find_folder(read_folder(name) / read_subfolder(subfolder))
+    files = load_model(folder, expect=expect)
     return files, Origin(os.fspath(name), None, files.path.parent.absolute(), files.sha256)
+
+
+def find_folder(path: Path) -> Path:
+    """The folder of the tokenizer that a path means: of a run its `tokenizer`, of a file its own.
+
+    Raises:
+        ModelFileError: The path is a file that no tokenizer is saved to.
+    """
+    if path.name == MODEL_FILE and os.path.isfile(path):
+        return path.parent
+    if os.path.isfile(path):
+        raise ModelFileError(
+            f"'{path}' is a file; expected the folder that a tokenizer was saved to, or its "
+            f"{MODEL_FILE}"
+        )
+    inside = path / RUN_SUBFOLDER
+    is_run = os.path.exists(inside / MODEL_FILE) and not os.path.exists(path / MODEL_FILE)
+    return inside if is_run else path
 
 
 def save_pretrained(

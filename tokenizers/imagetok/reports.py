@@ -6,22 +6,26 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from imagetok.build import without_values
 from imagetok.config.recipe import dump_recipe
-from imagetok.evaluation import Evaluation
+from imagetok.files import write_atomic
 from imagetok.hub import is_repo_id, read_remote_info
 from imagetok.images import grid_image, to_unit
 from imagetok.images.rendering import save_image
 from imagetok.metrics import PsnrConfig, known_metric, psnr
 from imagetok.modelfile import EVALUATED_KEY, read_evaluation
-from imagetok.run_config import RunConfig
 from imagetok.tokenizer import ImageTokenizer
-from imagetok.training.plan import plan_run
+
+if TYPE_CHECKING:  # they bring in datasets and accelerate, which most commands do not need
+    from imagetok.evaluation import Evaluation
+    from imagetok.run_config import RunConfig
 
 GIB = 2**30
 UNKNOWN = "not known without the weights"
@@ -48,6 +52,8 @@ def show_plan(config: RunConfig) -> None:
     Raises:
         ConfigError: As for `plan_run`.
     """
+    from imagetok.training.plan import plan_run
+
     plan = plan_run(config)
     show(dump_recipe(config))
     grid, pixels = plan.grid_size, plan.image_size
@@ -119,7 +125,7 @@ def describe_tokenizer(name: str | Path, revision: str | None = None) -> dict[st
     }
 
 
-_Description = tuple[ImageTokenizer, dict[str, Any], Evaluation | None]
+_Description = tuple[ImageTokenizer, dict[str, Any], "Evaluation | None"]
 
 
 def _describe_local(name: str | Path, revision: str | None) -> _Description:
@@ -136,7 +142,7 @@ def _describe_local(name: str | Path, revision: str | None) -> _Description:
 
 def _describe_remote(name: str, revision: str | None) -> _Description:
     found = read_remote_info(name, revision=revision)
-    with torch.device("meta"):
+    with without_values():
         tokenizer = ImageTokenizer.from_config(found.config)
     figures = found.evaluation
     if figures is not None and figures.get(EVALUATED_KEY) != found.sha256:
@@ -182,4 +188,41 @@ def write_reconstructions(tokenizer: ImageTokenizer, images: Sequence[Path], out
     unit = PsnrConfig.unit
     rows = {str(path): f"{value:.2f} {unit}" for path, value in zip(images, values, strict=True)}
     show_table(PsnrConfig.title, rows)
+    show(f"written: {output}")
+
+
+def show_ids(ids: Tensor, images: Sequence[Path]) -> None:
+    """Print the ids of images as grids of aligned columns.
+
+    Args:
+        ids: int64 (images, *token_shape); several codes of a position are joined by commas.
+        images: Their files, whose names stand above the grids where there are several.
+    """
+    width = len(str(int(ids.max())))
+    for path, grid in zip(images, ids, strict=True):
+        if len(images) > 1:
+            show(f"{path}")
+        for row in grid if grid.ndim > 1 else grid[None]:
+            codes = row if row.ndim > 1 else row[:, None]
+            show(" ".join(",".join(f"{code:{width}}" for code in some) for some in codes.tolist()))
+
+
+def write_ids(tokenizer: ImageTokenizer, ids: Tensor, images: Sequence[Path], output: Path) -> None:
+    """Write the ids of images to a `.npy` or a `.json` file.
+
+    Args:
+        tokenizer: What made them.
+        ids: int64 (images, *token_shape), which is what a `.npy` file holds.
+        images: Their files, which a `.json` file names.
+        output: The file to write.
+    """
+    if output.suffix == ".npy":
+        buffer = BytesIO()
+        np.save(buffer, ids.numpy())
+        write_atomic(output, buffer.getvalue())
+    else:
+        found = {str(path): grid.tolist() for path, grid in zip(images, ids, strict=True)}
+        sizes = {"codebook_size": tokenizer.codebook_size, "token_shape": tokenizer.token_shape}
+        values = {"fingerprint": tokenizer.fingerprint, **sizes, "ids": found}
+        write_atomic(output, f"{json.dumps(values)}\n".encode())
     show(f"written: {output}")

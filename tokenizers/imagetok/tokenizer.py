@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from imagetok.arguments import (
     check_generator,
+    check_pixels,
     check_temperature,
     read_count,
     read_dtype,
@@ -39,7 +40,7 @@ from imagetok.bottlenecks import (
     GaussianPosterior,
     ParameterGroup,
 )
-from imagetok.build import build_parts
+from imagetok.build import build_parts, without_values
 from imagetok.config import printable
 from imagetok.errors import InvalidValueError, NotContinuousError, NotDiscreteError
 from imagetok.hub import Pushed
@@ -113,7 +114,12 @@ class ImageTokenizer(nn.Module):
             x: Pixels, float (B, C, H, W) in [0, 1].
             values: This step's schedule values, such as `temperature`.
             keys: int64 (B,), the key of each sample's noise; None draws torch's ordinary noise.
+
+        Raises:
+            InvalidTypeError: x is not a batch of pixels: calling a tokenizer trains it, and
+                `encode` is what takes images.
         """
+        check_pixels(x)
         z = self.encode_pixels(x)
         inner = self.bottleneck(z, values, keys)
         params = self.decoder(inner.z_q.to(self._dtype_of(self.decoder)))
@@ -221,8 +227,8 @@ class ImageTokenizer(nn.Module):
         """Load a saved tokenizer.
 
         Args:
-            name: Local folder that `save_pretrained` wrote, or repository `user/name` on the Hub.
-                Where there is such a folder, it is taken.
+            name: Local folder that `save_pretrained` or a run wrote, or repository `user/name` on
+                the Hub. Where there is such a folder, it is taken.
             revision: Branch, tag or commit on the Hub; None is its main branch. It is resolved once
                 to the commit that every file comes from; `revision` of the result names it.
             subfolder: Folder in the repository that holds the tokenizer.
@@ -262,7 +268,7 @@ class ImageTokenizer(nn.Module):
     @classmethod
     def _expect(cls, config: TokenizerConfig) -> dict[str, Tensor]:
         """The tensors of a config's model, of which nothing is allocated."""
-        with torch.device("meta"):
+        with without_values():
             return cls.from_config(config).float().state_dict()
 
     @classmethod

@@ -194,7 +194,7 @@ class VectorQuantizer(DiscreteBottleneck):
         self.decay, self.epsilon, self.restart_below = decay, epsilon, restart_below
         if kmeans_init:
             self.num_initial_vectors = 4 * codebook_size
-        table = self._normalized(torch.randn(codebook_size, code_dim) * code_dim**-0.5)
+        table = self._normalized(torch.randn(codebook_size, code_dim).mul_(code_dim**-0.5))
         if self.averaged:
             self.register_buffer("codebook", table)
         else:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-TOKENIZER_HELP = "Folder of a saved tokenizer, or its name on the Hub: `user/name`."
+TOKENIZER_HELP = "Folder of a saved tokenizer or of a run, or its name on the Hub: `user/name`."
 DATASET_HELP = (
     "`builtin:shapes`, a folder of images, parquet, arrow or tar (WebDataset) files, a "
     "`save_to_disk` folder, or a name on the Hub."

@@ -1,4 +1,4 @@
-"""The commands about tokenizers: `quickstart`, `train`, `evaluate`, `reconstruct` and `info`."""
+"""The commands about tokenizers: to train, to measure, to use one, and to see what it is."""
 
 from __future__ import annotations
 
@@ -236,6 +236,43 @@ def reconstruct(
     check_parent(output, "--output")
     model = load_alone(tokenizer, tokenizer_revision, device, dtype, max_pixels)
     write_reconstructions(model, images, output)
+
+
+@app.command()
+def encode(
+    images: Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)],
+    tokenizer: TokenizerOption,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to write instead of the screen: `.npy` for an array with the images in "
+            "front, or `.json`.",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer_revision: TokenizerRevisionOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    max_pixels: MaxPixelsOption = None,
+    plugins: ImportOption = None,
+) -> None:
+    """Turn images into token ids: a grid on the screen, or a file.
+
+    For a whole dataset use `imagetok tokenize`.
+    """
+    from imagetok.reports import show_ids, write_ids
+
+    if output is not None and output.suffix not in (".npy", ".json"):
+        raise typer.BadParameter(
+            f"'{output}' ends in neither .npy nor .json", param_hint="--output"
+        )
+    check_parent(output, "--output")
+    model = load_alone(tokenizer, tokenizer_revision, device, dtype, max_pixels)
+    ids = model.encode(list(images)).cpu()
+    if output is None:
+        show_ids(ids, images)
+    else:
+        write_ids(model, ids, images, output)
 
 
 @app.command()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from imagetok.build import without_values
 from imagetok.errors import ConfigError
 from imagetok.objectives import Objective
 from imagetok.run_config import RunConfig
@@ -51,7 +52,7 @@ def plan_run(config: RunConfig) -> RunPlan:
         ConfigError: Weights name a loss that does not exist, objectives name their losses wrongly,
             or `train.freeze` leaves nothing to learn.
     """
-    with torch.device("meta"):
+    with without_values():
         model = ImageTokenizer.from_config(config.tokenizer)
         x = torch.empty(1, config.tokenizer.channels, *config.tokenizer.image_size)
         objectives = build_objectives(config, "meta")
