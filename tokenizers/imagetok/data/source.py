@@ -51,7 +51,12 @@ from imagetok.data.listing_process import (
     storage_of,
 )
 from imagetok.data.remote_file import relative_name
-from imagetok.data.table_folder import find_table_files, has_own_splits
+from imagetok.data.table_folder import (
+    find_archive_files,
+    find_table_files,
+    has_own_splits,
+)
+from imagetok.data.tar_samples import FORMAT, TarSamples
 from imagetok.dataset_ref import DatasetRef
 from imagetok.display_names import BUILTIN_PREFIX, is_hub_name
 from imagetok.errors import DataError, ImagetokError
@@ -272,6 +277,11 @@ class DatasetLocation:
         """Commit, branch or tag of a dataset on the Hub; None is its main branch."""
         return self.arguments.get("revision")
 
+    @property
+    def has_tars(self) -> bool:
+        """Whether it is tar archives on this machine."""
+        return self.root is not None and self.arguments.get("path") == "webdataset"
+
     def pin(self, cache_dir: str | None) -> DatasetLocation:
         """The same location, with a dataset on the Hub pinned to its present commit.
 
@@ -303,6 +313,10 @@ class DatasetLocation:
         with data_errors(self.failure):
             if self._has_many_files:
                 return load_in_process(self.arguments, cache_dir)
+            if self.has_tars:
+                builder = self.builder(cache_dir)
+                builder.download_and_prepare()
+                return DatasetDict(builder.as_dataset())
             if not self.is_saved:
                 return load_dataset(**self.arguments, cache_dir=cache_dir)
             saved = load_from_disk(str(self.root))
@@ -338,6 +352,9 @@ class DatasetLocation:
             DataError: It cannot be read.
         """
         with data_errors(self.failure):
+            if self.has_tars:
+                files = self.arguments["data_files"]
+                return TarSamples(cache_dir, hash=FORMAT, data_files=files, **options)
             builder = load_dataset_builder(**self.arguments, **options, cache_dir=cache_dir)
         if hasattr(builder.config, "decode_num_threads"):
             # It would decode images of folders on the Hub ahead, even where decoding is off.
@@ -396,6 +413,12 @@ def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
     if subset is None and listing.tables and not any(map(len, others)) and not has_own_splits(path):
         kind, files = find_table_files(name, path, listing.tables)
         arguments = {"path": kind, "data_files": files}
+        return DatasetLocation(f"'{name}' cannot be read", path, arguments=arguments)
+    if subset is None and listing.tars and not any(map(len, (listing.images, listing.tables))):
+        arguments = {
+            "path": "webdataset",
+            "data_files": find_archive_files(name, path, listing.tars),
+        }
         return DatasetLocation(f"'{name}' cannot be read", path, arguments=arguments)
     if glob.has_magic(str(path)):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Folders of files of rows: which parquet or Arrow file belongs to which split.
+"""Folders of files of rows and of archives: which file belongs to which split.
 
 A file belongs to the split that a word of its path below the folder names, as in
 `train-00000-of-00002.parquet`, `data/my-test.parquet` and `validation/0.parquet`. Where no file
@@ -9,11 +9,13 @@ are refused: nothing is guessed, and no file is left out.
 from __future__ import annotations
 
 import glob
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from imagetok.errors import DataError
+from imagetok.launch import collectives
 
 SPLIT_WORDS = {
     "train": "train",
@@ -28,6 +30,8 @@ SPLIT_WORDS = {
     "evaluation": "test",
 }
 """Words that name splits, and what the splits are called."""
+
+logger = logging.getLogger(__name__)
 
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -79,19 +83,49 @@ def find_table_files(
     return _FORMATS[formats[0]], patterns
 
 
+def find_archive_files(name: str, root: Path, files: Sequence[str]) -> dict[str, list[str]]:
+    """The archives of each split of a folder, which are all `train` unless each names a split.
+
+    Args:
+        name: What messages call the dataset.
+        root: The folder.
+        files: Paths of its archives below the root, in ascending order.
+
+    Returns:
+        By split the archives as patterns that `datasets` takes.
+    """
+    found = [sorted(_named_splits(file)) for file in files]
+    if not all(len(splits) == 1 for splits in found):
+        if any(found) and collectives.rank() == 0:
+            logger.warning(
+                "warning: the names of some archives of '%s' have words for splits in them and "
+                "others do not: all %d are one split, train",
+                *(name, len(files)),
+            )
+        found = [["train"]] * len(files)
+    splits: dict[str, list[str]] = {}
+    for file, (split,) in zip(files, found, strict=True):
+        splits.setdefault(split, []).append(glob.escape(str(root / file)))
+    return dict(sorted(splits.items(), key=lambda item: _ORDER.index(item[0])))
+
+
 _ORDER = ("", "train", "validation", "test")
 
 
 def _find_split(name: str, file: str) -> str:
     """The split that the words of a path name; "" where they name none."""
-    words = re.split(r"[^a-z]+", file.lower())
-    found = sorted({SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS})
+    found = sorted(_named_splits(file))
     if len(found) > 1:
         raise DataError(
             f"'{file}' of '{name}' names the splits {' and '.join(found)}; rename it, so that it "
             "is clear which it belongs to"
         )
     return found[0] if found else ""
+
+
+def _named_splits(file: str) -> set[str]:
+    words = re.split(r"[^a-z]+", file.lower())
+    return {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
 
 
 def _name_some(files: Sequence[str]) -> str:

@@ -305,6 +305,12 @@ def _open_files(
         rows: IterableDataset = undecoded(builder.as_streaming_dataset(split))
     features, files = rows.features or Features(), _split_files(builder, split)
     column = find_column(features, dataset)
+    if location.has_tars and keep:
+        # Types of kept columns are those of all samples, which are looked through for them alone.
+        known = [name for name in keep if name in features and name != column]
+        with data_errors(location.failure):
+            chosen = location.builder(cache_dir, columns=[column, *dict.fromkeys(known)])
+            features = undecoded(chosen.as_streaming_dataset(split)).features
     if len(files) != rows.num_shards:
         raise DataError(
             f"'{name}' has {len(files)} files and is streamed in {rows.num_shards} pieces; leave "

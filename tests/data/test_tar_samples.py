@@ -1,0 +1,144 @@
+"""Tar archives of samples: every archive and every image is a row, and what is kept is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import load_dataset
+from small_rows import Open, levels_of
+
+from imagetok.data import DatasetRef, open_stream
+from imagetok.data.data_fingerprint import content_fingerprint
+from imagetok.errors import DataError
+from imagetok.tokenizing.job_input import open_input
+from tiny_data import png, write_tar
+
+
+def sample(key: str, level: int, ending: str = "png", **others: Any) -> dict[str, bytes]:
+    """The files of a sample; further fields are JSON."""
+    files = {f"{key}.{ending}": png(level)}
+    return files | {f"{key}.{name}": json.dumps(value).encode() for name, value in others.items()}
+
+
+def write(folder: Path, archives: dict[str, list[dict[str, bytes]]]) -> str:
+    for name, samples in archives.items():
+        path = folder / f"{name}.tar"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_tar(path, {file: data for each in samples for file, data in each.items()})
+    return str(folder)
+
+
+def kept(name: str, tmp_path: Path, column: str, streaming: bool) -> list[Any]:
+    ref = DatasetRef(name, streaming=streaming)
+    rows = open_input(ref, keep=[column], rows_per_unit=8, cache_dir=str(tmp_path / "cache"))
+    chunks = [chunk for unit in range(rows.num_units) for chunk in rows.read(unit)]
+    return [value for chunk in chunks for value in chunk.kept.column(column).to_pylist()]
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [sample("1", 0, json={"w": 1}, txt="a"), sample("2", 1, json={"w": 2}, txt="b")],
+        [sample("only", 3, cls=5)],
+        [sample("a/1.x", 0, "JPG"), sample("a/2.x", 1, "JPG")],
+    ],
+)
+def test_what_datasets_reads_rightly_is_read_the_same(
+    open_rows: Open, tmp_path: Path, samples: list[dict[str, bytes]]
+) -> None:
+    name = write(tmp_path / "set", {"0": samples})
+    plain = load_dataset(name, split="train", cache_dir=str(tmp_path / "plain"))
+    rows = open_rows(name)
+    assert rows.dataset.column_names == plain.column_names
+    undecoded = plain.cast_column(rows.image_column, datasets.Image(decode=False))
+    assert rows.dataset.features == undecoded.features
+    assert rows.fingerprint == content_fingerprint(undecoded, rows.image_column)
+
+
+def test_images_of_all_endings_in_all_archives_are_rows(open_rows: Open, tmp_path: Path) -> None:
+    """One archive of jpg beside one of png, and a late ending that no other sample has."""
+    archives = {
+        "cc3m-train-0000": [sample(str(level), level, "jpg") for level in range(30)],
+        "cc3m-0001": [sample(str(level), level, "png") for level in range(30, 60)],
+    }
+    archives["cc3m-0001"].append(sample("60", 60, "webp"))
+    name = write(tmp_path / "set", archives)
+    expected = [*range(30, 61), *range(30)]
+    rows = open_rows(name)
+    assert rows.image_column == "image"
+    assert levels_of(rows) == expected
+    stream = open_stream(name, "train", cache_dir=tmp_path / "cache")
+    images = [image for part in range(2) for _, image in stream.read(part)]
+    assert [image and image["bytes"] for image in images] == [png(level) for level in expected]
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train-0", "test-0"], {"train": [0], "test": [1]}),
+        (["train/a", "val/a"], {"train": [0], "validation": [1]}),
+        (["train-0", "more"], {"train": [1, 0]}),
+        (["latest", "contest"], {"train": [1, 0]}),
+        (["train-test", "train"], {"train": [0, 1]}),
+    ],
+)
+def test_archives_are_splits_only_where_each_names_one(
+    open_rows: Open, tmp_path: Path, names: list[str], splits: dict[str, list[int]]
+) -> None:
+    name = write(tmp_path / "set", {each: [sample("x", n)] for n, each in enumerate(names)})
+    for split, levels in splits.items():
+        assert levels_of(open_rows(name, split)) == levels
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([{"w": 1}] * 6 + [{"w": 1.5}], [{"w": 1}] * 6 + [{"w": 1.5}]),
+        (
+            [{"w": 1}] * 25 + [{"late": "x"}],
+            [{"w": 1, "late": None}] * 25 + [{"w": None, "late": "x"}],
+        ),
+        ([{"w": 1}, {"w": "a"}, {}], [{"w": "1"}, {"w": '"a"'}, {"w": None}]),
+        ([{}, {}], ["{}", "{}"]),
+        ([[1], [2.5, None], []], [[1], [2.5, None], []]),
+        ([1, [1]], ["1", "[1]"]),
+        ([None, True], [None, True]),
+    ],
+)
+def test_json_is_typed_by_all_samples(
+    tmp_path: Path, streaming: bool, values: list[Any], expected: list[Any]
+) -> None:
+    samples = [sample(str(number), number, json=value) for number, value in enumerate(values)]
+    archives = {"0": samples[:3]} | ({"1": samples[3:]} if samples[3:] else {})
+    name = write(tmp_path / "set", archives)
+    assert kept(name, tmp_path, "json", streaming) == expected
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_damaged_archive_is_named_with_the_member(
+    open_rows: Open, tmp_path: Path, streaming: bool
+) -> None:
+    name = write(tmp_path / "set", {"0": [sample(str(n), n) for n in range(30)]})
+    path = tmp_path / "set" / "0.tar"
+    path.write_bytes(path.read_bytes()[: 29 * 1024 + 600])
+
+    def read() -> object:
+        if streaming:
+            return list(open_stream(name, "train", cache_dir=tmp_path / "cache").read(0))
+        return open_rows(name)
+
+    with pytest.raises(DataError, match=r"0\.tar' is damaged at '\d+\.png'"):
+        read()
+
+
+def test_names_of_members_are_only_names(open_rows: Open, tmp_path: Path) -> None:
+    keys = ["../../up", "/etc/passwd", "a::b", "line\nbreak", "hf://x@y"]
+    name = write(tmp_path / "set", {"0": [sample(key, n) for n, key in enumerate(keys)]})
+    rows = open_rows(name)
+    assert levels_of(rows) == list(range(5))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
