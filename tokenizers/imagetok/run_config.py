@@ -234,8 +234,9 @@ def load_recipe(
 
     Args:
         recipe: Name of a recipe of the package, or path of a YAML file.
-        overrides: `key.path=value` each, the value as in YAML: `train.steps=100`,
-            `data.crop_scale=[0.8, 1.0]`, `train.optimizer.lr={type: cosine, ...}`.
+        overrides: `key.path=value` each, the value as in YAML: `train.steps=1e4`,
+            `data.crop_scale=[0.8, 1.0]`, `train.optimizer.lr={type: cosine, ...}`; text is taken
+            as it stands: `data.name=photos #2`.
         read_saved: Gives the config of the tokenizer that `train.init_from` names, which takes the
             place of a `tokenizer` section that the recipe lacks; overrides lie on top. With None
             the section is required.

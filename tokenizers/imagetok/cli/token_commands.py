@@ -164,7 +164,7 @@ def tokenize(
         given(dataset, "--dataset")
         place = given(output_dir, "--output-dir")
         options = {k: v for k, v in context.params.items() if k not in NOT_OF_THE_CONFIG}
-        options["keep"] = [name for name in keep.split(",") if name]
+        options["keep"] = [name.strip() for name in keep.split(",") if name.strip()]
         config = TokenizeConfig.from_options(**options)
         manifest = run_job(config, place, find_rank_info(rank, world_size))
     show_table(str(place), _summary(manifest.totals, manifest.throughput))

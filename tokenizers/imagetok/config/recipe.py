@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any, TypeVar
 
 import yaml
 
-from imagetok.config.strict_config import Config, printable, unique_keys
+from imagetok.config.override import apply_override
+from imagetok.config.strict_config import Config
 from imagetok.config.yaml_text import parse_yaml
 from imagetok.errors import ConfigError, UnreadableFileError
 
@@ -33,7 +33,7 @@ def read_recipe(
 
     Args:
         recipe: Name of a recipe of the package, or path of a YAML file.
-        overrides: `key.path=value` each, the value as in YAML.
+        overrides: `key.path=value` each; see `imagetok.config.override`.
         model: The config that the recipe describes.
         read_saved: Gives the config of the tokenizer that `train.init_from` names, which takes the
             place of a `tokenizer` section that the recipe lacks; overrides lie on top. With None
@@ -45,11 +45,13 @@ def read_recipe(
     """
     values = _read(recipe)
     complete = "tokenizer" in values
-    _apply_all(values, overrides)
+    for override in overrides:
+        apply_override(values, override, model)
     folder = _saved_folder(values)
     if read_saved is not None and folder is not None and not complete:
         values["tokenizer"] = read_saved(folder).to_dict()
-        _apply_all(values, overrides)
+        for override in overrides:
+            apply_override(values, override, model)
     return model.from_dict(values)
 
 
@@ -84,31 +86,3 @@ def _saved_folder(values: Mapping[str, Any]) -> str | None:
     train = values.get("train")
     folder = train.get("init_from") if isinstance(train, Mapping) else None
     return folder if isinstance(folder, str) else None
-
-
-def _apply_all(values: dict[str, Any], overrides: Sequence[str]) -> None:
-    for override in overrides:
-        _apply(values, override)
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    where = f"override '{printable(override)}'"
-    if not equals or not path:
-        raise ConfigError(f"{where} is not of the form key.path=value")
-    *parents, last = path.split(".")
-    node: Any = values
-    for part in parents:
-        if node.get(part) is None:
-            node[part] = {}
-        node = node[part]
-        if not isinstance(node, Mapping):
-            raise ConfigError(f"{where}: '{printable(part)}' holds a value, not further keys")
-    node[last] = _parse_value(text, where)
-
-
-def _parse_value(text: str, where: str) -> Any:
-    try:  # 1e-3 is a number in JSON, a text in YAML
-        return json.loads(text, object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError):
-        return parse_yaml(text, where)

@@ -34,6 +34,7 @@ _OF_PYDANTIC = re.compile(r"(constrained-|function-|literal\[)")  # no keys of t
 _EXPECTATIONS = {
     "int_type": "an integer",
     "int_from_float": "an integer",
+    "int_parsing_size": "a smaller integer",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
@@ -212,8 +213,11 @@ def describe_faults(
         above: Place of the model in the file; empty for the whole of it.
     """
     lines = []
+    short = {fault["loc"][:-1]: fault["loc"] for fault in faults if _is_short_list(fault)}
     for fault in faults:
         error = fault.get("ctx", {}).get("error")
+        if _is_short_list(fault) and short[fault["loc"][:-1]] != fault["loc"]:
+            continue  # one line tells how long the list should be
         if isinstance(error, NestedFaultsError):
             place = (*above, *fault["loc"], error.tag)
             lines += describe_faults(error.model, error.errors, place)
@@ -242,6 +246,10 @@ def _describe(root: type[BaseModel], fault: ErrorDetails, above: tuple[int | str
     if kind == "extra_forbidden":
         valid = ", ".join(sorted(_valid_keys(root, fault["loc"][:-1])))
         return f"unknown key '{place}'; valid keys here: {valid}"
+    if _is_short_list(fault):
+        place, _, last = place.rpartition(".")
+        found = printable(repr(fault["input"]))
+        return f"{place}: found {found}; expected {int(last) + 1} values"
     if kind == "missing":
         return f"missing key '{place}'"
     if kind == "json_invalid":
@@ -252,6 +260,10 @@ def _describe(root: type[BaseModel], fault: ErrorDetails, above: tuple[int | str
         found = printable(fault["input"])
         return f"{place}: found the text '{found}'; YAML wants a point in it, as in 1.0e-3"
     return f"{place}: found {printable(repr(fault['input']))}; {_expectation(fault)}"
+
+
+def _is_short_list(fault: ErrorDetails) -> bool:
+    return fault["type"] == "missing" and isinstance(fault["loc"][-1], int)
 
 
 def _expectation(fault: ErrorDetails) -> str:
