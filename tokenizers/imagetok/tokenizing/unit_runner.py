@@ -72,7 +72,7 @@ def tokenize_rows(
 
     Args:
         loaded: The rows in order.
-        encoder: Makes the ids.
+        batch_encoder: Makes the ids.
         schema: Columns of the shard.
         file: The file that the rows are in; None where rows are not known by file.
         writer: Takes the rows.
@@ -93,7 +93,7 @@ class _Unit:
     """What `tokenize_rows` passes rows to.
 
     Attributes:
-        encoder: Makes the ids.
+        batch_encoder: Makes the ids.
         emitter: Takes the ids.
         writer: Takes the rows that have none.
         progress: Is informed.
@@ -102,7 +102,7 @@ class _Unit:
         large: Names of those among them that may be too large for the memory.
     """
 
-    encoder: BatchEncoder
+    batch_encoder: BatchEncoder
     emitter: Emitter
     writer: RowWriter
     progress: Progress
@@ -123,7 +123,7 @@ class _Unit:
         self.progress.advance(0, len(outcomes) - len(prepared))
         number = self.emitter.add(chunk, {place: one.size for place, one in prepared.items()})
         for place, one in prepared.items():
-            if self.encoder.is_large(one.pixels.shape[1:]):
+            if self.batch_encoder.is_large(one.pixels.shape[1:]):
                 self.large[number, place] = one.key
             self.encode(self.batcher.add((number, place), one.pixels))
 
@@ -131,7 +131,7 @@ class _Unit:
         """Hand over the ids of batches, but refuse an image that the memory is too small for."""
         for batch in batches:
             try:
-                ids = self.encoder(batch.images)
+                ids = self.batch_encoder(batch.images)
             except LargeImageError as error:
                 self._refuse(batch.rows[0], str(error))
             else:
