@@ -72,7 +72,7 @@ def tokenize_rows(
 
     Args:
         loaded: The rows in order.
-        batch_encoder: Makes the ids.
+        encoder: Makes the ids.
         schema: Columns of the shard.
         file: The file that the rows are in; None where rows are not known by file.
         writer: Takes the rows.
