@@ -78,7 +78,6 @@ YAML_NAMES = {
 }
 
 STARTS_PROGRAMS = {
-    "imagetok/data/listing_process.py": "lists many files in a process of its own module",
     "imagetok/quickstart.py": "compares with a fresh process of its own module",
     "scripts/benchmark_tokenize.py": "measures itself in a process of its own",
     "scripts/check_lower_bounds.py": "runs pip and the checks",

@@ -173,7 +173,7 @@ def test_what_is_not_a_dataset_is_refused_like_row_by_row(tmp_path: Path, cache:
         open_stream(str(tmp_path / "empty"), "train", cache_dir=cache)
     with pytest.raises(DataError, match="no file or folder"):
         open_stream(str(tmp_path / "nothing"), "train", cache_dir=cache)
-    with pytest.raises(DataError, match="no dataset on the Hub that can be read"):
+    with pytest.raises(DataError, match="a dataset on the Hub that can be read"):
         open_stream("nobody/nothing", "train", cache_dir=cache)
 
 

@@ -378,7 +378,7 @@ def test_a_dataset_that_is_nowhere_is_told_to_be_nowhere(
     logged_in: LoopbackHub, tokenize: Run, local: Path, tmp_path: Path
 ) -> None:
     ended = tokenize(tmp_path / "out", tokenizer=local, dataset="runs/pictures")
-    told(ended, 2, "'runs/pictures' is no file or folder here, and no dataset on the Hub")
+    told(ended, 2, "'runs/pictures' is not a file, a folder, or a dataset on the Hub")
 
 
 # Training on a dataset of the Hub

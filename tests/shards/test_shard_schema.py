@@ -122,8 +122,9 @@ def test_kept_columns_go_through_as_they_are_and_others_are_left_out() -> None:
 
 @pytest.mark.parametrize("name", RESERVED)
 def test_a_kept_column_cannot_take_the_name_of_an_own_one(name: str) -> None:
+    """`file` is one of a streamed dataset's own columns alone."""
     with pytest.raises(DataError, match=f"cannot keep the columns {name}:.*rename"):
-        schema(**{name: Value("string")})
+        schema(by_file=True, **{name: Value("string")})
 
 
 @pytest.mark.parametrize("worst", [-1, 512])

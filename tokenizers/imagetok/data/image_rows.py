@@ -17,6 +17,7 @@ from datasets import Dataset, Features, Image, IterableDataset, LargeList, List,
 from datasets.features.features import FeatureType
 
 from imagetok.data.data_fingerprint import content_fingerprint
+from imagetok.data.folder_labels import RecordedLabels
 from imagetok.data.holdout import hold_out
 from imagetok.data.remote_file import is_remote, read_file
 from imagetok.data.source import data_errors, open_source, take_split
@@ -78,6 +79,8 @@ class ImageRows:
         image_column: Column of the images.
         identity: What fixes the content, where that is known without reading it.
         reading: How rows were found and divided, where a `DatasetRef` said more than its defaults.
+        recorded: From these rows to those that the fingerprint counts; None where it counts all
+            columns.
     """
 
     name: str
@@ -86,6 +89,7 @@ class ImageRows:
     image_column: str
     identity: str | None = field(default=None, repr=False)
     reading: Mapping[str, Any] = field(default_factory=dict)
+    recorded: RecordedLabels | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -97,9 +101,18 @@ class ImageRows:
         `imagetok.data.data_fingerprint` says what is hashed. For a built-in dataset it is the
         version of its drawing, its options and the rows.
         """
+        return self.fingerprint_now()
+
+    def fingerprint_now(self) -> str:
+        """The same of the content at the time of the call."""
         if self.identity is not None:
             return hashlib.sha256(self.identity.encode()).hexdigest()
-        return content_fingerprint(self.dataset, self.image_column)
+        return content_fingerprint(self.counted, self.image_column)
+
+    @property
+    def counted(self) -> Dataset:
+        """The rows with the columns that the fingerprint counts."""
+        return self.dataset if self.recorded is None else self.recorded(self.dataset)
 
     def image(self, row: int) -> StoredImage:
         """The image of a row as `{"bytes": ..., "path": ...}`, for `read_image`.
@@ -188,7 +201,8 @@ def open_rows(ref: DatasetRef, cache_dir: str | Path | None = None) -> ImageRows
     source = open_source(ref, cache)
     if ref.holds_out:
         source = hold_out(source, ref, lambda rows: _as_images(rows, None, ref))
-    return _as_images(*take_split(source, ref), ref)
+    rows = _as_images(*take_split(source, ref), ref)
+    return replace(rows, recorded=source.recorded)
 
 
 def _as_images(dataset: Dataset, identity: str | None, ref: DatasetRef) -> ImageRows:

@@ -38,18 +38,15 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.utils.file_utils import xopen
 
 from imagetok.builtin import DRAWING_VERSION, digits_dataset, shapes_dataset
 from imagetok.builtin.digits import SPLIT_LENGTHS
 from imagetok.builtin.shapes import DEFAULT_COUNTS, DEFAULT_SIZE, check_options
-from imagetok.data.folder_listing import list_folder
-from imagetok.data.listing_process import (
-    has_many_files,
-    load_in_process,
-    storage_in_process,
-    storage_of,
-)
+from imagetok.data.folder_labels import RecordedLabels
+from imagetok.data.folder_listing import FolderListing, describe_own_folder, list_folder
+from imagetok.data.image_folder import is_image_folder, read_image_folder
 from imagetok.data.remote_file import relative_name
 from imagetok.data.table_folder import (
     find_archive_files,
@@ -70,6 +67,7 @@ FORMS = (
 )
 _FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
 """What `datasets` calls the kinds of files that hold rows, by the ends of their names."""
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
 _FILE_KINDS = (
     *("arrow", "audiofolder", "csv", "hdf5", "imagefolder", "json", "pandas", "parquet", "text"),
     *("videofolder", "webdataset", "xml"),
@@ -160,12 +158,15 @@ class Source:
         identity: What fixes the content of every row, where that is known without reading it.
         identities: From the name of a split and its rows to the identity of each row, by which
             rows are held out.
+        recorded: From rows to those that their fingerprint counts; None where it counts all that
+            they have.
     """
 
     lengths: Mapping[str, int]
     load: Callable[[str], Dataset]
     identity: str | None = None
     identities: Callable[[str, Dataset], Sequence[str]] = row_numbers
+    recorded: RecordedLabels | None = None
 
 
 def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
@@ -183,6 +184,8 @@ def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
     if ref.is_builtin:
         return _builtin_source(ref, cache_dir)
     location = find_location(ref)
+    if location.images is not None:
+        return _folder_source(location.images, ref)
     splits = location.load(cache_dir)
     lengths = {str(split): len(rows) for split, rows in splits.items()}
     identities = row_numbers if location.is_saved else partial(file_rows, location, cache_dir)
@@ -250,7 +253,8 @@ def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str,
     except (ValueError, AssertionError, ArithmeticError):
         raise DataError(
             f"'{ref.name}' has no split '{ref.split}'; its splits are: {', '.join(lengths)} "
-            "(slices of them, as in train[:100] and train[90%:], are taken too)"
+            "(slices of them, as in train[:100] and train[90%:], are taken too, and holdout=10% "
+            "divides train into train and holdout)"
         ) from None
     ends = [lengths[part.splitname] if part.to is None else part.to for part in parts]
     return [(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)]
@@ -264,12 +268,14 @@ class DatasetLocation:
         failure: Message for when it cannot be read.
         root: The file or folder on this machine; None for a dataset on the Hub.
         is_saved: Whether the folder was written by `save_to_disk`.
+        images: What lies in a folder of images, which is read by rules of imagetok's own.
         arguments: Otherwise the arguments for `load_dataset`.
     """
 
     failure: str
     root: Path | None = None
     is_saved: bool = False
+    images: FolderListing | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -311,8 +317,6 @@ class DatasetLocation:
             DataError: They cannot be read.
         """
         with data_errors(self.failure):
-            if self._has_many_files:
-                return load_in_process(self.arguments, cache_dir)
             if self.has_tars:
                 builder = self.builder(cache_dir)
                 builder.download_and_prepare()
@@ -332,10 +336,13 @@ class DatasetLocation:
         """
         if self.is_saved:
             return "saved"
-        if self._has_many_files:
-            with data_errors(self.failure):
-                return storage_in_process(self.arguments, cache_dir)
-        return storage_of(self.builder(cache_dir))
+        if self.images is not None:
+            return "files"
+        builder = self.builder(cache_dir)
+        if not isinstance(builder, ImageFolder):
+            return "rows"
+        files = (str(file) for files in builder.config.data_files.values() for file in files)
+        return "archives" if any(file.lower().endswith(_ARCHIVES) for file in files) else "files"
 
     def is_ready(self, cache_dir: str | None) -> bool:
         """Whether rows are read one by one with no image copied: saved ones, and local files.
@@ -361,10 +368,6 @@ class DatasetLocation:
             builder.config.decode_num_threads = 0
         return builder
 
-    @property
-    def _has_many_files(self) -> bool:
-        return self.root is not None and not self.is_saved and has_many_files(self.root)
-
 
 def find_location(ref: DatasetRef) -> DatasetLocation:
     """Where the dataset of a path or of a name on the Hub is found; nothing is read.
@@ -385,7 +388,7 @@ def find_location(ref: DatasetRef) -> DatasetLocation:
     if not is_hub_name(name) or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
         raise DataError(f"there is no file or folder '{name[:200]}'; a dataset is {FORMS}")
     return DatasetLocation(
-        f"'{name}' is no file or folder here, and no dataset on the Hub that can be read",
+        f"'{name}' is not a file, a folder, or a dataset on the Hub that can be read",
         arguments={"path": name, "name": ref.subset, "revision": revision},
     )
 
@@ -408,7 +411,13 @@ def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
         arguments: dict[str, Any] = {"path": kind, "data_files": glob.escape(str(path))}
         failure = f"'{name}' cannot be read as a {kind} file"
         return DatasetLocation(failure, path, arguments=arguments)
+    if (own := describe_own_folder(path)) is not None:
+        raise DataError(
+            f"'{name}' holds {own} that imagetok has written, and no images to read; {_OWN[own]}"
+        )
     listing = list_folder(path)
+    if subset is None and is_image_folder(listing):
+        return DatasetLocation(f"'{name}' cannot be read", path, images=listing)
     others = (listing.images, listing.zips, listing.tars)
     if subset is None and listing.tables and not any(map(len, others)) and not has_own_splits(path):
         kind, files = find_table_files(name, path, listing.tables)
@@ -426,7 +435,19 @@ def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
             "rename the folder"
         )
     failure = f"'{name}' holds no images, parquet files or other data that can be read"
+    unread = [f"{skipped.count} {kind}" for kind, skipped in listing.skipped.items()]
+    failure += f" (it has {', '.join(unread)})" if unread else ""
     return DatasetLocation(failure, path, arguments={"path": str(path), "name": subset})
+
+
+def _folder_source(listing: FolderListing, ref: DatasetRef) -> Source:
+    folder = read_image_folder(listing, ref)
+    return Source(
+        {split: len(rows) for split, rows in folder.splits.items()},
+        folder.splits.__getitem__,
+        identities=lambda split, _: folder.paths[split].to_pylist(),
+        recorded=folder.recorded,
+    )
 
 
 def _saved_split(dataset: Dataset) -> str:
@@ -474,6 +495,14 @@ def _builtin_options(name: str, kind: str, query: str) -> dict[str, int]:
             raise DataError(f"option '{key}' of '{name}' is a whole number, got '{value[:40]}'")
         options[key] = int(value)
     return options
+
+
+_OWN = {
+    "a run": "name the folder of the images that it was trained on",
+    "tokens": "read them by imagetok.shards.TokenDataset",
+    "a tokenizer": "give it as the tokenizer, and name a folder of images",
+}
+"""What to do with each kind of folder that imagetok writes."""
 
 
 @contextmanager

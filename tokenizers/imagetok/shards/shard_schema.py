@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from imagetok.errors import DataError, IdsError, IdsTypeError, InvalidValueError
 
 RESERVED = ("ids", "row", "file", "height", "width", "grid_h", "grid_w", "grid")
-"""Names that kept columns cannot take."""
+"""Names that kept columns cannot take; `file` is free where rows are not known by their files."""
 
 Ids = NDArray[np.integer] | Sequence[NDArray[np.integer]]
 
@@ -55,7 +55,8 @@ class ShardSchema:
     def __post_init__(self) -> None:
         if not self.codebook_sizes:
             object.__setattr__(self, "codebook_sizes", (self.codebook_size,))
-        if taken := [name for name in self.kept if name in RESERVED]:
+        free = () if self.by_file else ("file",)
+        if taken := [name for name in self.kept if name in RESERVED and name not in free]:
             raise DataError(
                 f"cannot keep the columns {', '.join(taken)}: tokenized datasets have columns of "
                 f"these names ({', '.join(RESERVED)}); rename them in the input, or leave them out"

@@ -9,6 +9,7 @@ file and number in that file. Images are not decoded, and kept columns stay as A
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -16,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
-from datasets import ArrowBasedBuilder, DatasetBuilder, Features, IterableDataset
+from datasets import ArrowBasedBuilder, DatasetBuilder, Features, IterableDataset, Value
 
 from imagetok.data import DatasetRef, ImageRows, open_rows
-from imagetok.data.data_fingerprint import content_fingerprint, files_fingerprint
+from imagetok.data.data_fingerprint import files_fingerprint
 from imagetok.data.holdout import Side, base_split, divided_names, find_side, member_path
 from imagetok.data.image_rows import as_stored_image, find_column, undecoded
 from imagetok.data.remote_file import relative_name
@@ -27,8 +28,14 @@ from imagetok.data.source import DatasetLocation, data_errors, find_location
 from imagetok.errors import DataError
 from imagetok.tokenizing.image_preparation import ImageCell
 
+FILE_COLUMN = "file"
+"""Column of the names of image files, relative to the dataset, which can be kept of every input."""
+
 CHUNK = 8
 """Rows that are read and decoded at a time; no result depends on it."""
+
+HASHED_ROWS = 1000
+"""Rows that are hashed at a time; fingerprints depend on it."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class JobInput(ABC):
         revision: Commit of a dataset on the Hub; None where it has none or it is not known.
         files: Names of the files that are the units; empty where units are ranges of rows.
         sizes: Sizes of the files in bytes; None where unknown.
+        names_files: Whether the kept column `FILE_COLUMN` is not one of the input's, but is made of
+            the paths of the images.
     """
 
     name: str
@@ -71,6 +80,7 @@ class JobInput(ABC):
     revision: str | None
     files: Sequence[str] = ()
     sizes: Sequence[int | None] = ()
+    names_files: bool = False
 
     @property
     @abstractmethod
@@ -92,7 +102,8 @@ class JobInput(ABC):
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        return list(dict.fromkeys([self.image_column, *self.kept]))
+        kept = [name for name in self.kept if name != FILE_COLUMN or not self.names_files]
+        return list(dict.fromkeys([self.image_column, *kept]))
 
     def chunk(self, start: int, table: pa.Table) -> Chunk:
         """A table of consecutive rows as a chunk.
@@ -102,7 +113,14 @@ class JobInput(ABC):
             table: The rows, with at least `columns`.
         """
         images = [as_stored_image(value) for value in table.column(self.image_column).to_pylist()]
+        if self.names_files:
+            names = [None if image is None else self.file_name(image["path"]) for image in images]
+            table = table.append_column(FILE_COLUMN, pa.array(names, pa.string()))
         return Chunk(start, images, table.select(list(self.kept)))
+
+    def file_name(self, path: str | None) -> str | None:
+        """The path of an image as `FILE_COLUMN` has it; None where there is none."""
+        return None if path is None else relative_name(path, self.root)
 
 
 def open_input(
@@ -133,11 +151,13 @@ def open_input(
         return files if limit is None else files.first_rows(limit)
     revision = dataset.revision if location is None else location.revision
     rows = open_rows(replace(dataset, revision=revision), cache_dir)
-    return RowInput(
+    features = rows.dataset.features
+    opened = RowInput(
         name=dataset.name,
         image_column=rows.image_column,
-        kept=_kept_features(rows.dataset.features, dataset.name, rows.image_column, keep),
-        fingerprint=rows.fingerprint,
+        kept=_kept_features(features, dataset.name, rows.image_column, keep),
+        names_files=FILE_COLUMN in keep and FILE_COLUMN not in features,
+        fingerprint="",
         root=None if location is None or location.root is None else location.root.resolve(),
         num_rows=len(rows),
         revision=revision,
@@ -145,6 +165,7 @@ def open_input(
         rows_per_unit=rows_per_unit,
         limit=limit,
     )
+    return replace(opened, fingerprint=opened.with_uncounted(rows.fingerprint))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +203,21 @@ class RowInput(JobInput):
 
     def fingerprint_now(self) -> str:
         """See `JobInput`."""
-        if self.rows.identity is not None:
-            return self.fingerprint
-        return content_fingerprint(self.rows.dataset, self.image_column)
+        return self.with_uncounted(self.rows.fingerprint_now())
+
+    def with_uncounted(self, fingerprint: str) -> str:
+        """The fingerprint of the rows, and of those kept columns that it does not count itself."""
+        counted = self.rows.counted.features
+        columns = [name for name in self.kept if self.kept[name] != counted.get(name)]
+        columns = [name for name in columns if not hasattr(self.kept[name], "decode")]
+        if not columns:
+            return fingerprint
+        digest = hashlib.sha256(repr((fingerprint, self.kept.to_dict())).encode())
+        table = self.rows.dataset.select_columns(self.columns).with_format("arrow")
+        for start in range(0, len(self.rows), HASHED_ROWS):
+            chunk = self.chunk(start, table[start : start + HASHED_ROWS])
+            digest.update(repr(chunk.kept.select(columns).to_pydict()).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,11 +398,11 @@ def _kept_features(
                 f"'{column}' is the image column of '{name}', whose images become ids; columns "
                 f"that can be kept: {listing}"
             )
-        if column not in features:
+        if column not in features and column != FILE_COLUMN:
             raise DataError(f"'{name}' has no column '{column}' to keep; it has: {listing}")
         if column in keep[:number]:
             raise DataError(f"the column '{column}' is to be kept twice; name it once")
-    chosen = {column: features[column] for column in keep}
+    chosen = {column: features.get(column, Value("string")) for column in keep}
     return Features(
         {
             # Reading leaves files undecoded; whoever loads the shards decodes them again.
