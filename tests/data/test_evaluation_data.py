@@ -122,7 +122,7 @@ def test_a_changed_split_is_read_anew(folder: Path, cache: Path) -> None:
 
 
 def test_kept_images_outlive_their_files(tmp_path: Path, cache: Path) -> None:
-    rows = opened(write_both(tmp_path / "set", "zip"), cache)
+    rows = opened(write_both(tmp_path / "set", "webdataset"), cache)
     for archive in (tmp_path / "set").iterdir():
         archive.unlink()
     assert levels_in(rows) == list(range(10, 20))

@@ -65,9 +65,8 @@ def is_image_folder(listing: FolderListing) -> bool:
     Files of rows beside more images are left out; so are images beside as many files of rows, such
     as the pictures in the card of a dataset.
     """
-    if listing.zips or listing.tars:
-        return False
-    return len(listing.images) > len(listing.tables)
+    others = (listing.tables, listing.zips, listing.tars)
+    return len(listing.images) > sum(map(len, others))
 
 
 def read_image_folder(listing: FolderListing, ref: DatasetRef) -> ImageFolder:
@@ -207,6 +206,8 @@ def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
     if known := found.get(_NOT_IMAGES):
         others.count += known.count
         others.names = sorted([*others.names, *known.names])[: len(others.names) or None]
+    if archives := [*listing.zips, *listing.tars]:
+        found["archives"] = Skipped(len(archives), archives[:3])
     if listing.tables:
         found["files of rows"] = Skipped(len(listing.tables), list(listing.tables[:3]))
     found = {_NOT_IMAGES: others, **{k: v for k, v in found.items() if k != _NOT_IMAGES}}

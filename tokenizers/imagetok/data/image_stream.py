@@ -30,6 +30,7 @@ from imagetok.data.image_rows import (
 )
 from imagetok.data.remote_file import relative_name
 from imagetok.data.source import DatasetLocation, data_errors, find_location
+from imagetok.data.zip_folder import files_of_split
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
 
@@ -157,7 +158,13 @@ def open_image_stream(ref: DatasetRef, cache_dir: str | Path | None = None) -> I
     if location is None or location.is_ready(cache):
         rows = open_rows(ref, cache_dir)
         ready = ReadyRows(rows.dataset.select_columns([rows.image_column]), rows.image_column)
-        return ImageStream(ref.name, ref.split, ready, rows.fingerprint)
+        fingerprint = rows.fingerprint
+        if location is not None and location.root is not None and location.zips:
+            # As version 1 told the data of a run apart that streams archives.
+            archives = files_of_split(location.zips, base_split(ref, ref.split))
+            paths = [str(location.root / archive) for archive in archives]
+            fingerprint = files_fingerprint(paths, location.root, rows.image_column)
+        return ImageStream(ref.name, ref.split, ready, fingerprint)
     files = StreamedFiles(ref, location, cache)
     if ref.split not in files.splits:
         raise DataError(

@@ -54,6 +54,7 @@ from imagetok.data.table_folder import (
     has_own_splits,
 )
 from imagetok.data.tar_samples import FORMAT, TarSamples
+from imagetok.data.zip_folder import read_zip_folder
 from imagetok.dataset_ref import DatasetRef
 from imagetok.display_names import BUILTIN_PREFIX, is_hub_name
 from imagetok.errors import DataError, ImagetokError
@@ -186,6 +187,10 @@ def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
     location = find_location(ref)
     if location.images is not None:
         return _folder_source(location.images, ref)
+    if location.zips and location.root is not None:
+        divided = read_zip_folder(location.root, location.zips, ref)
+        lengths = {split: len(rows) for split, rows in divided.items()}
+        return Source(lengths, divided.__getitem__, identities=_path_identities(location.root))
     splits = location.load(cache_dir)
     lengths = {str(split): len(rows) for split, rows in splits.items()}
     identities = row_numbers if location.is_saved else partial(file_rows, location, cache_dir)
@@ -254,8 +259,7 @@ def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str,
         raise DataError(
             f"'{ref.name}' has no split '{ref.split}'; its splits are: {', '.join(lengths)} "
             "(slices of them, as in train[:100] and train[90%:], are taken too, and holdout=10% "
-            "divides train into train and holdout); name one by --split, as in --holdout 10% "
-            "--split holdout"
+            "divides train into train and holdout)"
         ) from None
     ends = [lengths[part.splitname] if part.to is None else part.to for part in parts]
     return [(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)]
@@ -270,6 +274,7 @@ class DatasetLocation:
         root: The file or folder on this machine; None for a dataset on the Hub.
         is_saved: Whether the folder was written by `save_to_disk`.
         images: What lies in a folder of images, which is read by rules of imagetok's own.
+        zips: Zip archives of images below the root, read by these rules too.
         arguments: Otherwise the arguments for `load_dataset`.
     """
 
@@ -277,6 +282,7 @@ class DatasetLocation:
     root: Path | None = None
     is_saved: bool = False
     images: FolderListing | None = None
+    zips: tuple[str, ...] = ()
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -337,7 +343,7 @@ class DatasetLocation:
         """
         if self.is_saved:
             return "saved"
-        if self.images is not None:
+        if self.images is not None or self.zips:
             return "files"
         builder = self.builder(cache_dir)
         if not isinstance(builder, ImageFolder):
@@ -419,17 +425,18 @@ def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
     listing = list_folder(path)
     if subset is None and is_image_folder(listing):
         return DatasetLocation(f"'{name}' cannot be read", path, images=listing)
-    others = (listing.images, listing.zips, listing.tars)
-    if subset is None and listing.tables and not any(map(len, others)) and not has_own_splits(path):
-        kind, files = find_table_files(name, path, listing.tables)
-        arguments = {"path": kind, "data_files": files}
-        return DatasetLocation(f"'{name}' cannot be read", path, arguments=arguments)
-    if subset is None and listing.tars and not any(map(len, (listing.images, listing.tables))):
-        arguments = {
-            "path": "webdataset",
-            "data_files": find_archive_files(name, path, listing.tars),
-        }
-        return DatasetLocation(f"'{name}' cannot be read", path, arguments=arguments)
+    if subset is None and not has_own_splits(path):
+        most = max(len(listing.tables), len(listing.tars), len(listing.zips))
+        failure = f"'{name}' cannot be read"
+        if most and most == len(listing.tables):
+            kind, files = find_table_files(name, path, listing.tables)
+            return DatasetLocation(failure, path, arguments={"path": kind, "data_files": files})
+        if most and most == len(listing.tars):
+            tars = find_archive_files(name, path, listing.tars)
+            arguments = {"path": "webdataset", "data_files": tars}
+            return DatasetLocation(failure, path, arguments=arguments)
+        if most:
+            return DatasetLocation(failure, path, zips=listing.zips)
     if glob.has_magic(str(path)):
         raise DataError(
             f"the path of '{name}' has one of the characters * ? [, which are read as a pattern; "
@@ -449,6 +456,10 @@ def _folder_source(listing: FolderListing, ref: DatasetRef) -> Source:
         identities=lambda split, _: folder.paths[split].to_pylist(),
         recorded=folder.recorded,
     )
+
+
+def _path_identities(root: Path) -> Callable[[str, Dataset], Sequence[str]]:
+    return lambda split, rows: image_paths(rows, root)
 
 
 def _saved_split(dataset: Dataset) -> str:

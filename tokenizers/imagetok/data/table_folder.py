@@ -94,19 +94,25 @@ def find_archive_files(name: str, root: Path, files: Sequence[str]) -> dict[str,
     Returns:
         By split the archives as patterns that `datasets` takes.
     """
-    found = [sorted(_named_splits(file)) for file in files]
-    if not all(len(splits) == 1 for splits in found):
-        if any(found) and collectives.rank() == 0:
+    named = archive_splits(files)
+    if named is None:
+        if any(map(_named_splits, files)) and collectives.rank() == 0:
             logger.warning(
                 "warning: the names of some archives of '%s' have words for splits in them and "
                 "others do not: all %d are one split, train",
                 *(name, len(files)),
             )
-        found = [["train"]] * len(files)
+        named = ["train"] * len(files)
     splits: dict[str, list[str]] = {}
-    for file, (split,) in zip(files, found, strict=True):
+    for file, split in zip(files, named, strict=True):
         splits.setdefault(split, []).append(glob.escape(str(root / file)))
     return dict(sorted(splits.items(), key=lambda item: _ORDER.index(item[0])))
+
+
+def archive_splits(files: Sequence[str]) -> list[str] | None:
+    """The split of each archive by its path; None unless each names exactly one."""
+    found = [_named_splits(file) for file in files]
+    return [min(each) for each in found] if all(len(each) == 1 for each in found) else None
 
 
 _ORDER = ("", "train", "validation", "test")

@@ -1,0 +1,88 @@
+"""Folders of zip archives of images: every image of every archive is a row, where it lies."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import pytest
+from datasets import ClassLabel
+from small_rows import Open, levels_of
+
+from imagetok.data import ImageRows, open_stream
+from imagetok.errors import DataError
+from tiny_data import png
+
+
+def write(folder: Path, archives: dict[str, list[str]]) -> str:
+    """Archives of images, whose levels count their members over all archives."""
+    level = 0
+    for name, members in archives.items():
+        path = folder / f"{name}.zip"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w") as archive:
+            for member in members:
+                archive.writestr(member, png(level))
+                level += 1
+    return str(folder)
+
+
+def labels_of(rows: ImageRows) -> list[str | None]:
+    feature = rows.dataset.features["label"]
+    assert isinstance(feature, ClassLabel)
+    return [None if label is None else feature.int2str(label) for label in rows.dataset[:]["label"]]
+
+
+def test_class_folders_in_archives_are_labels(open_rows: Open, tmp_path: Path) -> None:
+    archives = {
+        "b": ["pets/cat/2.png", "pets/cat/1.PNG", "cover.png"],
+        "a": ["dog/1.png", "readme.txt", "__MACOSX/dog/._1.png", "dog/.hidden.png"],
+    }
+    name = write(tmp_path / "set", archives)
+    rows = open_rows(name)
+    assert levels_of(rows) == [3, 2, 1, 0]
+    assert labels_of(rows) == ["dog", None, "cat", "cat"]
+    assert rows.dataset[1]["image"]["path"] == f"zip://cover.png::{tmp_path / 'set' / 'b.zip'}"
+    stream = open_stream(name, "train", cache_dir=tmp_path / "cache")
+    read = [image for part in range(len(stream.segments)) for _, image in stream.read(part)]
+    assert [stream.fetch(image, "")["bytes"] for image in read] == [png(n) for n in (3, 2, 1, 0)]
+    assert labels_of(open_rows(name, labels="path")) == ["dog", None, "pets/cat", "pets/cat"]
+    assert "label" not in open_rows(name, labels="none").dataset.features
+
+
+@pytest.mark.parametrize(
+    ("archives", "splits"),
+    [
+        ({"train": ["1.png"], "test": ["2.png"]}, {"train": [0], "test": [1]}),
+        ({"train/a": ["1.png"], "val/a": ["2.png"]}, {"train": [0], "validation": [1]}),
+        ({"pets": ["train/cat/1.png", "test/cat/2.png"]}, {"train": [0], "test": [1]}),
+        ({"train": ["1.png"], "more": ["2.png"]}, {"train": [1, 0]}),
+        ({"pets": ["train/1.png", "extra/2.png"]}, {"train": [1, 0]}),
+    ],
+)
+def test_archives_or_the_folders_in_them_are_splits_only_where_all_are(
+    open_rows: Open,
+    tmp_path: Path,
+    archives: dict[str, list[str]],
+    splits: dict[str, list[int]],
+) -> None:
+    name = write(tmp_path / "set", archives)
+    for split, levels in splits.items():
+        assert levels_of(open_rows(name, split)) == levels
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"PK not a zip", r"bad\.zip' is damaged"), (None, "no images in them")],
+)
+def test_an_archive_without_images_is_refused(
+    open_rows: Open, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    empty = io.BytesIO()
+    with zipfile.ZipFile(empty, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "bad.zip").write_bytes(content or empty.getvalue())
+    with pytest.raises(DataError, match=words):
+        open_rows(str(tmp_path / "set"))
