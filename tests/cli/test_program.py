@@ -131,7 +131,7 @@ def test_the_version_is_told(run: Run) -> None:
         (["train", "ae-shapes", "steps"], ["'steps' is not of the form key.path=value"]),
         (["train", "ae-shapes", "train.lr=1"], ["unknown key 'train.lr'", "optimizer"]),
         (["train", "ae-shapes", "train.steps=many"], ["train.steps", "'many'"]),
-        (["train", "ae-shapes", "data.name=[1"], ["'data.name=[1' is not valid YAML"]),
+        (["train", "ae-shapes", "data.flip=[1"], ["'data.flip=[1' is not valid YAML"]),
         (["evaluate", "--tokenizer", "x"], ["Missing option", "--dataset"]),
         (
             ["evaluate", "--tokenizer", "nope", "--dataset", DATA],
@@ -431,6 +431,25 @@ def test_reconstructing_refuses_what_is_not_an_image(
     assert not (tmp_path / "out.png").exists()
     there = ("reconstruct", tmp_path / "text.png", "--tokenizer", tokenizer)
     refused(run(*there, "--output", tmp_path / "no" / "out.png"), "there is no folder")
+
+
+def test_evaluating_leaves_out_a_broken_image_and_says_what_comes_next(
+    run: Run, tokenizer: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    for number in range(4):
+        Image.new("RGB", (20, 40), (number, 9, 9)).save(photos / f"{number}.png")
+    (photos / "2.png").write_bytes(b"")
+    start = ("evaluate", "--tokenizer", tokenizer, "--dataset", photos)
+    ended = run(*start, "--split", "train")
+    assert ended.code == 0, ended.err
+    assert re.search(r"num_unreadable +1\n", ended.out)
+    assert f"next: imagetok tokenize --tokenizer {tokenizer} --dataset '{photos}'" in ended.err
+    ended = run(*start, "--split", "train", "--max-error-rate", 0)
+    assert ended.code == 2
+    assert "2.png' is empty" in ended.last_line
+    refused(run(*start), "no split 'test'", "train", "--split", "--holdout 10%")
 
 
 def test_encoding_shows_ids_or_writes_them(run: Run, tokenizer: Path, tmp_path: Path) -> None:

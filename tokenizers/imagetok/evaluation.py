@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from imagetok.cards import dataset_source, display_name
 from imagetok.data import ImageRows, evaluation_batches, fixed_rows, name_some
+from imagetok.data.unreadable_rows import allowed_rows
 from imagetok.errors import DataError, InvalidValueError
 from imagetok.images import MAX_PIXELS, Preprocessor, grid_image, to_unit
 from imagetok.keys import make_keys
@@ -68,8 +69,8 @@ def evaluate(
         progress: Show a bar on rank 0.
         poll: Called after every batch, equally often on every rank, so that it may ask the others
             whether to go on; what it raises ends the measuring.
-        max_error_rate: Largest share of images that may be left out because they cannot be read;
-            they are counted, and the first ones are named in a warning.
+        max_error_rate: Largest share of images that may be left out because they cannot be read,
+            of at least 1,000 as in training; they are counted, and some are named in a warning.
 
     Returns:
         The same figures on every rank; None where a figure does not apply.
@@ -156,10 +157,11 @@ def _check_refused(refused: Sequence[str], count: int, max_error_rate: float) ->
     if not refused:
         return
     named = name_some(refused)
-    if len(refused) > max_error_rate * count or len(refused) == count:
+    allowed = allowed_rows(max_error_rate, count)
+    if len(refused) > allowed or len(refused) == count:
         raise DataError(
-            f"{len(refused)} of {count} images cannot be read, and the share that may be left "
-            f"out is {max_error_rate:g}: {named}"
+            f"{len(refused)} of {count} images cannot be read, and a max_error_rate of "
+            f"{max_error_rate:g} allows {allowed:g}: {named}"
         )
     if collectives.rank() == 0:
         logger.warning("warning: %d of %d images left out: %s", len(refused), count, named)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -44,6 +45,18 @@ def show_table(title: str, rows: Mapping[str, str]) -> None:
     show(title)
     for name, value in rows.items():
         show(f"  {name:<{width}}  {value}")
+
+
+def show_next(*commands: Sequence[object]) -> None:
+    """Print on stderr what may be typed next, a command a line.
+
+    Args:
+        commands: The words after `imagetok` of each.
+    """
+    for command in commands:
+        line = shlex.join(["imagetok", *map(str, command)])
+        sys.stderr.write(f"next: {line}\n")
+    sys.stderr.flush()
 
 
 def show_plan(config: RunConfig) -> None:

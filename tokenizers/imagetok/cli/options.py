@@ -47,6 +47,9 @@ DtypeOption = Annotated[
     str, typer.Option(help="Type of the networks: `float32`, `bfloat16` or `float16`.")
 ]
 
+MaxErrorRateOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest share of rows that may be unreadable.")
+]
 MaxPixelsOption = Annotated[
     int | None,
     typer.Option(

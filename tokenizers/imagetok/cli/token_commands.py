@@ -16,6 +16,7 @@ from imagetok.cli.options import (
     DtypeOption,
     ImageColumnOption,
     ImportOption,
+    MaxErrorRateOption,
     MaxPixelsOption,
     RevisionOption,
     SplitOption,
@@ -74,9 +75,6 @@ StreamingOption = Annotated[
 ]
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Number of rows to take at most, from the first on.")
-]
-MaxErrorRateOption = Annotated[
-    float, typer.Option(min=0, max=1, help="Largest share of rows that may be unreadable.")
 ]
 RankOption = Annotated[
     int | None,
@@ -151,7 +149,7 @@ def tokenize(
     SIGTERM, SIGINT and SIGUSR1 stop it after the current batch (exit codes 143, 130, 138).
     """
     from imagetok.launch import find_rank_info
-    from imagetok.reports import show_table
+    from imagetok.reports import show_next, show_table
     from imagetok.shards import finalize as write_manifest
     from imagetok.tokenize_config import TokenizeConfig
     from imagetok.tokenizing.job_run import check_totals, run_job
@@ -168,6 +166,8 @@ def tokenize(
         config = TokenizeConfig.from_options(**options)
         manifest = run_job(config, place, find_rank_info(rank, world_size))
     show_table(str(place), _summary(manifest.totals, manifest.throughput))
+    of_local = () if tokenizer is None else ("--tokenizer", tokenizer)
+    show_next(("decode", place, *of_local), ("push-dataset", place, "user/name-tokens"))
 
 
 @app.command()

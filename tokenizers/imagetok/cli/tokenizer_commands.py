@@ -15,6 +15,7 @@ from imagetok.cli.options import (
     DtypeOption,
     ImageColumnOption,
     ImportOption,
+    MaxErrorRateOption,
     MaxPixelsOption,
     PrivateOption,
     RevisionOption,
@@ -181,6 +182,7 @@ def evaluate(
     dtype: DtypeOption = "float32",
     metric: MetricOption = None,
     json_path: JsonOption = None,
+    max_error_rate: MaxErrorRateOption = 0.01,
     max_pixels: MaxPixelsOption = None,
     plugins: ImportOption = None,
 ) -> None:
@@ -194,7 +196,7 @@ def evaluate(
     from imagetok.files import write_json
     from imagetok.launch import collectives
     from imagetok.modelfile import EVALUATED_KEY
-    from imagetok.reports import show_evaluation
+    from imagetok.reports import show_evaluation, show_next
     from imagetok.tokenizer import ImageTokenizer
 
     check_parent(json_path, "--json")
@@ -208,13 +210,20 @@ def evaluate(
     assert loaded.origin is not None
     where = {"subset": subset, "revision": revision, "image_column": image_column}
     rows = open_images(dataset, split, **where, **reading)
-    figures = measure(loaded, rows, metrics=metric or (), batch_size=batch_size)
+    figures = measure(
+        loaded, rows, metrics=metric or (), batch_size=batch_size, max_error_rate=max_error_rate
+    )
     figures = {EVALUATED_KEY: loaded.origin.sha256, **figures}
     if collectives.rank() > 0:
         return
     show_evaluation(figures, tokenizer)
     if json_path is not None:
         write_json(json_path, figures)
+    if loaded.is_discrete:
+        start = ("tokenize", "--tokenizer", tokenizer, "--dataset", dataset, "--split", split)
+        show_next((*start, "--output-dir", "tokens"))
+    if loaded.revision is None:
+        show_next(("push", tokenizer, "user/name"))
 
 
 @app.command()

@@ -44,20 +44,29 @@ def name_some(messages: Sequence[str]) -> str:
     return named if len(messages) <= _NAMED else f"{named} (the last of {len(messages)})"
 
 
+def allowed_rows(limit: float, seen: int) -> float:
+    """How many of the samples seen so far may be unreadable.
+
+    Args:
+        limit: Largest share, of at least 1,000 samples; 0 allows none.
+        seen: Samples so far, over all ranks.
+    """
+    return limit * max(seen, LEAST_SEEN)
+
+
 def check_error_share(refused: int, seen: int, limit: float, last: Sequence[str]) -> None:
     """Stop a run in which more rows could not be read than it allows.
 
     Args:
         refused: Rows that could not be read so far, over all ranks.
         seen: Samples so far, over all ranks.
-        limit: Largest share, `data.max_error_rate`, of at least 1,000 samples; 0 stops at the first
-            row.
+        limit: Largest share, `data.max_error_rate`, as for `allowed_rows`.
         last: Messages about the rows refused last.
 
     Raises:
         DataError: There are more; the message names the last ones.
     """
-    allowed = limit * max(seen, LEAST_SEEN)
+    allowed = allowed_rows(limit, seen)
     if refused > allowed:
         raise DataError(
             f"{refused} rows could not be read in {seen} samples, more than data.max_error_rate="
