@@ -487,3 +487,20 @@ def test_a_job_tokenizes_one_side_of_a_holdout_and_records_which(
         rows = open_images(str(folder), split, holdout="30%")
         assert rows.dataset[:]["label"] == side
         assert rows.reading == {"holdout": "30%"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "streaming", "expected"),
+    [
+        ("classes", False, ["train/class0/000.png", "train/class1/001.png"]),
+        ("zip", True, ["train-00000.zip/000.png", "train-00001.zip/001.png"]),
+        ("webdataset", True, ["train-00000.tar", "train-00001.tar"]),
+        ("parquet", True, ["train-00000.parquet", "train-00001.parquet"]),
+    ],
+)
+def test_the_names_of_files_can_be_kept(
+    job: RunJob, tmp_path: Path, kind: str, streaming: bool, expected: list[str]
+) -> None:
+    folder = write_split(tmp_path / "set", kind, [range(1), range(1, 2)])
+    job(tmp_path / "out", dataset=folder, streaming=streaming, keep=["file"])
+    assert [row["file"] for row in rows_in(tmp_path / "out")] == expected

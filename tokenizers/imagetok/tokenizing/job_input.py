@@ -338,6 +338,9 @@ def _open_files(
         rows: IterableDataset = undecoded(builder.as_streaming_dataset(split))
     features, files = rows.features or Features(), _split_files(builder, split)
     column = find_column(features, dataset)
+    if FILE_COLUMN not in features:
+        # Rows that are known by their files have that column anyway.
+        keep = [name for name in keep if name != FILE_COLUMN]
     if location.has_tars and keep:
         # Types of kept columns are those of all samples, which are looked through for them alone.
         known = [name for name in keep if name in features and name != column]
