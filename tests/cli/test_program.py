@@ -374,13 +374,14 @@ def test_a_folder_that_cannot_be_written_ends_with_code_1(
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_a_dry_run_shows_config_and_sizes_and_reads_no_data(
+def test_a_dry_run_shows_config_and_sizes_without_the_data(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     ended = run("train", name, "train.seed=7", "data.name=./nowhere", "--dry-run")
     assert ended.code == 0, ended.err
     text, plan = ended.out.split("\nplan\n")
+    assert "not opened: there is no file or folder './nowhere'" in plan
     config = load_recipe(name, ["train.seed=7", "data.name=./nowhere"])
     assert yaml.safe_load(text) == config.to_dict()
     grid = config.tokenizer.grid_size
@@ -388,6 +389,28 @@ def test_a_dry_run_shows_config_and_sizes_and_reads_no_data(
     for word in ("parameters, encoder", "memory of weights", "memory of activations", "GiB"):
         assert word in plan
     assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_runs_open_the_data_and_write_nothing(
+    run: Run, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        path = tmp_path / "photos" / ("cats" if number % 2 else "dogs") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 40), (number, 9, 9)).save(path)
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    divided = ("data.holdout=50%", "data.stratify=true")
+    trained = run("train", "ae-shapes", "data.name=photos", *divided, "--dry-run")
+    for words in (r"train on +train, 2 rows", r"evaluate on +holdout, 4 rows", r"2: cats, dogs"):
+        assert re.search(words, trained.out), trained.out
+    start = ("tokenize", "--tokenizer", tokenizer, "--dataset", "photos", "--dry-run")
+    job = run(*start, "--limit", 5)
+    assert job.code == 0, job.err
+    for words in (r"split +train, 5 rows", r"image column +image", r"tokens +80, 16 an image"):
+        assert re.search(words, job.out), job.out
+    refused(run(*start, "--split", "test"), "no split 'test'")
+    assert contents(tmp_path) == before
 
 
 def test_evaluating_prints_and_writes_the_figures(

@@ -7,6 +7,7 @@ import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from imagetok.build import without_values
 from imagetok.config.recipe import dump_recipe
+from imagetok.errors import ImagetokError
 from imagetok.files import write_atomic
 from imagetok.hub import is_repo_id, read_remote_info
 from imagetok.images import grid_image, to_unit
@@ -25,8 +27,10 @@ from imagetok.modelfile import EVALUATED_KEY, read_evaluation
 from imagetok.tokenizer import ImageTokenizer
 
 if TYPE_CHECKING:  # they bring in datasets and accelerate, which most commands do not need
+    from imagetok.data.survey import DataSurvey
     from imagetok.evaluation import Evaluation
     from imagetok.run_config import RunConfig
+    from imagetok.tokenize_config import TokenizeConfig
 
 GIB = 2**30
 UNKNOWN = "not known without the weights"
@@ -83,6 +87,57 @@ def show_plan(config: RunConfig) -> None:
         "images at once over all processes",
     }
     show_table("plan", rows)
+
+
+def show_run_data(config: RunConfig) -> None:
+    """Print what a run would read; why, where that cannot be opened here and now."""
+    from imagetok.data.survey import evaluation_split, survey_data
+
+    data = config.data
+    try:
+        trained = survey_data(data.ref(data.split))
+        evaluated = evaluation_split(config)
+        measured = survey_data(data.ref(evaluated))
+    except ImagetokError as error:
+        show_table("data", {data.name: f"not opened: {error}"})
+        return
+    rows = {
+        "train on": f"{data.split}, {_rows(trained)}",
+        "evaluate on": f"{evaluated}, {_rows(measured)}",
+    }
+    show_table("data", {"dataset": data.name, **rows, **_survey_entries(trained)})
+
+
+def show_job_data(config: TokenizeConfig, tokenizer: ImageTokenizer) -> None:
+    """Print what a tokenizing job would read and how many tokens would come of it.
+
+    Raises:
+        DataError: The dataset, the split or the column cannot be used.
+    """
+    from imagetok.data.survey import survey_data
+
+    dataset, length = config.dataset, tokenizer.num_tokens
+    found = survey_data(dataset)
+    if found.rows is not None and config.limit is not None:
+        found = replace(found, rows=min(found.rows, config.limit))
+    tokens = f"{length:,} an image" if config.resize == "crop" else "by the size of each image"
+    if found.rows is not None and config.resize == "crop":
+        tokens = f"{found.rows * length:,}, {tokens}"
+    rows = {"dataset": dataset.name, "split": f"{dataset.split}, {_rows(found)}"}
+    show_table("job", {**rows, **_survey_entries(found), "tokens": tokens})
+
+
+def _rows(found: DataSurvey) -> str:
+    return "rows counted by reading" if found.rows is None else f"{found.rows:,} rows"
+
+
+def _survey_entries(found: DataSurvey) -> dict[str, str]:
+    entries = {"splits": ", ".join(found.splits)}
+    if found.image_column is not None:
+        names, more = ", ".join(found.labels[:8]), ", ..." if len(found.labels) > 8 else ""
+        labels = f"{len(found.labels)}: {names}{more}" if found.labels else "none"
+        entries |= {"image column": found.image_column, "labels": labels}
+    return entries
 
 
 def show_evaluation(figures: Evaluation, name: str) -> None:

@@ -102,7 +102,14 @@ FinalizeOption = Annotated[
     ),
 ]
 
-NOT_OF_THE_CONFIG = {"output_dir", "rank", "world_size", "finalize", "plugins"}
+JobDryRunOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Show rows, splits, labels and the tokens that would come; write nothing."
+    ),
+]
+
+NOT_OF_THE_CONFIG = {"output_dir", "rank", "world_size", "finalize", "dry_run", "plugins"}
 """Parameters of `tokenize` that are not entries of a `TokenizeConfig`; all others are, by name."""
 
 
@@ -134,6 +141,7 @@ def tokenize(
     world_size: WorldSizeOption = None,
     allow_mixed_numerics: AllowMixedNumericsOption = False,
     finalize: FinalizeOption = None,
+    dry_run: JobDryRunOption = False,
     plugins: ImportOption = None,
 ) -> None:
     """Turn a dataset of images into parquet shards of token ids, each row exactly once.
@@ -149,7 +157,7 @@ def tokenize(
     SIGTERM, SIGINT and SIGUSR1 stop it after the current batch (exit codes 143, 130, 138).
     """
     from imagetok.launch import find_rank_info
-    from imagetok.reports import show_next, show_table
+    from imagetok.reports import show_job_data, show_next, show_table
     from imagetok.shards import finalize as write_manifest
     from imagetok.tokenize_config import TokenizeConfig
     from imagetok.tokenizing.job_run import check_totals, run_job
@@ -158,12 +166,15 @@ def tokenize(
         place, manifest = finalize, write_manifest(finalize)
         check_totals(manifest, finalize, f"{finalize}", max_error_rate)
     else:
-        given(tokenizer, "--tokenizer")
+        named = given(tokenizer, "--tokenizer")
         given(dataset, "--dataset")
-        place = given(output_dir, "--output-dir")
+        place = Path() if dry_run else given(output_dir, "--output-dir")
         options = {k: v for k, v in context.params.items() if k not in NOT_OF_THE_CONFIG}
         options["keep"] = [name.strip() for name in keep.split(",") if name.strip()]
         config = TokenizeConfig.from_options(**options)
+        if dry_run:
+            show_job_data(config, load_alone(named, tokenizer_revision, "cpu", config.dtype))
+            return
         manifest = run_job(config, place, find_rank_info(rank, world_size))
     show_table(str(place), _summary(manifest.totals, manifest.throughput))
     of_local = () if tokenizer is None else ("--tokenizer", tokenizer)

@@ -67,7 +67,7 @@ DryRunOption = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Show the config, sizes and a memory estimate; do not train.",
+        help="Show the config, sizes, a memory estimate and what the data is; do not train.",
     ),
 ]
 PushToOption = Annotated[
@@ -141,9 +141,10 @@ def train(
 
     config = load_run(recipe, overrides or [])
     if dry_run:
-        from imagetok.reports import show_plan
+        from imagetok.reports import show_plan, show_run_data
 
         show_plan(config)
+        show_run_data(config)
         return
     if output_dir is None:
         raise typer.BadParameter("say where to write", param_hint="--output-dir")
