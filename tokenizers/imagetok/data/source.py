@@ -31,6 +31,7 @@ from datasets import (
     Dataset,
     DatasetBuilder,
     DatasetDict,
+    DownloadConfig,
     Image,
     ReadInstruction,
     concatenate_datasets,
@@ -323,13 +324,14 @@ class DatasetLocation:
         Raises:
             DataError: They cannot be read.
         """
+        options = {} if self.root is None else {"download_config": _local_files(cache_dir)}
         with data_errors(self.failure):
             if self.has_tars:
                 builder = self.builder(cache_dir)
-                builder.download_and_prepare()
+                builder.download_and_prepare(**options)
                 return DatasetDict(builder.as_dataset())
             if not self.is_saved:
-                return load_dataset(**self.arguments, cache_dir=cache_dir)
+                return load_dataset(**self.arguments, **options, cache_dir=cache_dir)
             saved = load_from_disk(str(self.root))
             if isinstance(saved, DatasetDict):
                 return saved
@@ -374,6 +376,12 @@ class DatasetLocation:
             # It would decode images of folders on the Hub ahead, even where decoding is off.
             builder.config.decode_num_threads = 0
         return builder
+
+
+def _local_files(cache_dir: str | None) -> DownloadConfig:
+    """The default of `datasets`, whose bar does not call files of this machine downloads."""
+    folder = None if cache_dir is None else os.path.join(cache_dir, "downloads")
+    return DownloadConfig(cache_dir=folder, use_etag=False, download_desc="Finding files")
 
 
 def find_location(ref: DatasetRef) -> DatasetLocation:
