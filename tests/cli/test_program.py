@@ -141,6 +141,10 @@ def test_the_version_is_told(run: Run) -> None:
             ["evaluate", "--tokenizer", "x", "--dataset", DATA, "--batch-size", "0"],
             ["--batch-size"],
         ),
+        (
+            ["evaluate", "--tokenizer", "x", "--dataset", DATA, "--batch-size", "1.5"],
+            ["'--batch-size': found '1.5'; expected an integer;"],
+        ),
         (["info", "nope"], ["'nope' does not exist"]),
         (["quickstart", "--system", "gan"], ["unknown system 'gan'", "vqvae, dvae, vae, ae"]),
     ],

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from imagetok.config.strict_config import Config
 from imagetok.display_names import BUILTIN_PREFIX, display_name
@@ -75,6 +75,11 @@ class DatasetRef:
     holdout_salt: str = ""
 
     def __post_init__(self) -> None:
+        for key, kind in (("labels", Labels), ("metadata", Metadata)):
+            if (found := getattr(self, key)) not in get_args(kind):
+                raise InvalidValueError(
+                    f"{key} is {found!r}; choose one of: {', '.join(get_args(kind))}"
+                )
         if self.holdout is not None and not 0 < self.holdout_share < 1:
             raise InvalidValueError(
                 f"holdout is {self.holdout!r}; expected a share between 0% and 100%, as in 10%"

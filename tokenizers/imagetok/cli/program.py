@@ -15,6 +15,7 @@ import typer
 
 from imagetok._version import __version__
 from imagetok.cli import hub_commands, token_commands, tokenizer_commands
+from imagetok.config.strict_config import describe_value
 from imagetok.errors import ImagetokError, UnreadableFileError
 
 app = typer.Typer(
@@ -64,7 +65,11 @@ def _exit_code(error: ImagetokError) -> int:
 
 def _describe_usage_error(error: Any) -> str:
     """Typer's message about arguments that it refuses, in one line with the remedy."""
+    from pydantic import ValidationError  # which typer checks the values of options with
+
     place = getattr(getattr(error, "ctx", None), "command_path", "imagetok")
+    if isinstance(error.__cause__, ValidationError):
+        error.message = describe_value(error.__cause__)
     message = error.format_message().removesuffix(".")
     return f"{message}; `{place} --help` lists what it takes"
 

@@ -34,7 +34,9 @@ _OF_PYDANTIC = re.compile(r"(constrained-|function-|literal\[)")  # no keys of t
 _EXPECTATIONS = {
     "int_type": "an integer",
     "int_from_float": "an integer",
+    "int_parsing": "an integer",
     "int_parsing_size": "a smaller integer",
+    "float_parsing": "a number",
     "float_type": "a number",
     "finite_number": "a finite number",
     "bool_type": "true or false",
@@ -200,6 +202,12 @@ def _integer(value: Any) -> Any:
 
 StrictInteger = BeforeValidator(_integer)
 """For `Literal` integers: a literal compares by value, so that true and 1.0 would pass as 1."""
+
+
+def describe_value(error: ValidationError) -> str:
+    """What is wrong with a single value, such as an option's, in our own words."""
+    fault = error.errors()[0]
+    return f"found {printable(repr(fault['input']))}; {_expectation(fault)}"
 
 
 def describe_faults(
