@@ -165,6 +165,7 @@ def test_the_recipe_itself_is_left_as_it_is(recipe: str) -> None:
         ("data.flip=2026-13-45", "is not valid YAML: month must be in 1..12"),
         ("data.flip=2026-01-02", "not expressible as JSON: .*date"),
         ("data.crop_scale=" + "[" * 100_000, "is not valid YAML"),
+        ("data.stratify=abc", "data.stratify: found 'abc'; expected true or false, or an integer$"),
         ("train..steps=7", r"unknown key 'train\.'"),
     ],
 )

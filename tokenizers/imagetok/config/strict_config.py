@@ -31,6 +31,9 @@ MAX_FAULTS = 8
 
 _OF_PYDANTIC = re.compile(r"(constrained-|function-|literal\[)")  # no keys of the file
 
+_MEMBERS = ("bool", "int", "float", "str")
+"""What pydantic calls the members of a union, in places as if they were keys."""
+
 _EXPECTATIONS = {
     "int_type": "an integer",
     "int_from_float": "an integer",
@@ -221,17 +224,44 @@ def describe_faults(
         above: Place of the model in the file; empty for the whole of it.
     """
     lines = []
-    short = {fault["loc"][:-1]: fault["loc"] for fault in faults if _is_short_list(fault)}
-    for fault in faults:
+    for group in _groups(faults):
+        fault = group[-1]
         error = fault.get("ctx", {}).get("error")
-        if _is_short_list(fault) and short[fault["loc"][:-1]] != fault["loc"]:
-            continue  # one line tells how long the list should be
         if isinstance(error, NestedFaultsError):
             place = (*above, *fault["loc"], error.tag)
             lines += describe_faults(error.model, error.errors, place)
+        elif len(group) > 1 and not _is_short_list(fault):
+            joined = ", or ".join(
+                _expectation(member).removeprefix("expected ") for member in group
+            )
+            shown = ".".join(printable(str(part)) for part in (*above, *fault["loc"][:-1]))
+            lines.append(f"{shown}: found {printable(repr(fault['input']))}; expected {joined}")
         else:
             lines.append(_describe(root, fault, above))
     return lines
+
+
+def _groups(faults: Sequence[ErrorDetails]) -> list[list[ErrorDetails]]:
+    """Findings, with those about one value together: entries it lacks, or types it could have."""
+    groups: list[list[ErrorDetails]] = []
+    for fault in faults:
+        last = groups[-1][-1] if groups else None
+        if (
+            last is not None
+            and last["loc"][:-1] == fault["loc"][:-1]
+            and (
+                (_is_short_list(last) and _is_short_list(fault))
+                or (_is_of_member(last) and _is_of_member(fault))
+            )
+        ):
+            groups[-1].append(fault)
+        else:
+            groups.append([fault])
+    return groups
+
+
+def _is_of_member(fault: ErrorDetails) -> bool:
+    return bool(fault["loc"]) and fault["loc"][-1] in _MEMBERS
 
 
 def _remedies(faults: Sequence[ErrorDetails]) -> list[str]:
