@@ -204,12 +204,13 @@ def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
     for name in listing.sidecars.filter(pc.invert(beside)).to_pylist():
         others.add(name)
     if known := found.get(_NOT_IMAGES):
-        others.count += known.count
-        others.names = sorted([*others.names, *known.names])[: len(others.names) or None]
+        names = sorted([*others.names, *known.names])[:3]
+        others = Skipped(others.count + known.count, names)
     if archives := [*listing.zips, *listing.tars]:
         found["archives"] = Skipped(len(archives), archives[:3])
-    if listing.tables:
-        found["files of rows"] = Skipped(len(listing.tables), list(listing.tables[:3]))
+    apart = {"files of rows": listing.tables, "zip archives": listing.zips}
+    for kind, paths in {**apart, "tar archives": listing.tars}.items():
+        found[kind] = Skipped(len(paths), list(paths[:3]))
     found = {_NOT_IMAGES: others, **{k: v for k, v in found.items() if k != _NOT_IMAGES}}
     for kind, skipped in found.items():
         if skipped.count:

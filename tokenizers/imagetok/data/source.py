@@ -409,7 +409,9 @@ def find_location(ref: DatasetRef) -> DatasetLocation:
 
 
 def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
-    is_saved = (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+    is_saved = (path / "dataset_dict.json").exists() or all(
+        (path / file).exists() for file in ("state.json", "dataset_info.json")
+    )
     if subset is not None and (is_saved or path.is_file()):
         raise DataError(f"'{name}' has no subset '{subset}'; leave subset out")
     if is_saved:
@@ -445,14 +447,16 @@ def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
             return DatasetLocation(failure, path, arguments=arguments)
         if most:
             return DatasetLocation(failure, path, zips=listing.zips)
+    failure = f"'{name}' holds no images, parquet files or other data that can be read"
+    if subset is None and not has_own_splits(path) and not listing.metadata:
+        unread = [f"{skipped.count} {kind}" for kind, skipped in listing.skipped.items()]
+        unread += [f"{len(listing.sidecars)} text or JSON files"] * bool(len(listing.sidecars))
+        raise DataError(failure + (f", but {', '.join(unread)}" if unread else ""))
     if glob.has_magic(str(path)):
         raise DataError(
             f"the path of '{name}' has one of the characters * ? [, which are read as a pattern; "
             "rename the folder"
         )
-    failure = f"'{name}' holds no images, parquet files or other data that can be read"
-    unread = [f"{skipped.count} {kind}" for kind, skipped in listing.skipped.items()]
-    failure += f" (it has {', '.join(unread)})" if unread else ""
     return DatasetLocation(failure, path, arguments={"path": str(path), "name": subset})
 
 

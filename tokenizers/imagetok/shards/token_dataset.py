@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from datasets import Features
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -86,6 +87,8 @@ class TokenDataset(IterableDataset[Item]):
 
     Attributes:
         batch_size: As given.
+        features: Features of all columns of the dataset; `features["label"].int2str` gives the
+            names of labels.
         moves: Number of times that another starting point was chosen.
 
     Raises:
@@ -123,6 +126,7 @@ class TokenDataset(IterableDataset[Item]):
         if batch_size is not None:
             read_count("batch_size", batch_size, 1)
         self.batch_size = batch_size
+        self.features: Features = opened.job.schema.features
         self._reader = ShardReader(opened, opened.columns(columns))
         self._order = RowOrder(
             [shard.rows for shard in opened.manifest.shards],
