@@ -260,7 +260,8 @@ def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str,
         raise DataError(
             f"'{ref.name}' has no split '{ref.split}'; its splits are: {', '.join(lengths)} "
             "(slices of them, as in train[:100] and train[90%:], are taken too, and holdout=10% "
-            "divides train into train and holdout)"
+            "divides train into train and holdout); name one by --split, as in --holdout 10% "
+            "--split holdout"
         ) from None
     ends = [lengths[part.splitname] if part.to is None else part.to for part in parts]
     return [(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)]
