@@ -11,6 +11,8 @@ from datasets import ClassLabel
 from small_rows import Open, levels_of
 
 from imagetok.data import ImageRows, open_stream
+from imagetok.data.remote_file import relative_name
+from imagetok.data.source import image_paths
 from imagetok.errors import DataError
 from tiny_data import png
 
@@ -49,6 +51,17 @@ def test_class_folders_in_archives_are_labels(open_rows: Open, tmp_path: Path) -
     assert [stream.fetch(image, "")["bytes"] for image in read] == [png(n) for n in (3, 2, 1, 0)]
     assert labels_of(open_rows(name, labels="path")) == ["dog", None, "pets/cat", "pets/cat"]
     assert "label" not in open_rows(name, labels="none").dataset.features
+
+
+def test_names_of_members_and_archives_are_only_names(open_rows: Open, tmp_path: Path) -> None:
+    members = ["../1.png", "/2.png", "a\nb.png", "a::/b.png", "a::b.png", "b#[1]*.png"]
+    name = write(tmp_path / "set", {"x::y": members})
+    rows = open_rows(name)
+    assert levels_of(rows) == list(range(6))
+    assert image_paths(rows.dataset, Path(name)) == members
+    last = rows.dataset.with_format("arrow")[4]["image"][0].as_py()["path"]
+    assert relative_name(last, Path(name)) == "x::y.zip/a::b.png"
+    assert not (tmp_path / "1.png").exists()
 
 
 @pytest.mark.parametrize(

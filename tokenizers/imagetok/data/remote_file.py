@@ -30,6 +30,8 @@ any number.
 
 def is_remote(path: str) -> bool:
     """Whether a path leads into an archive, here or on the Hub, or to a file on the Hub."""
+    if split_zip(path)[0] is not None:
+        return True
     *hops, last = path.split("::")
     if not all(hop.startswith(_ARCHIVES) for hop in hops):
         return False
@@ -41,6 +43,9 @@ def relative_name(path: str, root: Path | None) -> str:
 
     A file in an archive is shown as if the archive were a folder: `data/train.zip/a/1.png`.
     """
+    member, archive = split_zip(path)
+    if member is not None:
+        return f"{relative_name(archive, root)}/{member}"
     if "::" in path and "://" in path:
         file, _, archive = path.partition("::")
         return f"{relative_name(archive, root)}/{file.partition('://')[2]}"
@@ -59,7 +64,7 @@ def read_file(path: str) -> bytes:
         BadZipFile: The local zip archive does not have the file, or not whole.
         OSError: It is missing or cannot be read. The Hub's client raises errors of its own too.
     """
-    member, archive = _split_zip(path)
+    member, archive = split_zip(path)
     if member is not None:
         with _opened(archive) as opened:
             size = opened.getinfo(member).file_size
@@ -82,19 +87,29 @@ def file_size(path: str) -> int:
         BadZipFile: As in `read_file`.
         OSError: It is missing.
     """
-    member, archive = _split_zip(path)
+    member, archive = split_zip(path)
     if member is None:
         return os.stat(path).st_size
     with _opened(archive) as opened:
         return opened.getinfo(member).file_size
 
 
-def _split_zip(path: str) -> tuple[str | None, str]:
-    """The member and the archive of a path into a local zip archive; (None, path) for others."""
-    member, _, archive = path.partition("::")
-    if member.startswith(_ZIP) and archive and "://" not in archive:
-        return member.removeprefix(_ZIP), archive
-    return None, path
+def split_zip(path: str) -> tuple[str | None, str]:
+    """The member and the archive of a path into a local zip archive; (None, path) for others.
+
+    The names of both may hold `::` too. The archive is then the longest end of the path that is a
+    file.
+    """
+    member, _, archive = path.removeprefix(_ZIP).partition("::")
+    if not path.startswith(_ZIP) or not archive or "://" in archive:
+        return None, path
+    if "::" in archive:
+        parts = path.removeprefix(_ZIP).split("::")
+        for number in range(1, len(parts)):
+            end = "::".join(parts[number:])
+            if os.path.isabs(end) and os.path.isfile(end):
+                return "::".join(parts[:number]), end
+    return member, archive
 
 
 @contextmanager

@@ -48,7 +48,7 @@ from imagetok.builtin.shapes import DEFAULT_COUNTS, DEFAULT_SIZE, check_options
 from imagetok.data.folder_labels import RecordedLabels
 from imagetok.data.folder_listing import FolderListing, describe_own_folder, list_folder
 from imagetok.data.image_folder import is_image_folder, read_image_folder
-from imagetok.data.remote_file import relative_name
+from imagetok.data.remote_file import relative_name, split_zip
 from imagetok.data.table_folder import (
     find_archive_files,
     find_table_files,
@@ -143,6 +143,8 @@ def image_paths(rows: Dataset, root: Path | None) -> list[str]:
     for row, path in enumerate(pc.struct_field(table.column(0), "path").to_pylist()):
         if path is None:
             found.append(str(row))
+        elif (member := split_zip(path)[0]) is not None:
+            found.append(member)
         elif "::" in path:
             found.append(path.partition("::")[0].partition("://")[2])
         else:
