@@ -45,7 +45,7 @@ tokenizer:
   likelihood: {type: mse}
 data: {name: "builtin:shapes?size=16&count=64", crop_scale: [0.5, 1.0], flip: true}
 train:
-  steps: 600
+  steps: 300
   batch_size: 8
   optimizer: {lr: {type: cosine, start: 1.0e-3, end: 1.0e-5}, warmup_steps: 10}
   ema_decay: 0.99
@@ -58,7 +58,7 @@ TIMED = {"metrics.jsonl", "evaluation.json", "manifest.json"}
 
 LITTER = ".imagetok-tmp-*"
 TIMEOUT = 300
-NUM_IMAGES = 3000
+NUM_IMAGES = 1200
 
 
 @dataclass
@@ -83,7 +83,11 @@ class Soak(ABC):
         self.prepare()
         self.reference = self.folder / "uninterrupted"
         started = time.monotonic()
-        self.finish(self.start(self.reference))
+        process = self.start(self.reference)
+        while process.poll() is None and not self.commits(self.reference):
+            time.sleep(0.001)
+        self.startup = time.monotonic() - started
+        self.finish(process)
         self.seconds = time.monotonic() - started
 
     @abstractmethod
@@ -101,30 +105,34 @@ class Soak(ABC):
     def run_chain(self, name: str, in_save: Sequence[bool]) -> list[str]:
         """Kill a run once for each entry, in a save or anywhere; let it end; compare.
 
+        Every kill has its own equal part of the run's work, and comes at any moment of it.
+
         Returns:
             Names of the files that differ from the uninterrupted run's.
         """
         target = self.folder / name
-        for inside in in_save:
-            self._kill_once(target, inside)
+        work, done = self.seconds - self.startup, 0.0
+        for number, inside in enumerate(in_save):
+            share = (number + self.random.random()) / len(in_save)
+            self._kill_once(target, inside, self.startup + work * (share - done))
+            done = share
         self.finish(self.start(target))
         differing = compare(self.reference, target)
         if not differing:
             shutil.rmtree(target)
         return differing
 
-    def _kill_once(self, target: Path, inside: bool) -> None:
-        """Kill a run; what ended or was not in a commit when it was hit is tried once more."""
+    def _kill_once(self, target: Path, inside: bool, seconds: float) -> None:
+        """Kill a run after a time; one that had ended or was not in a commit is tried again."""
         for _ in range(40):
             before = self.commits(target)
             process = self.start(target)
-            moment = time.monotonic() + self.seconds * self.random.uniform(0.3, 0.9)
+            moment = time.monotonic() + seconds
             while process.poll() is None and time.monotonic() < moment:
                 time.sleep(0.002)
             processes = _started_by(process)
-            while inside and process.poll() is None and not self.commits(target) - before:
-                time.sleep(0.0002)
-            time.sleep(self.random.uniform(0, self.linger))
+            if inside:
+                self._await_commit(process, target, before)
             was_running = process.poll() is None
             _kill(process, processes)
             if was_running and (not inside or self.commits(target) - before):
@@ -132,6 +140,17 @@ class Soak(ABC):
             if not was_running:  # it had ended: nothing would be left to do
                 shutil.rmtree(target)
         raise RuntimeError(f"no kill hit {target}: its runs are too short")
+
+    def _await_commit(
+        self, process: subprocess.Popen[bytes], target: Path, before: set[Path]
+    ) -> None:
+        """Wait until a commit has lasted for a moment; one that is over by then is let pass."""
+        while process.poll() is None:
+            if self.commits(target) - before:
+                time.sleep(self.random.uniform(0, self.linger))
+                if self.commits(target) - before:
+                    return
+            time.sleep(0.0002)
 
     def start(self, target: Path) -> subprocess.Popen[bytes]:
         """Start or continue a run in a process group of its own; what it says goes to log.txt."""
@@ -207,7 +226,7 @@ class TokenizingSoak(Soak):
         return [
             str(ROOT / "scripts" / "tokenize_dataset.py"),
             *("--tokenizer", str(self.folder / "tokenizer"), "--dataset", str(self.dataset)),
-            *("--keep", "caption", "--rows-per-shard", "64", "--max-error-rate", "0.2"),
+            *("--keep", "caption", "--rows-per-shard", "32", "--max-error-rate", "0.2"),
             *("--output-dir", str(target)),
         ]
 

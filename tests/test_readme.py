@@ -19,6 +19,7 @@ from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from torch.distributed.run import get_args_parser
 
+from command_line import Run
 from imagetok.config import load_recipe, recipe_names
 from loopback_hub import LoopbackHub
 from readme_blocks import README, Block, blocks, commands, marked, tree_paths
@@ -90,20 +91,18 @@ def check_install(root: Path, words: Sequence[str]) -> None:
             assert not unknown, f"unknown extras: {sorted(unknown)}"
 
 
-def run_imagetok(words: Sequence[str], folder: Path) -> None:
-    """Run a command line in `folder`, in a process of its own."""
-    run = subprocess.run(
-        [*IMAGETOK, *words[1:]], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, f"'{shlex.join(words)}' fails:\n{run.stdout}{run.stderr}"
+def run_imagetok(words: Sequence[str], run: Run) -> None:
+    """Run a command line in this process."""
+    ended = run(*words[1:])
+    assert ended.code == 0, f"'{shlex.join(words)}' fails:\n{ended.out}{ended.err}"
 
 
-def run_block(block: Block, folder: Path, namespace: dict[str, object]) -> None:
+def run_block(block: Block, run: Run, namespace: dict[str, object]) -> None:
     """Run a block of the README, sharing the names of Python blocks as one session does."""
     if block.language == "bash":
         for words in commands(block.text):
             if is_run(words):
-                run_imagetok(shrink(words), folder)
+                run_imagetok(shrink(words), run)
     elif block.language == "python":
         text = "\n" * block.line + block.text
         exec(compile(text, "README.md", "exec"), namespace)
@@ -117,13 +116,14 @@ def readme() -> str:
 
 @pytest.fixture
 def reader_folder(
-    tmp_path: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch
-) -> Path:
-    """The folder of a reader who has run the quickstart and owns some images, here and there."""
+    tmp_path: Path, loopback_hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    """Be in the folder of a reader who has run the quickstart and owns some images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
     rng = np.random.default_rng(0)
-    for name in [f"photos/{split}/{i}.jpg" for split in ("train", "test") for i in range(16)]:
+    # Sixty-four a split: a tenth that is chosen by a hash is not empty.
+    for name in [f"photos/{split}/{i}.jpg" for split in ("train", "test") for i in range(64)]:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (80, 96, 3), dtype=np.uint8)).save(path)
@@ -131,17 +131,17 @@ def reader_folder(
     pictures = {f"train/{i}.jpg": path.read_bytes() for i in range(4)}
     loopback_hub.create("user/pictures", "dataset", files=pictures)
     quickstart = ["imagetok", "train", "vqvae-shapes", "--output-dir", "imagetok-quickstart"]
-    run_imagetok(shrink(quickstart), tmp_path)
-    return tmp_path
+    run_imagetok(shrink(quickstart), run)
 
 
 @pytest.mark.slow
-def test_the_examples_run_in_order(readme: str, reader_folder: Path) -> None:
+@pytest.mark.usefixtures("reader_folder")
+def test_the_examples_run_in_order(readme: str, run: Run) -> None:
     found = [block for block in blocks(readme) if block.mark is None]
     assert {"python", "bash"} <= {block.language for block in found}
     namespace: dict[str, object] = {}
     for block in found:
-        run_block(block, reader_folder, namespace)
+        run_block(block, run, namespace)
 
 
 def test_every_command_and_option_exists(root: Path, readme: str) -> None:
@@ -239,11 +239,11 @@ def test_a_command_that_exists_passes(root: Path, line: str) -> None:
     check_options(root, shlex.split(line))
 
 
-def test_blocks_of_one_language_share_their_names(tmp_path: Path) -> None:
+def test_blocks_of_one_language_share_their_names(run: Run) -> None:
     namespace: dict[str, object] = {}
-    run_block(Block("python", None, 1, "x = 1\n"), tmp_path, namespace)
-    run_block(Block("python", None, 9, "y = x\n"), tmp_path, namespace)
+    run_block(Block("python", None, 1, "x = 1\n"), run, namespace)
+    run_block(Block("python", None, 9, "y = x\n"), run, namespace)
     assert namespace["y"] == 1
     with pytest.raises(ZeroDivisionError) as caught:
-        run_block(Block("python", None, 9, "1 / 0\n"), tmp_path, namespace)
+        run_block(Block("python", None, 9, "1 / 0\n"), run, namespace)
     assert caught.traceback[-1].lineno == 9

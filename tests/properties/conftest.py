@@ -17,7 +17,7 @@ _ALWAYS = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.register_profile("quick", _ALWAYS, max_examples=100)
-settings.register_profile("thorough", _ALWAYS, max_examples=600)
+settings.register_profile("thorough", _ALWAYS, max_examples=300)
 settings.load_profile("quick")
 
 
