@@ -206,8 +206,6 @@ def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
     if known := found.get(_NOT_IMAGES):
         names = sorted([*others.names, *known.names])[:3]
         others = Skipped(others.count + known.count, names)
-    if archives := [*listing.zips, *listing.tars]:
-        found["archives"] = Skipped(len(archives), archives[:3])
     apart = {"files of rows": listing.tables, "zip archives": listing.zips}
     for kind, paths in {**apart, "tar archives": listing.tars}.items():
         found[kind] = Skipped(len(paths), list(paths[:3]))

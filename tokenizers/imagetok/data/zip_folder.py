@@ -53,8 +53,12 @@ def read_zip_folder(root: Path, archives: Sequence[str], ref: DatasetRef) -> dic
         raise DataError(f"'{ref.name}' holds {len(archives)} zip archives, and no images in them")
     if skipped and collectives.rank() == 0:
         logger.warning(
-            "'%s': skipped %d files in archives that are not images: %s",
-            *(ref.name, len(skipped), ", ".join(skipped[:3])),
+            "'%s': skipped %s in archives: %s",
+            ref.name,
+            "1 file that is not an image"
+            if len(skipped) == 1
+            else f"{len(skipped)} files that are not images",
+            ", ".join(skipped[:3]),
         )
     paths = pa.chunked_array([pa.array(members)])
     splits = _split(archives, counts, paths, ref)
