@@ -14,7 +14,7 @@ from imagetok.config import TokenizerConfig
 
 SIDE = 5
 NUM_IMAGES = 200
-NUM_LATENTS = (1, 2, 4, 8)
+NUM_LATENTS = (1, 4)
 
 
 @pytest.fixture(scope="module")

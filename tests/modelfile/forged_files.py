@@ -72,9 +72,12 @@ def pack(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
 def write(folder: Path, content: Forgery | bytes, config: bytes | None = None) -> Path:
     """A folder of one model.safetensors and, if given, a config.json."""
     folder.mkdir(exist_ok=True)
-    (folder / modelfile.MODEL_FILE).write_bytes(bytes(content))
-    if config is not None:
-        (folder / modelfile.CONFIG_FILE).write_bytes(config)
+    files = {modelfile.MODEL_FILE: bytes(content), modelfile.CONFIG_FILE: config}
+    for name, data in files.items():
+        if data is not None:
+            # ext4 waits for the disk where a file is written over, and not where it is a new one.
+            (folder / name).unlink(missing_ok=True)
+            (folder / name).write_bytes(data)
     return folder
 
 

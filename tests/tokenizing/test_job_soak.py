@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a kill that misses is tried again
 @pytest.mark.parametrize(
     ("ranks", "chains"),
     # Two ranks leave a commit too soon for a watch on two cores; `test_job_kills` hits it surely.
