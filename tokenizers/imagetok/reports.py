@@ -8,11 +8,9 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import Tensor
 
 from imagetok.build import without_values
@@ -275,6 +273,15 @@ def show_ids(ids: Tensor, images: Sequence[Path]) -> None:
             show(" ".join(",".join(f"{code:{width}}" for code in some) for some in codes.tolist()))
 
 
+def _npy(ids: Tensor) -> bytes:
+    """Ids as numpy's own format has them, version 1.0; numpy's writer could go through pickles."""
+    shape = "".join(f"{size}, " for size in ids.shape)
+    head = f"{{'descr': '<i8', 'fortran_order': False, 'shape': ({shape}), }}"
+    head += " " * (-(len(head) + 11) % 64) + "\n"
+    start = b"\x93NUMPY\x01\x00" + len(head).to_bytes(2, "little") + head.encode()
+    return start + ids.contiguous().numpy().astype("<i8").tobytes()
+
+
 def write_ids(tokenizer: ImageTokenizer, ids: Tensor, images: Sequence[Path], output: Path) -> None:
     """Write the ids of images to a `.npy` or a `.json` file.
 
@@ -285,9 +292,7 @@ def write_ids(tokenizer: ImageTokenizer, ids: Tensor, images: Sequence[Path], ou
         output: The file to write.
     """
     if output.suffix == ".npy":
-        buffer = BytesIO()
-        np.save(buffer, ids.numpy())
-        write_atomic(output, buffer.getvalue())
+        write_atomic(output, _npy(ids))
     else:
         found = {str(path): grid.tolist() for path, grid in zip(images, ids, strict=True)}
         sizes = {"codebook_size": tokenizer.codebook_size, "token_shape": tokenizer.token_shape}

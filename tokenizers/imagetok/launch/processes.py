@@ -165,12 +165,13 @@ def check_main_guard() -> None:
     Raises:
         InvalidValueError: The script compares `__name__` with nothing.
     """
-    main = sys.modules["__main__"]
+    import __main__ as main
+
     path, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
     if path is None or (spec is not None and spec.name.endswith("__main__")):
         return  # of these nothing is imported again
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None and frame.f_globals is not vars(main):
+    while frame is not None and frame.f_globals is not main.__dict__:
         frame = frame.f_back
     if frame is None:
         return
