@@ -320,6 +320,11 @@ def test_metadata_adds_columns_to_the_images_that_it_names(open_rows: Open, tmp_
         ({"metadata.jsonl": "{"}, {}, "'metadata.jsonl' of 'set' cannot be read"),
         ({"metadata.csv": "file_name,image\n0.png,1\n"}, {}, "two columns 'image'"),
         (
+            {"metadata.csv": "file_name,n\n0.png,a\n", "x/metadata.csv": "file_name,n\n0.png,1\n"},
+            {},
+            "have columns that do not fit",
+        ),
+        (
             {"metadata.csv": "file_name\nx/0.png\n", "x/metadata.csv": "file_name\n0.png\n"},
             {},
             "both 'metadata.csv' and 'x/metadata.csv' name the image 'x/0.png'",
@@ -347,7 +352,7 @@ def test_sidecars_are_columns_where_they_are_asked_for(
     (root / "b/1.json").write_text('{"caption": "a cat", "width": 1.5}')
     (root / "a/1.json").write_text('{"width": 640, "tags": ["x"]}')
     assert open_rows(root).dataset.column_names == ["image", "label"]
-    assert "4 .txt and .json files beside images of the same name" in caplog.text
+    assert "4 .txt or .json files that are called like images" in caplog.text
     rows = open_rows(root, sidecars=True)
     assert rows.dataset["caption"][:] == ["a dog", "ein Hündchen", "a cat"]
     assert rows.dataset["width"][:] == [640.0, None, 1.5]
@@ -394,7 +399,7 @@ def test_what_is_not_read_is_told_in_one_line_and_once(
             assert len(open_rows(root)) == 3
     (line,) = [record.getMessage() for record in caplog.records]
     assert f"'{root}': one split, train, of 3 images" in line
-    assert "1 image lies in no class folder and has no label" in line
+    assert "no label for 1 image in no class folder" in line
     assert "skipped 5 files that are not images: 0.md, 1.md, 2.md, ..." in line
     assert (
         "skipped 2 HEIC images, which need pillow-heif to be converted: IMG_1.HEIC, phone" in line

@@ -84,7 +84,7 @@ def join_metadata(root: Path, images: pa.ChunkedArray, files: tuple[str, ...]) -
     _check_named_once([table.column(key) for table, _ in tables], files)
     try:
         table = pa.concat_tables([each for each, _ in tables], promote_options="permissive")
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{', '.join(files[:3])} have columns that do not fit: {error}") from error
     return _join(root, images, table, key)
 
@@ -92,13 +92,11 @@ def join_metadata(root: Path, images: pa.ChunkedArray, files: tuple[str, ...]) -
 def _join(root: Path, images: pa.ChunkedArray, table: pa.Table, key: str) -> FolderColumns:
     """Rows in the order of the images, from metadata rows in any order."""
     others = [name for name in table.column_names if name != key and _names_files(table, name)]
-    elsewhere = [pc.list_flatten(table[name]) if _is_list(table, name) else table[name]
-                 for name in others]  # fmt: skip
     named = pc.index_in(table[key], value_set=images).combine_chunks().to_numpy()
     is_named = np.zeros(len(images), bool)
-    for paths in elsewhere:
-        found = pc.index_in(paths, value_set=images).drop_null().to_numpy()
-        is_named[found] = True
+    for name in others:
+        files = pc.list_flatten(table[name]) if _is_list(table, name) else table[name]
+        is_named[pc.index_in(files, value_set=images).drop_null().to_numpy()] = True
     is_named[named] = True
     unnamed = np.flatnonzero(~is_named)
     image_rows = np.concatenate([named, unnamed])

@@ -8,39 +8,27 @@ what is not a matter of course, is told in one line.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset, DatasetInfo, Features, NamedSplit
 from datasets.table import InMemoryTable
 
 from imagetok.data.folder_labels import (
-    SPLIT_NAMES,
+    FolderLabels,
     FolderSplits,
     RecordedLabels,
     label_rows,
     recorded_labels,
     split_rows,
 )
-from imagetok.data.folder_listing import FolderListing, Skipped
-from imagetok.data.folder_metadata import FolderColumns, join_metadata
+from imagetok.data.folder_listing import FolderListing
+from imagetok.data.folder_metadata import Columns, FolderColumns, join_metadata
+from imagetok.data.folder_notice import first_names, image_count, tell_reading
 from imagetok.data.sidecars import of_images, read_sidecars
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
-from imagetok.launch import find_rank_info
-
-logger = logging.getLogger(__name__)
-
-_NOT_IMAGES = "files that are not images"
-_REMEDIES = {
-    "HEIC images": "which need pillow-heif to be converted",
-    "AVIF images": "which are not read; convert them",
-    "JPEG XL images": "which are not read; convert them",
-}
 
 
 @dataclass(frozen=True)
@@ -93,21 +81,28 @@ def read_image_folder(listing: FolderListing, ref: DatasetRef) -> ImageFolder:
             )
         columns |= found
     splits = split_rows(rows.paths, ref.split_dirs, ref.name)
-    recorded, nulls = None, 0
+    labels = _labels(columns, rows, splits, ref)
+    recorded = None if "label" in columns else _recorded(listing, rows, splits, ref)
+    if labels is not None:
+        columns["label"] = (labels.values, labels.feature)
+    if recorded is not None and recorded.agrees(labels):
+        recorded = None
+    unlabelled = 0 if labels is None else labels.values.null_count
+    tell_reading(listing, rows, splits, ref, beside, unlabelled)
+    return _divided(columns, rows.paths, splits, recorded)
+
+
+def _labels(
+    columns: Columns, rows: FolderColumns, splits: FolderSplits, ref: DatasetRef
+) -> FolderLabels | None:
+    """Labels by folders, where metadata and sidecars have none."""
     if "label" not in columns:
-        labels = label_rows(rows.paths, splits, ref.labels, ref.name)
-        if labels is not None:
-            columns["label"] = (labels.values, labels.feature)
-            nulls = labels.values.null_count
-        recorded = _recorded(listing, rows, splits, ref)
-        if recorded is not None and recorded.agrees(labels):
-            recorded = None
-    elif ref.labels not in ("auto", "none"):
+        return label_rows(rows.paths, splits, ref.labels, ref.name)
+    if ref.labels not in ("auto", "none"):
         raise DataError(
             f"labels is {ref.labels}, and '{ref.name}' has a column label already; leave labels out"
         )
-    _tell(_notice(listing, rows, splits, ref, beside, nulls))
-    return _divided(columns, rows.paths, splits, recorded)
+    return None
 
 
 def _recorded(
@@ -122,7 +117,7 @@ def _recorded(
 
 
 def _divided(
-    columns: dict[str, tuple[pa.Array, object]],
+    columns: Columns,
     paths: pa.ChunkedArray,
     splits: FolderSplits,
     recorded: RecordedLabels | None,
@@ -147,100 +142,6 @@ def _check_named(rows: FolderColumns, name: str) -> None:
         raise DataError(f"metadata is strict, and '{name}' has no metadata file; leave it out")
     if len(rows.unnamed):
         raise DataError(
-            f"metadata is strict, and {_images(len(rows.unnamed))} of '{name}' are named by no "
-            f"metadata file: {_first(rows.unnamed)}; name them, or leave metadata out"
+            f"metadata is strict, and {image_count(len(rows.unnamed))} of '{name}' are named by no "
+            f"metadata file: {first_names(rows.unnamed)}; name them, or leave metadata out"
         )
-
-
-def _notice(
-    listing: FolderListing,
-    rows: FolderColumns,
-    splits: FolderSplits,
-    ref: DatasetRef,
-    beside: pa.ChunkedArray,
-    unlabelled: int,
-) -> str:
-    parts = []
-    if not splits.folders and ref.split_dirs is None:
-        parts.append(f"one split, train, of {_images(len(rows.paths))}{_split_words(rows)}")
-    if unlabelled:
-        verb = (
-            "lies in no class folder and has"
-            if unlabelled == 1
-            else ("lie in no class folder and have")
-        )
-        parts.append(f"{_images(unlabelled)} {verb} no label")
-    if rows.unnamed is not None and len(rows.unnamed):
-        parts.append(
-            f"{_images(len(rows.unnamed))} that no metadata file names have nulls in its columns: "
-            f"{_first(rows.unnamed)}"
-        )
-    left = sum(pc.sum(beside).as_py() or 0 for _ in range(not ref.sidecars))
-    if left:
-        parts.append(
-            f"{left} .txt and .json files beside images of the same name are read as columns by "
-            "sidecars=true"
-        )
-    parts += _skipped(listing, beside)
-    return f"'{ref.name}': {'; '.join(parts)}" if parts else ""
-
-
-def _split_words(rows: FolderColumns) -> str:
-    """Why folders that are called like splits are not splits, where there are any."""
-    tops = pc.unique(pc.replace_substring_regex(rows.paths, r"(?s)/.*$", "")).to_pylist()
-    alike = [top for top in tops if top.lower() in {*SPLIT_NAMES, "training", "testing"}]
-    if not alike:
-        return ""
-    return (
-        f" ({', '.join(alike[:3])} would be splits if all images lay in folders named train, "
-        "validation, valid, val, dev or test; split_dirs=true makes all folders splits)"
-    )
-
-
-def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
-    """What is left out, one kind after the other."""
-    found = dict(listing.skipped)
-    others = Skipped()
-    for name in listing.sidecars.filter(pc.invert(beside)).to_pylist():
-        others.add(name)
-    if known := found.get(_NOT_IMAGES):
-        names = sorted([*others.names, *known.names])[:3]
-        others = Skipped(others.count + known.count, names)
-    apart = {"files of rows": listing.tables, "zip archives": listing.zips}
-    for kind, paths in {**apart, "tar archives": listing.tars}.items():
-        found[kind] = Skipped(len(paths), list(paths[:3]))
-    found = {_NOT_IMAGES: others, **{k: v for k, v in found.items() if k != _NOT_IMAGES}}
-    for kind, skipped in found.items():
-        if skipped.count:
-            what = kind if skipped.count > 1 else _singular(kind)
-            remedy = f", {_REMEDIES[kind]}" if kind in _REMEDIES else ""
-            yield f"skipped {skipped.count} {what}{remedy}: {skipped}"
-
-
-def _singular(kind: str) -> str:
-    noun, space, rest = kind.partition(" ")
-    if rest == "images":
-        return f"{noun} image"
-    rest = rest.replace("are not images", "is not an image")
-    rest = rest.replace("that cannot", "that cannot").replace("lead", "leads", 1)
-    return noun.removesuffix("s") + space + rest
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count} images"
-
-
-def _first(paths: pa.ChunkedArray) -> str:
-    shown = ", ".join(str(path) for path in paths[:3])
-    return shown + (", ..." if len(paths) > 3 else "")
-
-
-def _tell(message: str) -> None:
-    """Warn on the first rank, and once in a process of each thing."""
-    if message and find_rank_info(None, None).rank == 0:
-        _tell_once(message)
-
-
-@cache
-def _tell_once(message: str) -> None:
-    logger.warning("%s", " ".join(message.split()))

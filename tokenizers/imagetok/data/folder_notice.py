@@ -1,0 +1,120 @@
+"""What is said of the reading of a folder of images: one line, on rank 0, once a process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import cache
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from imagetok.data.folder_labels import SPLIT_NAMES, FolderSplits
+from imagetok.data.folder_listing import FolderListing, Skipped
+from imagetok.data.folder_metadata import FolderColumns
+from imagetok.dataset_ref import DatasetRef
+from imagetok.launch import find_rank_info
+
+logger = logging.getLogger(__name__)
+
+_NOT_IMAGES = "files that are not images"
+_SINGULARS = {
+    _NOT_IMAGES: "file that is not an image",
+    "links that lead nowhere": "link that leads nowhere",
+    "links to folders that are read already": "link to a folder that is read already",
+    "folders that cannot be read": "folder that cannot be read",
+    "folders that imagetok has written": "folder that imagetok has written",
+    "names that are not UTF-8": "name that is not UTF-8",
+    "files of rows": "file of rows",
+}
+"""What is left out, where it is one thing; other kinds lose their last letter."""
+_REMEDIES = {
+    "HEIC images": ", which need pillow-heif to be converted",
+    "AVIF images": ", which are not read; convert them",
+    "JPEG XL images": ", which are not read; convert them",
+}
+
+
+def tell_reading(
+    listing: FolderListing,
+    rows: FolderColumns,
+    splits: FolderSplits,
+    ref: DatasetRef,
+    beside: pa.ChunkedArray,
+    unlabelled: int,
+) -> None:
+    """Say what is left out of a folder, and what else its owner may not expect.
+
+    Args:
+        listing: What lies in the folder.
+        rows: What became of it.
+        splits: Its splits.
+        ref: Its options.
+        beside: Whether each sidecar of the listing has the stem of an image.
+        unlabelled: Number of rows whose label is null.
+    """
+    parts = []
+    if not splits.folders and ref.split_dirs is None:
+        parts.append(f"one split, train, of {image_count(len(rows.paths))}{_split_words(rows)}")
+    if unlabelled:
+        parts.append(f"no label for {image_count(unlabelled)} in no class folder")
+    if rows.unnamed is not None and len(rows.unnamed):
+        parts.append(
+            f"nulls in the columns of metadata for {image_count(len(rows.unnamed))} that it does "
+            f"not name: {first_names(rows.unnamed)}"
+        )
+    num_sidecars = pc.sum(beside).as_py() or 0
+    if num_sidecars and not ref.sidecars:
+        parts.append(
+            f"{num_sidecars} .txt or .json files that are called like images, which sidecars=true "
+            "reads as columns"
+        )
+    parts += _skipped(listing, beside)
+    if parts and find_rank_info(None, None).rank == 0:
+        _tell_once(" ".join(f"'{ref.name}': {'; '.join(parts)}".split()))
+
+
+def image_count(count: int) -> str:
+    """A number of images in words."""
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def first_names(paths: pa.ChunkedArray) -> str:
+    """The first three of some paths."""
+    return ", ".join(str(path) for path in paths[:3]) + (", ..." if len(paths) > 3 else "")
+
+
+def _split_words(rows: FolderColumns) -> str:
+    """Why folders that are called like splits are not splits, where there are any."""
+    tops = pc.unique(pc.replace_substring_regex(rows.paths, r"(?s)/.*$", "")).to_pylist()
+    alike = [top for top in tops if top.lower() in {*SPLIT_NAMES, "training", "testing"}]
+    if not alike:
+        return ""
+    return (
+        f" ({', '.join(alike[:3])} would be splits if all images lay in folders named train, "
+        "validation, valid, val, dev or test; split_dirs=true makes all folders splits)"
+    )
+
+
+def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
+    """What is left out, one kind after the other."""
+    orphans = listing.sidecars.filter(pc.invert(beside))
+    found = {_NOT_IMAGES: Skipped(len(orphans), orphans[:3].to_pylist())}
+    for kind, skipped in listing.skipped.items():
+        if kind == _NOT_IMAGES:
+            names = sorted([*found[kind].names, *skipped.names])[:3]
+            skipped = Skipped(found[kind].count + skipped.count, names)
+        found[kind] = skipped
+    others = {"files of rows": listing.tables, "zip archives": listing.zips}
+    for kind, paths in {**others, "tar archives": listing.tars}.items():
+        found[kind] = Skipped(len(paths), list(paths[:3]))
+    for kind, skipped in found.items():
+        if skipped.count:
+            singular = _SINGULARS.get(kind, kind.removesuffix("s"))
+            what = singular if skipped.count == 1 else kind
+            yield f"skipped {skipped.count} {what}{_REMEDIES.get(kind, '')}: {skipped}"
+
+
+@cache
+def _tell_once(message: str) -> None:
+    logger.warning("%s", message)
