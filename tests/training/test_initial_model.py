@@ -277,9 +277,10 @@ def test_a_place_without_a_tokenizer_is_refused(recipe: str, tmp_path: Path) -> 
         load_run(recipe, [f"train.init_from={tmp_path / 'none'}"])
     with pytest.raises(ModelFileError, match=r"holds no model\.safetensors; expected a folder"):
         load_run(recipe, [f"train.init_from={tmp_path}"])
-    for override in ("train.init_from=7", "train.init_from=null"):
-        with pytest.raises(ConfigError, match="missing key 'tokenizer'"):
-            load_run(recipe, [override])
+    with pytest.raises(ModelFileError, match=r"'7' does not exist"):
+        load_run(recipe, ["train.init_from=7"])
+    with pytest.raises(ConfigError, match="missing key 'tokenizer'"):
+        load_run(recipe, ["train.init_from=null"])
 
 
 # Freezing
