@@ -88,7 +88,8 @@ def mutations(draw: st.DrawFn, values: Any) -> Any:
             case "nudge" if isinstance(container[key], int | float):
                 container[key] = draw(st.one_of(st.sampled_from([0, 1, 2, 4, 8, 16]), numbers))
             case "mistype" if isinstance(value := container[key], int | float):
-                others = [str(value), float(value), int(value), bool(value), [value], {}, None]
+                number = float(value) if abs(value) < 2**1000 else 0.5
+                others = [str(value), number, int(value), bool(value), [value], {}, None]
                 container[key] = draw(st.sampled_from(others))
             case "remove":
                 del container[key]
