@@ -125,7 +125,14 @@ def make_folder(path: Path) -> None:
     """
     with naming_os_errors("make", path):
         new = [folder for folder in (path, *path.parents) if not folder.exists()]
-        path.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                break
+            except FileExistsError:
+                if path.exists() and not path.is_dir():
+                    raise
+                # Another process removed it between the attempt and the look at what is there.
         for folder in new:
             with suppress(PermissionError):  # it may be written but not read
                 flush(folder.parent)
