@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from imagetok.errors import (
     UnreadableFileError,
     UnwritableFileError,
 )
+from imagetok.shards import read_job
 from imagetok.training import initial_model, train
 from tiny_runs import DATA, contents, tiny_run, tiny_values
 
@@ -477,6 +479,30 @@ def test_evaluating_leaves_out_a_broken_image_and_says_what_comes_next(
     assert ended.code == 2
     assert "2.png' is empty" in ended.last_line
     refused(run(*start), "no split 'test'", "train", "--split", "--holdout 10%")
+
+
+def test_the_command_that_evaluating_prints_tokenizes_the_same_rows(
+    run: Run, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = tmp_path / "photos"
+    for number in range(12):
+        folder = photos / "train" / f"{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 40), (number, 9, 9)).save(folder / f"{number}.png")
+    options = ("--no-split-dirs", "--labels", "parent", "--holdout", "25%", "--stratify", "true")
+    options += ("--holdout-salt", "x y", "--max-pixels", "1000", "--sidecars")
+    ended = run(
+        "evaluate", "--tokenizer", tokenizer, "--dataset", photos, "--split", "holdout", *options
+    )
+    (line,) = re.findall(r"next: imagetok (tokenize .*)", ended.err)
+    again = run(*shlex.split(line))
+    assert again.code == 0, again.err
+    job = read_job(tmp_path / "tokens").input
+    assert (job.split, job.holdout, job.stratify, job.holdout_salt) == (
+        *("holdout", "25%", True, "x y"),
+    )
+    assert (job.split_dirs, job.labels, job.sidecars, job.num_rows) == (False, "parent", True, 4)
 
 
 def test_encoding_shows_ids_or_writes_them(run: Run, tokenizer: Path, tmp_path: Path) -> None:

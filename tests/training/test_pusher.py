@@ -71,10 +71,11 @@ def test_the_command_prints_the_address(
 ) -> None:
     ended = run("train", recipe, "--output-dir", tmp_path / "run", "--push-to", REPO, "--private")
     assert ended.code == 0, ended.err
-    *_, following, last = ended.out.splitlines()
+    last = ended.out.splitlines()[-1]
     assert last == f"pushed: {logged_in.endpoint}/{REPO}"
     folder = tmp_path / "run" / "tokenizer"
-    assert following == f"next: imagetok evaluate --tokenizer {folder} --dataset PHOTOS"
+    (following,) = re.findall("next: .*", ended.err)
+    assert following.startswith(f"next: imagetok tokenize --tokenizer {folder} --dataset 'builtin:")
     assert logged_in.repository(REPO).private
     assert logged_in.token not in ended.out + ended.err
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import typer
 
 if TYPE_CHECKING:
+    from imagetok.dataset_ref import DatasetRef
     from imagetok.tokenizer import ImageTokenizer
 
 T = TypeVar("T")
@@ -203,6 +204,19 @@ def with_reading_options(command: Callable[..., None]) -> Callable[..., None]:
     run.__annotations__ = hints | {name: kind for name, (kind, _) in READING_OPTIONS.items()}
     run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
     return run
+
+
+def dataset_options(ref: DatasetRef) -> list[str]:
+    """The options by which commands take a dataset, with all that differs from their defaults."""
+    words = ["--dataset", ref.name, "--split", ref.split]
+    where = {"subset": ref.subset, "revision": ref.revision, "image_column": ref.image_column}
+    for name, value in {**where, **ref.chosen_reading()}.items():
+        option = f"--{name.replace('_', '-')}"
+        if name in ("split_dirs", "sidecars"):
+            words.append(option if value else f"--no-{option.removeprefix('--')}")
+        elif value is not None:
+            words += [option, "true" if value is True else str(value)]
+    return words
 
 
 def given(value: T | None, option: str) -> T:

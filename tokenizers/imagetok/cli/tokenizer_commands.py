@@ -24,6 +24,7 @@ from imagetok.cli.options import (
     TokenizerOption,
     TokenizerRevisionOption,
     check_parent,
+    dataset_options,
     given,
     load_alone,
     with_reading_options,
@@ -151,7 +152,7 @@ def train(
     if push_every is not None:
         given(push_to, "--push-to")
     from imagetok.launch import collectives
-    from imagetok.reports import show, show_evaluation
+    from imagetok.reports import show, show_evaluation, show_next
     from imagetok.training import PushPlan
     from imagetok.training import train as run_training
 
@@ -161,8 +162,14 @@ def train(
         if result.was_finished:
             show(f"the run in {output_dir} is finished; nothing was done")
         show_evaluation(result.evaluation, f"{result.tokenizer_dir}")
-        for command in result.next_commands:
-            show(f"next: {command}")
+        folder = f"{result.tokenizer_dir}"
+        if config.tokenizer.bottleneck.is_discrete:
+            options = dataset_options(config.data.ref(config.data.split))
+            show_next(("tokenize", "--tokenizer", folder, *options, "--output-dir", "tokens"))
+        else:
+            show_next(("reconstruct", "--tokenizer", folder, "photo.jpg"))
+        if result.pushed is None:
+            show_next(("push", folder, "user/name"))
         if result.pushed is not None:
             show(f"pushed: {result.pushed.url}")
 
@@ -191,7 +198,7 @@ def evaluate(
 
     On several GPUs: `accelerate launch scripts/evaluate.py --tokenizer DIR --dataset NAME`.
     """
-    from imagetok.data import open_images
+    from imagetok.data import DatasetRef, open_rows
     from imagetok.evaluation import evaluate as measure
     from imagetok.evaluation import join_processes
     from imagetok.files import write_json
@@ -209,8 +216,8 @@ def evaluate(
         max_pixels=max_pixels,
     )
     assert loaded.origin is not None
-    where = {"subset": subset, "revision": revision, "image_column": image_column}
-    rows = open_images(dataset, split, **where, **reading)
+    ref = DatasetRef(dataset, split, subset, revision, image_column, **reading)
+    rows = open_rows(ref)
     figures = measure(
         loaded, rows, metrics=metric or (), batch_size=batch_size, max_error_rate=max_error_rate
     )
@@ -221,8 +228,12 @@ def evaluate(
     if json_path is not None:
         write_json(json_path, figures)
     if loaded.is_discrete:
-        start = ("tokenize", "--tokenizer", tokenizer, "--dataset", dataset, "--split", split)
-        show_next((*start, "--output-dir", "tokens"))
+        options = ["--tokenizer", tokenizer, *dataset_options(ref)]
+        if tokenizer_revision is not None:
+            options += ["--tokenizer-revision", tokenizer_revision]
+        if max_pixels is not None:
+            options += ["--max-pixels", str(max_pixels)]
+        show_next(("tokenize", *options, "--output-dir", "tokens"))
     if loaded.revision is None:
         show_next(("push", tokenizer, "user/name"))
 

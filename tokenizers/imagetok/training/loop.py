@@ -8,7 +8,6 @@ that steps change; so a run that was interrupted goes on as if nothing had happe
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -70,14 +69,6 @@ class TrainResult:
     evaluation: Evaluation
     was_finished: bool = False
     pushed: Pushed | None = None
-
-    @property
-    def next_commands(self) -> list[str]:
-        """What to type next on the command line, one command each."""
-        folder = str(self.tokenizer_dir)
-        evaluate = ["imagetok", "evaluate", "--tokenizer", folder, "--dataset", "PHOTOS"]
-        push = ["imagetok", "push", folder, "USER/NAME"]
-        return [shlex.join(each) for each in ([evaluate] if self.pushed else [evaluate, push])]
 
 
 # Setup
