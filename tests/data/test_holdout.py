@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -193,3 +194,18 @@ def test_a_slice_of_rows_that_are_sorted_by_label_is_warned_of(
     open_rows(str(save(tmp_path, labelled(labels))), split)
     assert ("sorted by label" in caplog.text) == told
     assert ("holdout=10%" in caplog.text) == told
+
+
+def test_rows_of_packed_archives_are_held_out_by_their_paths(
+    open_rows: Open, tmp_path: Path
+) -> None:
+    folder = write_split(tmp_path / "set", "webdataset", [range(30)])
+    (path,) = folder.iterdir()
+    before = sides(open_rows, folder, holdout="30%")
+    path.with_suffix(".tar.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    assert sides(open_rows, folder, holdout="30%") == before
+    stream = open_stream(str(folder), "holdout", holdout="30%", cache_dir=tmp_path / "cache")
+    small = Preprocessor((2, 2))
+    levels = [int(small(image)[0, 0, 0, 0]) for _, image in stream.read(0)]
+    assert levels == before[1]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 from small_rows import Open
 
-from imagetok.data import open_stream
+from imagetok.data import DatasetRef, open_stream
 from imagetok.data.data_fingerprint import content_fingerprint
 from imagetok.data.table_folder import find_table_files
 from imagetok.errors import DataError
-from tiny_data import rows_of
+from tiny_data import png, rows_of
 
 LAYOUTS: dict[str, tuple[list[str], dict[str, list[int]]]] = {
     "hub": (
@@ -28,6 +30,11 @@ LAYOUTS: dict[str, tuple[list[str], dict[str, list[int]]]] = {
     "words": (["my-train", "my_test"], {"train": [0, 1], "test": [2, 3]}),
     "short words": (["train", "val"], {"train": [0, 1], "validation": [2, 3]}),
     "deep": (["x/train/a/0", "x/test/a/0"], {"train": [0, 1], "test": [2, 3]}),
+    "names of the Hub": (
+        ["data/train_sft-00000-of-00001", "data/extra-00000-of-00001"],
+        {"train_sft": [0, 1], "extra": [2, 3]},
+    ),
+    "upper case": (["Test"], {"train": [0, 1]}),
     "digits": (["train0", "train1", "test0"], {"train": [0, 1, 2, 3], "test": [4, 5]}),
 }
 """Names of files with two rows each, and the rows of each split, as `datasets` reads them too."""
@@ -71,7 +78,7 @@ def test_files_are_read_in_order_whatever_lies_beside_them(
 )
 def test_no_file_is_left_out_or_guessed_about(files: list[str], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        find_table_files("photos", Path("/photos"), files)
+        find_table_files(DatasetRef("photos"), Path("/photos"), files)
 
 
 def test_a_card_of_the_hub_says_which_files_are_which_split(
@@ -83,3 +90,41 @@ def test_a_card_of_the_hub_says_which_files_are_which_split(
         "    path: b.parquet\n---\n"
     )
     assert open_rows(str(folder), "mine").dataset[:]["label"] == [2, 3]
+
+
+def test_names_of_labels_may_stand_in_the_card_alone(open_rows: Open, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    folder.mkdir()
+    pq.write_table(
+        pa.table({"image": [{"bytes": png(0), "path": None}], "label": [1]}), folder / "0.parquet"
+    )
+    (folder / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - name: image\n    dtype: image\n"
+        "  - name: label\n    dtype:\n      class_label:\n        names:\n"
+        "          '0': cat\n          '1': dog\n---\n"
+    )
+    features = open_rows(str(folder)).dataset.features
+    assert features["label"] == datasets.ClassLabel(names=["cat", "dog"])
+
+
+def test_what_lies_beside_files_of_rows_is_told(
+    open_rows: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write(tmp_path / "set", ["a", "b"])
+    (folder / "cover.png").write_bytes(png(9))
+    (folder / "more.zip").write_bytes(b"")
+    assert len(open_rows(str(folder))) == 4
+    assert "skipped 1 image: cover.png; skipped 1 zip archive: more.zip" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("split_dirs", "splits"),
+    [(True, {"en": [0, 1], "fr": [2, 3]}), (False, {"train": [0, 1, 2, 3]})],
+)
+def test_what_the_splits_are_can_be_said(
+    open_rows: Open, tmp_path: Path, split_dirs: bool, splits: dict[str, list[int]]
+) -> None:
+    folder = write(tmp_path / "set", ["en/train", "fr/test"])
+    for split, levels in splits.items():
+        rows = open_rows(str(folder), split, split_dirs=split_dirs)
+        assert rows.dataset[:]["label"] == levels

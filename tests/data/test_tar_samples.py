@@ -11,7 +11,7 @@ import pytest
 from datasets import load_dataset
 from small_rows import Open, levels_of
 
-from imagetok.data import DatasetRef, open_stream
+from imagetok.data import DatasetRef, open_stream, tar_samples
 from imagetok.data.data_fingerprint import content_fingerprint
 from imagetok.errors import DataError
 from imagetok.tokenizing.job_input import open_input
@@ -107,6 +107,7 @@ def test_archives_are_splits_only_where_each_names_one(
         ([{}, {}], ["{}", "{}"]),
         ([[1], [2.5, None], []], [[1], [2.5, None], []]),
         ([1, [1]], ["1", "[1]"]),
+        ([2**63, 7], ["9223372036854775808", "7"]),
         ([None, True], [None, True]),
     ],
 )
@@ -142,3 +143,27 @@ def test_names_of_members_are_only_names(open_rows: Open, tmp_path: Path) -> Non
     rows = open_rows(name)
     assert levels_of(rows) == list(range(5))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
+def test_a_damaged_sample_is_named(open_rows: Open, tmp_path: Path) -> None:
+    samples = [sample("1", 1, json={}), {"2.png": png(2), "2.json": b"{"}]
+    with pytest.raises(DataError, match=r"0\.tar' is damaged at what follows the sample '1'"):
+        open_rows(write(tmp_path / "set", {"0": samples}))
+
+
+def test_each_archive_is_looked_through_once_however_many_units_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archives = {str(n): [sample(str(n), n, json={"w": n})] for n in range(6)}
+    name = write(tmp_path / "set", archives)
+    opened: list[str] = []
+    real = tar_samples._members
+
+    def count(path: str, with_images: bool) -> Any:
+        opened.append(path)
+        return real(path, with_images)
+
+    monkeypatch.setattr(tar_samples, "_members", count)
+    assert kept(name, tmp_path, "json", streaming=True) == [{"w": n} for n in range(6)]
+    # For the names of the columns, for their types, and to read it.
+    assert len(opened) <= 3 * 6

@@ -99,3 +99,55 @@ def test_an_archive_without_images_is_refused(
     (tmp_path / "set" / "bad.zip").write_bytes(content or empty.getvalue())
     with pytest.raises(DataError, match=words):
         open_rows(str(tmp_path / "set"))
+
+
+def archive(path: Path, members: list[tuple[str, bytes]]) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members:
+            file.writestr(name, content)
+    return str(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "content"),
+    [
+        ("metadata.csv", "file_name,caption\n0.png,zero\nx/1.png,one\n"),
+        (
+            "metadata.jsonl",
+            '{"file_name": "0.png", "caption": "zero"}\n'
+            '{"file_name": "x/1.png", "caption": "one"}\n',
+        ),
+    ],
+)
+def test_metadata_in_an_archive_adds_columns(
+    open_rows: Open, tmp_path: Path, metadata: str, content: str
+) -> None:
+    """The fingerprints are those of version 1, so that its runs and jobs go on."""
+    members = [("0.png", png(0)), ("x/1.png", png(1)), (metadata, content.encode())]
+    rows = open_rows(archive(tmp_path / "set" / "a.zip", members))
+    assert levels_of(rows) == [0, 1]
+    assert rows.dataset[:]["caption"] == ["zero", "one"]
+    assert rows.dataset.column_names == ["image", "caption"]
+
+
+def test_sidecars_in_an_archive_are_columns_where_asked_for(
+    open_rows: Open, tmp_path: Path
+) -> None:
+    members = [("0.png", png(0)), ("0.txt", b"zero"), ("0.json", b'{"score": 1.5}')]
+    name = archive(tmp_path / "set" / "a.zip", members)
+    rows = open_rows(name, sidecars=True)
+    assert rows.dataset[0]["caption"] == "zero"
+    assert rows.dataset[0]["score"] == 1.5
+    assert open_rows(name).dataset.column_names == ["image"]
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_members_are_images_by_content_too_and_each_name_is_one_row(
+    open_rows: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = [("img/1", png(1)), ("2.dat", png(2)), ("3.heic", b"x"), ("4.png", png(4))]
+    name = archive(tmp_path / "set" / "a.zip", [*members, ("4.png", png(5)), ("notes.me", b"no")])
+    assert levels_of(open_rows(name)) == [2, 5, 1]
+    assert "1 HEIC image" in caplog.text
+    assert "a.zip/notes.me" in caplog.text

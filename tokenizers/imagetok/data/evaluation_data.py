@@ -22,18 +22,12 @@ from datasets import Dataset, Features
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
 
+from imagetok.data.dataset_location import data_errors, find_location
 from imagetok.data.holdout import HOLDOUT_SPLIT
 from imagetok.data.image_rows import ImageRows, as_stored_image, open_rows, undecoded
 from imagetok.data.image_stream import StreamedFiles
 from imagetok.data.remote_file import read_file
-from imagetok.data.source import (
-    Source,
-    data_errors,
-    find_location,
-    open_source,
-    split_ranges,
-    take_split,
-)
+from imagetok.data.source import Source, open_source, split_ranges, take_split
 from imagetok.data.unreadable_rows import prepare_image
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError, InvalidValueError

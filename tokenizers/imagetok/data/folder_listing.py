@@ -17,13 +17,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from imagetok.data.remote_file import read_file
 from imagetok.errors import DataError
 from imagetok.images.imagesource import file_format
 
@@ -42,7 +44,7 @@ IMAGE_ENDINGS = _endings(
 
 _HEIF_ENDINGS = {".heic": "HEIC", ".heics": "HEIC", ".heif": "HEIC", ".hif": "HEIC"}
 _UNREAD_ENDINGS = {**_HEIF_ENDINGS, ".avif": "AVIF", ".avifs": "AVIF", ".jxl": "JPEG XL"}
-_TAR_ENDINGS = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+TAR_ENDINGS = (".tar", ".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _TABLE_ENDINGS = frozenset((".parquet", ".arrow"))
 _SIDECAR_ENDINGS = frozenset((".txt", ".json"))
 _OTHER_ENDINGS = _endings(
@@ -57,12 +59,18 @@ _OTHER_ENDINGS = _endings(
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files that say more about the images of their folder."""
 
+KINDS = ("image", "zip", "tar", "table", "metadata", "sidecar")
+"""Kinds of files that are listed."""
+
+NOT_IMAGES = "files that are not images"
+
+_ZIP_FOLDER = re.compile(r"\.zip/", re.IGNORECASE)
 _LITTER = frozenset(("desktop.ini", "ehthumbs.db", "thumbs.db"))
 """What file managers leave, in lower case; nobody misses it."""
 
 _NUM_NAMES = 3
 _FLUSH = 2**16
-_PREFIX_SIZE = 16
+PREFIX_SIZE = 16
 
 
 @dataclass
@@ -100,6 +108,7 @@ class FolderListing:
         metadata: Files named as in `METADATA_NAMES`.
         sidecars: Text and JSON files, which may belong to images of the same stem.
         skipped: What else there is, by what it is called in the plural, in the order found.
+        opened: Zip archives whose files are listed as if the archives were folders.
     """
 
     root: Path
@@ -110,6 +119,31 @@ class FolderListing:
     metadata: tuple[str, ...]
     sidecars: pa.ChunkedArray
     skipped: dict[str, Skipped]
+    opened: tuple[str, ...] = ()
+
+    def split_archive(self, path: str) -> tuple[str | None, str]:
+        """The archive that a path leads into, and the path in it; (None, path) for other files."""
+        for match in _ZIP_FOLDER.finditer(path) if self.opened else ():
+            archive = path[: match.end() - 1]
+            if archive in self._archives:
+                return archive, path[match.end() :]
+        return None, path
+
+    def locate(self, path: str) -> str:
+        """Where a file lies, as rows of images have it: `zip://MEMBER::ARCHIVE` in an archive."""
+        archive, member = self.split_archive(path)
+        return (
+            f"{self.root}/{path}" if archive is None else f"zip://{member}::{self.root}/{archive}"
+        )
+
+    def read(self, path: str) -> bytes:
+        """The content of a file, in an archive or not; raises as `read_file` does."""
+        archive, _ = self.split_archive(path)
+        return (self.root / path).read_bytes() if archive is None else read_file(self.locate(path))
+
+    @cached_property
+    def _archives(self) -> frozenset[str]:
+        return frozenset(self.opened)
 
 
 def list_folder(root: Path) -> FolderListing:
@@ -184,7 +218,7 @@ def _head(path: str, size: int = 2**16) -> bytes:
         return b""
 
 
-class _Paths:
+class PathColumn:
     """Paths that are collected into Arrow arrays, which take a third of Python's memory."""
 
     def __init__(self) -> None:
@@ -192,6 +226,7 @@ class _Paths:
         self._pending: list[str] = []
 
     def add(self, path: str) -> None:
+        """Take up one more."""
         self._pending.append(path)
         if len(self._pending) >= _FLUSH:
             self._flush()
@@ -212,9 +247,7 @@ class _Scan:
     """A walk through a tree: first all that lies in it, then what links in it lead to."""
 
     def __init__(self, root: Path) -> None:
-        self.found: dict[str, _Paths] = {
-            kind: _Paths() for kind in ("image", "zip", "tar", "table", "metadata", "sidecar")
-        }
+        self.found = {kind: PathColumn() for kind in KINDS}
         self.skipped: dict[str, Skipped] = {}
         self._root = str(root)
         self._visited: set[tuple[int, int]] = set()
@@ -296,35 +329,41 @@ class _Scan:
                 yield name
 
     def _take(self, prefix: str, name: str) -> None:
-        kind = self._kind(prefix, name)
+        kind = file_kind(name, lambda: _head(f"{self._root}/{prefix}{name}", PREFIX_SIZE))
         if kind in self.found:
             self.found[kind].add(prefix + name)
         else:
             self._skip(kind, prefix + name)
 
-    def _kind(self, prefix: str, name: str) -> str:
-        """The kind of a file, or what such files are called where they are left out."""
-        ending = _ending(name)
-        if ending in IMAGE_ENDINGS:
-            return "image"
-        if ending in _UNREAD_ENDINGS:
-            return f"{_UNREAD_ENDINGS[ending]} images"
-        if name in METADATA_NAMES:
-            return "metadata"
-        if ending in _SIDECAR_ENDINGS:
-            return "sidecar"
-        if ending == ".zip":
-            return "zip"
-        if name.lower().endswith(_TAR_ENDINGS):
-            return "tar"
-        if ending in _TABLE_ENDINGS:
-            return "table"
-        if ending in _OTHER_ENDINGS:
-            return "files that are not images"
-        return _kind_by_content(_head(f"{self._root}/{prefix}{name}", _PREFIX_SIZE))
-
     def _skip(self, kind: str, name: str) -> None:
         self.skipped.setdefault(kind, Skipped()).add(name)
+
+
+def file_kind(name: str, head: Callable[[], bytes]) -> str:
+    """The kind of a file, or what such files are called where they are left out.
+
+    Args:
+        name: Its name, without folders.
+        head: Gives its first `PREFIX_SIZE` bytes, which are asked for where the name does not tell.
+    """
+    ending = _ending(name)
+    if ending in IMAGE_ENDINGS:
+        return "image"
+    if ending in _UNREAD_ENDINGS:
+        return f"{_UNREAD_ENDINGS[ending]} images"
+    if name in METADATA_NAMES:
+        return "metadata"
+    if ending in _SIDECAR_ENDINGS:
+        return "sidecar"
+    if ending == ".zip":
+        return "zip"
+    if name.lower().endswith(TAR_ENDINGS):
+        return "tar"
+    if ending in _TABLE_ENDINGS:
+        return "table"
+    if ending in _OTHER_ENDINGS:
+        return NOT_IMAGES
+    return _kind_by_content(head())
 
 
 def _kind_by_content(prefix: bytes) -> str:
@@ -337,7 +376,7 @@ def _kind_by_content(prefix: bytes) -> str:
             return "HEIC images"
         if prefix[8:12] in (b"avif", b"avis"):
             return "AVIF images"
-    return "files that are not images"
+    return NOT_IMAGES
 
 
 def _ending(name: str) -> str:

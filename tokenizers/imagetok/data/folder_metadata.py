@@ -10,10 +10,9 @@ and what they name is no row of its own.
 
 from __future__ import annotations
 
-import os
 import posixpath
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 from datasets import Features, Image, List
 from datasets.features.features import FeatureType
 
+from imagetok.data.folder_listing import FolderListing
 from imagetok.errors import DataError
 
 IMAGE_COLUMN = "image"
@@ -49,35 +49,35 @@ class FolderColumns:
     unnamed: pa.ChunkedArray | None = None
 
 
-def image_cells(root: Path, paths: pa.ChunkedArray | pa.Array) -> pa.Array:
+def image_cells(listing: FolderListing, paths: pa.ChunkedArray | pa.Array) -> pa.Array:
     """Files of a folder as the values of an image column; null where the path is."""
-    whole = pc.binary_join_element_wise(pa.scalar(str(root)), paths, pa.scalar("/"))
-    whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
+    if listing.opened:
+        places = [None if path is None else listing.locate(path) for path in paths.to_pylist()]
+        whole = pa.array(places, pa.string())
+    else:
+        whole = pc.binary_join_element_wise(pa.scalar(str(listing.root)), paths, pa.scalar("/"))
+        whole = whole.combine_chunks() if isinstance(whole, pa.ChunkedArray) else whole
     contents = pa.nulls(len(whole), pa.binary())
     return pa.StructArray.from_arrays(
         [contents, whole], names=["bytes", "path"], mask=pc.is_null(whole)
     )
 
 
-def join_metadata(root: Path, images: pa.ChunkedArray, files: tuple[str, ...]) -> FolderColumns:
+def join_metadata(listing: FolderListing) -> FolderColumns:
     """The rows of a folder with the columns of its metadata files.
-
-    Args:
-        root: The folder.
-        images: Relative paths of its images, ascending.
-        files: Relative paths of its metadata files.
 
     Raises:
         DataError: A metadata file cannot be read, names no images or one that is missing, or does
             not fit another one.
     """
+    images, files = listing.images, listing.metadata
     if not files:
-        return FolderColumns(images, {IMAGE_COLUMN: (image_cells(root, images), Image())})
-    tables = [_named_rows(root, file, images) for file in files]
+        return FolderColumns(images, {IMAGE_COLUMN: (image_cells(listing, images), Image())})
+    tables = [_named_rows(listing, file) for file in files]
     keys = {key for _, key in tables}
     if len(keys) > 1:
         raise DataError(
-            f"the metadata files of '{root.name}' name images in different columns: "
+            f"the metadata files of '{listing.root.name}' name images in different columns: "
             f"{', '.join(sorted(keys))}; name them in file_name everywhere"
         )
     key = keys.pop()
@@ -86,11 +86,12 @@ def join_metadata(root: Path, images: pa.ChunkedArray, files: tuple[str, ...]) -
         table = pa.concat_tables([each for each, _ in tables], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError(f"{', '.join(files[:3])} have columns that do not fit: {error}") from error
-    return _join(root, images, table, key)
+    return _join(listing, table, key)
 
 
-def _join(root: Path, images: pa.ChunkedArray, table: pa.Table, key: str) -> FolderColumns:
+def _join(listing: FolderListing, table: pa.Table, key: str) -> FolderColumns:
     """Rows in the order of the images, from metadata rows in any order."""
+    images = listing.images
     others = [name for name in table.column_names if name != key and _names_files(table, name)]
     named = pc.index_in(table[key], value_set=images).combine_chunks().to_numpy()
     is_named = np.zeros(len(images), bool)
@@ -109,25 +110,25 @@ def _join(root: Path, images: pa.ChunkedArray, table: pa.Table, key: str) -> Fol
     for name in table.column_names:
         column = joined[name].combine_chunks()
         if name == key:
-            column, feature = image_cells(root, paths), Image()
+            column, feature = image_cells(listing, paths), Image()
         elif name in others:
-            column, feature = _other_images(root, column)
+            column, feature = _other_images(listing, column)
         else:
             feature = features[name]
         shown = _shown(name) if name == key or name in others else name
         if shown in columns:
             raise DataError(
-                f"the metadata of '{root.name}' has two columns '{shown}', one of them from "
-                f"'{name}'; rename one"
+                f"the metadata of '{listing.root.name}' has two columns '{shown}', one of them "
+                f"from '{name}'; rename one"
             )
         columns[shown] = (column, feature)
     return FolderColumns(paths, columns, _shown(key), images.take(unnamed))
 
 
-def _other_images(root: Path, paths: pa.Array) -> tuple[pa.Array, FeatureType]:
+def _other_images(listing: FolderListing, paths: pa.Array) -> tuple[pa.Array, FeatureType]:
     if not (pa.types.is_list(paths.type) or pa.types.is_large_list(paths.type)):
-        return image_cells(root, paths), Image()
-    cells = image_cells(root, paths.values)
+        return image_cells(listing, paths), Image()
+    cells = image_cells(listing, paths.values)
     kind = pa.ListArray if pa.types.is_list(paths.type) else pa.LargeListArray
     mask = pc.is_null(paths) if paths.null_count else None
     return kind.from_arrays(paths.offsets, cells, mask=mask).cast(pa.list_(cells.type)), List(
@@ -162,14 +163,14 @@ def _names_files(table: pa.Table, name: str) -> bool:
     return _shown(name) != name and name.endswith("file_name") and _is_text(kind)
 
 
-def _named_rows(root: Path, file: str, images: pa.ChunkedArray) -> tuple[pa.Table, str]:
-    """The rows of a metadata file, with the paths below `root` of what it names, and its key."""
-    table = _read_table(root, file)
+def _named_rows(listing: FolderListing, file: str) -> tuple[pa.Table, str]:
+    """The rows of a metadata file, with the paths below the root of what it names, and its key."""
+    table, images, folder_name = _read_table(listing, file), listing.images, listing.root.name
     columns = [name for name in table.column_names if _names_files(table, name)]
     single = [name for name in columns if not _is_list(table, name)]
     if not single:
         raise DataError(
-            f"the metadata file '{file}' of '{root.name}' has no column file_name with the names "
+            f"the metadata file '{file}' of '{folder_name}' has no column file_name with the names "
             f"of images as text; its columns are: {', '.join(table.column_names) or '(none)'}"
         )
     folder = posixpath.dirname(file)
@@ -180,13 +181,14 @@ def _named_rows(root: Path, file: str, images: pa.ChunkedArray) -> tuple[pa.Tabl
         missing = pc.and_(pc.is_valid(flat), pc.is_null(pc.index_in(flat, value_set=images)))
         if pc.any(missing).as_py():
             raise DataError(
-                f"'{file}' of '{root.name}' names {pc.sum(missing).as_py()} images that are not "
+                f"'{file}' of '{folder_name}' names {pc.sum(missing).as_py()} images that are not "
                 f"there; the first is '{flat.filter(missing)[0]}'"
             )
         table = table.set_column(place, name, paths)
     key = "file_name" if "file_name" in single else single[0]
     if table[key].null_count:
-        raise DataError(f"'{file}' of '{root.name}' has {table[key].null_count} rows without {key}")
+        count = table[key].null_count
+        raise DataError(f"'{file}' of '{folder_name}' has {count} rows without {key}")
     return table, key
 
 
@@ -202,21 +204,20 @@ def _resolved(names: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array([resolve(each) for each in names.to_pylist()], kind)])
 
 
-def _read_table(root: Path, file: str) -> pa.Table:
-    path = root / file
+def _read_table(listing: FolderListing, file: str) -> pa.Table:
     try:
+        content = listing.read(file)
         if file.endswith(".csv"):
-            return pa.Table.from_pandas(pd.read_csv(path), preserve_index=False)
+            return pa.Table.from_pandas(pd.read_csv(BytesIO(content)), preserve_index=False)
         if file.endswith(".jsonl"):
             # One block, because types are found out block by block.
-            size = min(max(os.path.getsize(path), 1) + 1, 2**31 - 1)
-            options = pyarrow.json.ReadOptions(block_size=size)
-            return pyarrow.json.read_json(path, read_options=options)
-        return pq.read_table(path)
+            options = pyarrow.json.ReadOptions(block_size=min(max(len(content), 1) + 1, 2**31 - 1))
+            return pyarrow.json.read_json(BytesIO(content), read_options=options)
+        return pq.read_table(BytesIO(content))
     except Exception as error:  # pandas and pyarrow raise many kinds
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"the metadata file '{file}' of '{root.name}' cannot be read: {reason}"
+            f"the metadata file '{file}' of '{listing.root.name}' cannot be read: {reason}"
         ) from error
 
 

@@ -10,22 +10,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from imagetok.data.folder_labels import SPLIT_NAMES, FolderSplits
-from imagetok.data.folder_listing import FolderListing, Skipped
+from imagetok.data.folder_listing import NOT_IMAGES, FolderListing, Skipped
 from imagetok.data.folder_metadata import FolderColumns
 from imagetok.dataset_ref import DatasetRef
 from imagetok.launch import find_rank_info
 
 logger = logging.getLogger(__name__)
 
-_NOT_IMAGES = "files that are not images"
 _SINGULARS = {
-    _NOT_IMAGES: "file that is not an image",
+    NOT_IMAGES: "file that is not an image",
     "links that lead nowhere": "link that leads nowhere",
     "links to folders that are read already": "link to a folder that is read already",
     "folders that cannot be read": "folder that cannot be read",
     "folders that imagetok has written": "folder that imagetok has written",
     "names that are not UTF-8": "name that is not UTF-8",
     "files of rows": "file of rows",
+    "images beside archives": "image beside archives",
 }
 """What is left out, where it is one thing; other kinds lose their last letter."""
 _REMEDIES = {
@@ -74,6 +74,25 @@ def tell_reading(
         _tell_once(" ".join(f"'{ref.name}': {'; '.join(parts)}".split()))
 
 
+def tell_left_out(name: str, listing: FolderListing, read: str) -> None:
+    """Say what is left out of a folder of which files of rows or tar archives are read.
+
+    Args:
+        name: What messages call the folder.
+        listing: What lies in it.
+        read: What is read, as `_other_files` calls it.
+    """
+    others = {"images": listing.images[:].to_pylist(), **_other_files(listing)}
+    parts = [
+        f"skipped {len(paths)} {kind if len(paths) > 1 else _singular(kind)}: "
+        + str(Skipped(len(paths), list(paths[:3])))
+        for kind, paths in others.items()
+        if paths and kind != read
+    ]
+    if parts and find_rank_info(None, None).rank == 0:
+        _tell_once(" ".join(f"'{name}' is read for its {read}; {'; '.join(parts)}".split()))
+
+
 def image_count(count: int) -> str:
     """A number of images in words."""
     return "1 image" if count == 1 else f"{count} images"
@@ -96,22 +115,32 @@ def _split_words(rows: FolderColumns) -> str:
     )
 
 
+def _other_files(listing: FolderListing) -> dict[str, tuple[str, ...]]:
+    return {
+        "files of rows": listing.tables,
+        "zip archives": listing.zips,
+        "tar archives": listing.tars,
+    }
+
+
+def _singular(kind: str) -> str:
+    return _SINGULARS.get(kind, kind.removesuffix("s"))
+
+
 def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
     """What is left out, one kind after the other."""
     orphans = listing.sidecars.filter(pc.invert(beside))
-    found = {_NOT_IMAGES: Skipped(len(orphans), orphans[:3].to_pylist())}
+    found = {NOT_IMAGES: Skipped(len(orphans), orphans[:3].to_pylist())}
     for kind, skipped in listing.skipped.items():
-        if kind == _NOT_IMAGES:
+        if kind == NOT_IMAGES:
             names = sorted([*found[kind].names, *skipped.names])[:3]
             skipped = Skipped(found[kind].count + skipped.count, names)
         found[kind] = skipped
-    others = {"files of rows": listing.tables, "zip archives": listing.zips}
-    for kind, paths in {**others, "tar archives": listing.tars}.items():
+    for kind, paths in _other_files(listing).items():
         found[kind] = Skipped(len(paths), list(paths[:3]))
     for kind, skipped in found.items():
         if skipped.count:
-            singular = _SINGULARS.get(kind, kind.removesuffix("s"))
-            what = singular if skipped.count == 1 else kind
+            what = _singular(kind) if skipped.count == 1 else kind
             yield f"skipped {skipped.count} {what}{_REMEDIES.get(kind, '')}: {skipped}"
 
 

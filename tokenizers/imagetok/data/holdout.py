@@ -2,13 +2,13 @@
 
     identity of a row --blake2b, keyed by the salt--> number in [0, 1) --below the share--> holdout
 
-A row's side follows from its own identity alone, so that rows that are added later move none of the
-others. The identity is the path below the folder for an image that is a file, the path of the
-member for one in an archive, otherwise the file and the number of the row in it, or the number of
-the row where there is no file. Images that are byte for byte the same, where their files lie on
-this machine, all go where the first of them goes.
+A row's side depends on its own identity alone, so that rows that are added later move no others.
+The identity is the path below the folder for an image in a file of its own, the member's path for
+one in an archive, otherwise the file and the row's number in it, or the row's number where there
+is no file. Byte-identical images whose files lie on this machine all follow the first of them,
+where rows are read one by one.
 
-Stratified, the rows of each label are ranked by the same number, and the lowest are held out.
+With `stratify`, the rows of each label are ranked by the same number, and the lowest are held out.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from zipfile import BadZipFile
 from datasets import ClassLabel, Dataset
 
 from imagetok.data.data_fingerprint import file_sizes
+from imagetok.data.folder_listing import TAR_ENDINGS
 from imagetok.data.remote_file import is_remote, read_file
 from imagetok.data.source import Source
 from imagetok.dataset_ref import DatasetRef
@@ -90,7 +91,11 @@ def divided_names(ref: DatasetRef, splits: Sequence[str]) -> list[str]:
 
 def member_path(file: str, image: StoredImage | None) -> str | None:
     """The path of an image in a tar archive, by which it is identified; None in other files."""
-    return image["path"] if image is not None and file.endswith(".tar") else None
+    return image["path"] if image is not None and _is_tar(file) else None
+
+
+def _is_tar(file: str) -> bool:
+    return file.lower().endswith(TAR_ENDINGS)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from imagetok.data.folder_listing import FolderListing
 from imagetok.data.folder_metadata import Columns, FolderColumns, join_metadata
 from imagetok.data.folder_notice import first_names, image_count, tell_reading
 from imagetok.data.sidecars import of_images, read_sidecars
+from imagetok.data.zip_folder import inner_paths
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
 
@@ -37,13 +38,13 @@ class ImageFolder:
 
     Attributes:
         splits: Rows by split; images are paths.
-        paths: Relative path of each row's image, by split.
+        identities: What rows are held out by, by split.
         recorded: Gives the rows as version 1 counted them in their fingerprint; None where these
             are the rows themselves.
     """
 
     splits: Mapping[str, Dataset]
-    paths: Mapping[str, pa.ChunkedArray]
+    identities: Mapping[str, pa.ChunkedArray]
     recorded: RecordedLabels | None
 
 
@@ -67,21 +68,22 @@ def read_image_folder(listing: FolderListing, ref: DatasetRef) -> ImageFolder:
     Raises:
         DataError: The options do not fit the folder, or its metadata or sidecars cannot be used.
     """
-    rows = join_metadata(listing.root, listing.images, listing.metadata)
+    rows = join_metadata(listing)
+    places = inner_paths(listing, rows.paths, ref)
     if ref.metadata == "strict":
         _check_named(rows, ref.name)
     columns = dict(rows.columns)
     beside = of_images(listing.sidecars, listing.images)
     if ref.sidecars:
-        found = read_sidecars(listing.root, rows.paths, listing.sidecars.filter(beside))
+        found = read_sidecars(listing, rows.paths, listing.sidecars.filter(beside))
         if taken := columns.keys() & found.keys():
             raise DataError(
                 f"the sidecars in '{ref.name}' have the entries {', '.join(sorted(taken))}, which "
                 "are columns already; rename them, or leave sidecars out"
             )
         columns |= found
-    splits = split_rows(rows.paths, ref.split_dirs, ref.name)
-    labels = _labels(columns, rows, splits, ref)
+    splits = split_rows(places, ref.split_dirs, ref.name)
+    labels = _labels(columns, places, splits, ref)
     recorded = None if "label" in columns else _recorded(listing, rows, splits, ref)
     if labels is not None:
         columns["label"] = (labels.values, labels.feature)
@@ -89,15 +91,23 @@ def read_image_folder(listing: FolderListing, ref: DatasetRef) -> ImageFolder:
         recorded = None
     unlabelled = 0 if labels is None else labels.values.null_count
     tell_reading(listing, rows, splits, ref, beside, unlabelled)
-    return _divided(columns, rows.paths, splits, recorded)
+    return _divided(columns, _identities(listing, rows.paths), splits, recorded)
+
+
+def _identities(listing: FolderListing, paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What rows are held out by: paths below the root, or in archives, whichever these are."""
+    if not listing.opened:
+        return paths
+    members = [listing.split_archive(path)[1] for path in paths.to_pylist()]
+    return pa.chunked_array([pa.array(members, pa.string())])
 
 
 def _labels(
-    columns: Columns, rows: FolderColumns, splits: FolderSplits, ref: DatasetRef
+    columns: Columns, places: pa.ChunkedArray, splits: FolderSplits, ref: DatasetRef
 ) -> FolderLabels | None:
     """Labels by folders, where metadata and sidecars have none."""
     if "label" not in columns:
-        return label_rows(rows.paths, splits, ref.labels, ref.name)
+        return label_rows(places, splits, ref.labels, ref.name)
     if ref.labels not in ("auto", "none"):
         raise DataError(
             f"labels is {ref.labels}, and '{ref.name}' has a column label already; leave labels out"
@@ -111,14 +121,14 @@ def _recorded(
     """What version 1 counted; None with options that it did not have."""
     if ref.labels != "auto" or ref.split_dirs is not None or ref.sidecars:
         return None
-    if rows.unnamed is not None:
+    if rows.unnamed is not None or listing.opened:
         return RecordedLabels(str(listing.root), rows.image_column, None, frozenset())
     return recorded_labels(listing.root, rows.image_column, rows.paths, splits)
 
 
 def _divided(
     columns: Columns,
-    paths: pa.ChunkedArray,
+    identities: pa.ChunkedArray,
     splits: FolderSplits,
     recorded: RecordedLabels | None,
 ) -> ImageFolder:
@@ -132,7 +142,7 @@ def _divided(
         divided[split] = Dataset(InMemoryTable(part), info=info, split=NamedSplit(split))
     return ImageFolder(
         divided,
-        {split: paths.take(numbers) for split, numbers in splits.rows.items()},
+        {split: identities.take(numbers) for split, numbers in splits.rows.items()},
         recorded,
     )
 

@@ -17,10 +17,11 @@ from datasets import Dataset, Features, Image, IterableDataset, LargeList, List,
 from datasets.features.features import FeatureType
 
 from imagetok.data.data_fingerprint import content_fingerprint
+from imagetok.data.dataset_location import data_errors
 from imagetok.data.folder_labels import RecordedLabels
 from imagetok.data.holdout import hold_out
 from imagetok.data.remote_file import is_remote, read_file
-from imagetok.data.source import data_errors, open_source, take_split
+from imagetok.data.source import open_source, take_split
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
 

@@ -19,6 +19,7 @@ from datasets import Dataset, Features, IterableDataset
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from imagetok.data.data_fingerprint import files_fingerprint
+from imagetok.data.dataset_location import DatasetLocation, data_errors, find_location
 from imagetok.data.holdout import Side, base_split, divided_names, find_side, member_path
 from imagetok.data.image_rows import (
     StoredImage,
@@ -29,7 +30,6 @@ from imagetok.data.image_rows import (
     undecoded,
 )
 from imagetok.data.remote_file import relative_name
-from imagetok.data.source import DatasetLocation, data_errors, find_location
 from imagetok.data.zip_folder import files_of_split
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
@@ -159,11 +159,12 @@ def open_image_stream(ref: DatasetRef, cache_dir: str | Path | None = None) -> I
         rows = open_rows(ref, cache_dir)
         ready = ReadyRows(rows.dataset.select_columns([rows.image_column]), rows.image_column)
         fingerprint = rows.fingerprint
-        if location is not None and location.root is not None and location.zips:
+        listing = None if location is None else location.images
+        if listing is not None and listing.opened:
             # As version 1 told the data of a run apart that streams archives.
-            archives = files_of_split(location.zips, base_split(ref, ref.split))
-            paths = [str(location.root / archive) for archive in archives]
-            fingerprint = files_fingerprint(paths, location.root, rows.image_column)
+            archives = files_of_split(listing.opened, base_split(ref, ref.split))
+            paths = [str(listing.root / archive) for archive in archives]
+            fingerprint = files_fingerprint(paths, listing.root, rows.image_column)
         return ImageStream(ref.name, ref.split, ready, fingerprint)
     files = StreamedFiles(ref, location, cache)
     if ref.split not in files.splits:

@@ -9,13 +9,14 @@ objects, are kept as JSON text.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets.features.features import generate_from_arrow_type
 
+from imagetok.data.folder_listing import FolderListing
 from imagetok.data.folder_metadata import Columns
 from imagetok.errors import DataError
 
@@ -33,11 +34,13 @@ def of_images(sidecars: pa.ChunkedArray, images: pa.ChunkedArray) -> pa.ChunkedA
     return pc.is_in(stems(sidecars), value_set=stems(images).combine_chunks())
 
 
-def read_sidecars(root: Path, paths: pa.ChunkedArray, sidecars: pa.ChunkedArray) -> Columns:
+def read_sidecars(
+    listing: FolderListing, paths: pa.ChunkedArray, sidecars: pa.ChunkedArray
+) -> Columns:
     """The columns of the rows' sidecars, in the order in which they are first met.
 
     Args:
-        root: The folder.
+        listing: What lies in the folder.
         paths: Relative path of each row's image.
         sidecars: Relative paths of text and JSON files.
 
@@ -49,9 +52,9 @@ def read_sidecars(root: Path, paths: pa.ChunkedArray, sidecars: pa.ChunkedArray)
     for row, stem in enumerate(stems(paths).to_pylist()):
         fields: dict[str, Any] = {}
         if (path := known.get(f"{stem}.json")) is not None:
-            fields = _read_fields(root, path)
+            fields = _read_fields(listing, path)
         if (path := known.get(f"{stem}.txt")) is not None:
-            fields["caption"] = _read_text(root, path).strip()
+            fields["caption"] = _read_text(listing, path).strip()
         for name, value in fields.items():
             column = values.setdefault(name, [])
             column += [None] * (row - len(column))
@@ -102,24 +105,27 @@ def _kind(value: Any) -> type:
     return object if type(value) is int and value not in _INT64 else type(value)
 
 
-def _read_fields(root: Path, path: str) -> dict[str, Any]:
+def _read_fields(listing: FolderListing, path: str) -> dict[str, Any]:
     try:
-        fields = json.loads(_read_text(root, path))
+        fields = json.loads(_read_text(listing, path))
     except ValueError as error:
         raise DataError(
-            f"the sidecar '{path}' of '{root.name}' is not valid JSON: {error}"
+            f"the sidecar '{path}' of '{listing.root.name}' is not valid JSON: {error}"
         ) from None
     if not isinstance(fields, dict):
         raise DataError(
-            f"the sidecar '{path}' of '{root.name}' is not a JSON object with names and values; "
-            "leave sidecars out, or mend it"
+            f"the sidecar '{path}' of '{listing.root.name}' is not a JSON object with names and "
+            "values; leave sidecars out, or mend it"
         )
     return fields
 
 
-def _read_text(root: Path, path: str) -> str:
+def _read_text(listing: FolderListing, path: str) -> str:
     try:
-        return (root / path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise DataError(f"the sidecar '{path}' of '{root.name}' cannot be read: {reason}") from None
+        return listing.read(path).decode("utf-8-sig")
+    except (OSError, BadZipFile, UnicodeDecodeError) as error:
+        reason = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise DataError(
+            f"the sidecar '{path}' of '{listing.root.name}' cannot be read: "
+            f"{getattr(reason, 'strerror', None) or reason}"
+        ) from None

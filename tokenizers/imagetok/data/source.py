@@ -1,26 +1,22 @@
 """Where the rows of a dataset come from: built in, a file or folder here, or the Hub.
 
     DatasetRef --open_source--> Source: its splits by name --take_split--> rows
-               --find_location--> DatasetLocation, for what is not built in
 
-Names are looked up in this order: a name that begins with `builtin:`, a file or folder that exists,
-then the Hub. The name of a built-in dataset may end in options, as in
+A name that begins with `builtin:` is drawn or comes with a library; others are found by
+`imagetok.data.dataset_location`. The name of a built-in dataset may end in options, as in
 `builtin:shapes?size=128&count=500`: `size` is the side in pixels, `count` the number of images of
 each split.
 """
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -29,54 +25,24 @@ import pyarrow.parquet as pq
 from datasets import (
     ClassLabel,
     Dataset,
-    DatasetBuilder,
-    DatasetDict,
-    DownloadConfig,
     Image,
     ReadInstruction,
     concatenate_datasets,
-    load_dataset,
-    load_dataset_builder,
-    load_from_disk,
 )
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.utils.file_utils import xopen
 
 from imagetok.builtin import DRAWING_VERSION, digits_dataset, shapes_dataset
 from imagetok.builtin.digits import SPLIT_LENGTHS
 from imagetok.builtin.shapes import DEFAULT_COUNTS, DEFAULT_SIZE, check_options
+from imagetok.data.dataset_location import DatasetLocation, data_errors, find_location
 from imagetok.data.folder_labels import RecordedLabels
-from imagetok.data.folder_listing import FolderListing, describe_own_folder, list_folder
-from imagetok.data.image_folder import is_image_folder, read_image_folder
+from imagetok.data.folder_listing import FolderListing
+from imagetok.data.image_folder import read_image_folder
 from imagetok.data.remote_file import relative_name, split_zip
-from imagetok.data.table_folder import (
-    find_archive_files,
-    find_table_files,
-    has_own_splits,
-)
-from imagetok.data.tar_samples import FORMAT, TarSamples
-from imagetok.data.zip_folder import read_zip_folder
 from imagetok.dataset_ref import DatasetRef
-from imagetok.display_names import BUILTIN_PREFIX, is_hub_name
-from imagetok.errors import DataError, ImagetokError
-from imagetok.hub.address import is_commit
+from imagetok.display_names import BUILTIN_PREFIX
+from imagetok.errors import DataError
 from imagetok.launch import collectives
-
-FORMS = (
-    "a folder of images, of zip archives of images, or of parquet, arrow or tar (WebDataset) "
-    "files, one such file, a folder written by save_to_disk, the name of a dataset on the Hub, "
-    "builtin:shapes or builtin:digits"
-)
-_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".tar": "webdataset"}
-"""What `datasets` calls the kinds of files that hold rows, by the ends of their names."""
-_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".7z", ".rar")
-_FILE_KINDS = (
-    *("arrow", "audiofolder", "csv", "hdf5", "imagefolder", "json", "pandas", "parquet", "text"),
-    *("videofolder", "webdataset", "xml"),
-)
-"""What `datasets` takes for kinds of files in the current folder, not for names on the Hub."""
-_EMPTY_WORDS = "An error occurred while generating the dataset"
-"""How `datasets` begins what it says of every error while it converts files."""
 
 logger = logging.getLogger(__name__)
 
@@ -190,10 +156,6 @@ def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
     location = find_location(ref)
     if location.images is not None:
         return _folder_source(location.images, ref)
-    if location.zips and location.root is not None:
-        divided = read_zip_folder(location.root, location.zips, ref)
-        lengths = {split: len(rows) for split, rows in divided.items()}
-        return Source(lengths, divided.__getitem__, identities=_path_identities(location.root))
     splits = location.load(cache_dir)
     lengths = {str(split): len(rows) for split, rows in splits.items()}
     identities = row_numbers if location.is_saved else partial(file_rows, location, cache_dir)
@@ -269,218 +231,14 @@ def split_ranges(ref: DatasetRef, lengths: Mapping[str, int]) -> list[tuple[str,
     return [(part.splitname, part.from_ or 0, end) for part, end in zip(parts, ends, strict=True)]
 
 
-@dataclass(frozen=True)
-class DatasetLocation:
-    """Where a dataset that is not built in is found.
-
-    Attributes:
-        failure: Message for when it cannot be read.
-        root: The file or folder on this machine; None for a dataset on the Hub.
-        is_saved: Whether the folder was written by `save_to_disk`.
-        images: What lies in a folder of images, which is read by rules of imagetok's own.
-        zips: Zip archives of images below the root, read by these rules too.
-        arguments: Otherwise the arguments for `load_dataset`.
-    """
-
-    failure: str
-    root: Path | None = None
-    is_saved: bool = False
-    images: FolderListing | None = None
-    zips: tuple[str, ...] = ()
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def revision(self) -> str | None:
-        """Commit, branch or tag of a dataset on the Hub; None is its main branch."""
-        return self.arguments.get("revision")
-
-    @property
-    def has_tars(self) -> bool:
-        """Whether it is tar archives on this machine."""
-        return self.root is not None and self.arguments.get("path") == "webdataset"
-
-    def pin(self, cache_dir: str | None) -> DatasetLocation:
-        """The same location, with a dataset on the Hub pinned to its present commit.
-
-        However often it is read after that, and whatever is pushed meanwhile, the rows are the
-        same.
-
-        Raises:
-            DataError: It cannot be read; or the Hub is out of reach, and `datasets` has another
-                commit in its cache than the one that is asked for.
-        """
-        if self.root is not None:
-            return self
-        commit = self.builder(cache_dir).hash
-        if not is_commit(commit):
-            return self
-        if is_commit(self.revision) and commit != self.revision:
-            raise DataError(
-                f"{self.failure}: the Hub cannot be reached, and in the cache lies commit {commit} "
-                f"in place of {self.revision}"
-            )
-        return replace(self, arguments={**self.arguments, "revision": commit})
-
-    def load(self, cache_dir: str | None) -> DatasetDict:
-        """Load all splits, converting files to Arrow in the cache where that is needed.
-
-        Raises:
-            DataError: They cannot be read.
-        """
-        options = {} if self.root is None else {"download_config": _local_files(cache_dir)}
-        with data_errors(self.failure):
-            if self.has_tars:
-                builder = self.builder(cache_dir)
-                builder.download_and_prepare(**options)
-                return DatasetDict(builder.as_dataset())
-            if not self.is_saved:
-                return load_dataset(**self.arguments, **options, cache_dir=cache_dir)
-            saved = load_from_disk(str(self.root))
-            if isinstance(saved, DatasetDict):
-                return saved
-            return DatasetDict({_saved_split(saved): saved})
-
-    def storage(self, cache_dir: str | None) -> str:
-        """How images are stored: `saved`, in `files`, in `archives` of files, or in `rows`.
-
-        Raises:
-            DataError: It cannot be read.
-        """
-        if self.is_saved:
-            return "saved"
-        if self.images is not None or self.zips:
-            return "files"
-        builder = self.builder(cache_dir)
-        if not isinstance(builder, ImageFolder):
-            return "rows"
-        files = (str(file) for files in builder.config.data_files.values() for file in files)
-        return "archives" if any(file.lower().endswith(_ARCHIVES) for file in files) else "files"
-
-    def is_ready(self, cache_dir: str | None) -> bool:
-        """Whether rows are read one by one with no image copied: saved ones, and local files.
-
-        Raises:
-            DataError: It cannot be read.
-        """
-        return self.root is not None and self.storage(cache_dir) in ("saved", "files")
-
-    def builder(self, cache_dir: str | None, **options: object) -> DatasetBuilder:
-        """What streams the splits of a dataset that was not written by `save_to_disk`.
-
-        Raises:
-            DataError: It cannot be read.
-        """
-        with data_errors(self.failure):
-            if self.has_tars:
-                files = self.arguments["data_files"]
-                return TarSamples(cache_dir, hash=FORMAT, data_files=files, **options)
-            builder = load_dataset_builder(**self.arguments, **options, cache_dir=cache_dir)
-        if hasattr(builder.config, "decode_num_threads"):
-            # It would decode images of folders on the Hub ahead, even where decoding is off.
-            builder.config.decode_num_threads = 0
-        return builder
-
-
-def _local_files(cache_dir: str | None) -> DownloadConfig:
-    """The default of `datasets`, whose bar does not call files of this machine downloads."""
-    folder = None if cache_dir is None else os.path.join(cache_dir, "downloads")
-    return DownloadConfig(cache_dir=folder, use_etag=False, download_desc="Finding files")
-
-
-def find_location(ref: DatasetRef) -> DatasetLocation:
-    """Where the dataset of a path or of a name on the Hub is found; nothing is read.
-
-    Raises:
-        DataError: Nothing here has that name and it cannot be a name on the Hub, or a subset or
-            revision is given for something that has none.
-    """
-    name, revision = ref.name, ref.revision
-    path = os.path.expanduser(name)
-    if name and os.path.exists(path):
-        if revision is not None:
-            raise DataError(
-                f"'{name}' lies on this machine and has no revision '{revision}'; leave revision "
-                "out"
-            )
-        return _find_local(name, Path(path), ref.subset)
-    if not is_hub_name(name) or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
-        raise DataError(f"there is no file or folder '{name[:200]}'; a dataset is {FORMS}")
-    return DatasetLocation(
-        f"'{name}' is not a file, a folder, or a dataset on the Hub that can be read",
-        arguments={"path": name, "name": ref.subset, "revision": revision},
-    )
-
-
-def _find_local(name: str, path: Path, subset: str | None) -> DatasetLocation:
-    is_saved = (path / "dataset_dict.json").exists() or all(
-        (path / file).exists() for file in ("state.json", "dataset_info.json")
-    )
-    if subset is not None and (is_saved or path.is_file()):
-        raise DataError(f"'{name}' has no subset '{subset}'; leave subset out")
-    if is_saved:
-        failure = f"'{name}' was written by save_to_disk and has no rows or cannot be read"
-        return DatasetLocation(failure, path, is_saved=True)
-    path = path.resolve()
-    if path.is_file():
-        if path.suffix not in _FORMATS:
-            known = ", ".join(_FORMATS)
-            raise DataError(
-                f"'{name}' is a file of another kind than {known}; a dataset is {FORMS}"
-            )
-        kind = _FORMATS[path.suffix]
-        arguments: dict[str, Any] = {"path": kind, "data_files": glob.escape(str(path))}
-        failure = f"'{name}' cannot be read as a {kind} file"
-        return DatasetLocation(failure, path, arguments=arguments)
-    if (own := describe_own_folder(path)) is not None:
-        raise DataError(
-            f"'{name}' holds {own} that imagetok has written, and no images to read; {_OWN[own]}"
-        )
-    listing = list_folder(path)
-    if subset is None and is_image_folder(listing):
-        return DatasetLocation(f"'{name}' cannot be read", path, images=listing)
-    if subset is None and not has_own_splits(path):
-        most = max(len(listing.tables), len(listing.tars), len(listing.zips))
-        failure = f"'{name}' cannot be read"
-        if most and most == len(listing.tables):
-            kind, files = find_table_files(name, path, listing.tables)
-            return DatasetLocation(failure, path, arguments={"path": kind, "data_files": files})
-        if most and most == len(listing.tars):
-            tars = find_archive_files(name, path, listing.tars)
-            arguments = {"path": "webdataset", "data_files": tars}
-            return DatasetLocation(failure, path, arguments=arguments)
-        if most:
-            return DatasetLocation(failure, path, zips=listing.zips)
-    failure = f"'{name}' holds no images, parquet files or other data that can be read"
-    if subset is None and not has_own_splits(path) and not listing.metadata:
-        unread = [f"{skipped.count} {kind}" for kind, skipped in listing.skipped.items()]
-        unread += [f"{len(listing.sidecars)} text or JSON files"] * bool(len(listing.sidecars))
-        raise DataError(failure + (f", but {', '.join(unread)}" if unread else ""))
-    if glob.has_magic(str(path)):
-        raise DataError(
-            f"the path of '{name}' has one of the characters * ? [, which are read as a pattern; "
-            "rename the folder"
-        )
-    return DatasetLocation(failure, path, arguments={"path": str(path), "name": subset})
-
-
 def _folder_source(listing: FolderListing, ref: DatasetRef) -> Source:
     folder = read_image_folder(listing, ref)
     return Source(
         {split: len(rows) for split, rows in folder.splits.items()},
         folder.splits.__getitem__,
-        identities=lambda split, _: folder.paths[split].to_pylist(),
+        identities=lambda split, _: folder.identities[split].to_pylist(),
         recorded=folder.recorded,
     )
-
-
-def _path_identities(root: Path) -> Callable[[str, Dataset], Sequence[str]]:
-    return lambda split, rows: image_paths(rows, root)
-
-
-def _saved_split(dataset: Dataset) -> str:
-    """The split that a saved dataset says it is; `train` where it names none or a slice of one."""
-    split = str(dataset.split or "")
-    return split if re.fullmatch(r"\w+", split) else "train"
 
 
 def _builtin_source(ref: DatasetRef, cache_dir: str | None) -> Source:
@@ -522,34 +280,3 @@ def _builtin_options(name: str, kind: str, query: str) -> dict[str, int]:
             raise DataError(f"option '{key}' of '{name}' is a whole number, got '{value[:40]}'")
         options[key] = int(value)
     return options
-
-
-_OWN = {
-    "a run": "name the folder of the images that it was trained on",
-    "tokens": "read them by imagetok.shards.TokenDataset",
-    "a tokenizer": "give it as the tokenizer, and name a folder of images",
-}
-"""What to do with each kind of folder that imagetok writes."""
-
-
-@contextmanager
-def data_errors(message: str) -> Iterator[None]:
-    """Turn whatever a reader raises into a `DataError` with `message` and the reason."""
-    try:
-        yield
-    except (ImagetokError, MemoryError):
-        raise
-    except Exception as error:  # datasets, pyarrow, fsspec, httpx and the Hub's client all raise
-        raise DataError(f"{message}: {_reason(error)}") from error
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, with the errors behind it where it says nothing itself."""
-    words = list[str]()
-    behind: BaseException | None = error
-    while behind is not None:
-        text = " ".join(str(behind).split()) or type(behind).__name__
-        if not text.startswith(_EMPTY_WORDS) and not any(text in word for word in words):
-            words.append(text[:300])
-        behind = behind.__cause__
-    return "; ".join(words) or str(error)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from datasets import ClassLabel, Features
 
+from imagetok.data.dataset_location import find_location
 from imagetok.data.evaluation_data import name_evaluation_split
 from imagetok.data.holdout import divided_names
 from imagetok.data.image_rows import open_rows
 from imagetok.data.image_stream import StreamedFiles
-from imagetok.data.source import find_location, open_source, split_ranges
+from imagetok.data.source import open_source, split_ranges
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
 from imagetok.run_config import RunConfig

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -54,6 +56,19 @@ class TarConfig(BuilderConfig):  # type: ignore[misc]
     columns: list[str] | None = None
 
 
+@dataclass(frozen=True)
+class _Survey:
+    """What the samples of an archive have.
+
+    Attributes:
+        types: The type of each field in the order in which samples have them; null for images.
+        several: Groups of image fields of which a sample has more than one.
+    """
+
+    types: Mapping[str, pa.DataType]
+    several: frozenset[str]
+
+
 class TarSamples(WebDataset):  # type: ignore[misc]
     """The samples of tar archives on this machine, in the order of archives and members."""
 
@@ -62,12 +77,12 @@ class TarSamples(WebDataset):  # type: ignore[misc]
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         files = {split: list(map(str, paths)) for split, paths in self.config.data_files.items()}
         every = [path for paths in files.values() for path in paths]
-        first = [list(islice(self._samples(path), FIRST_SAMPLES)) for path in every]
-        self._joint = _join_images(list(chain.from_iterable(first)))
-        found = self._find_types(chain.from_iterable(first))
+        first = [_survey(path, FIRST_SAMPLES) for path in every]
+        self._joint = _join_images(first)
+        found = self._find_types(first)
         asked = self.config.columns or ()
-        if not dl_manager.is_streaming or any(name in found and found[name] for name in asked):
-            found = self._find_types(each for path in every for each in self._samples(path))
+        if not dl_manager.is_streaming or any(found.get(name) is not None for name in asked):
+            found = self._find_types([_survey(path, None) for path in every])
         self._types = found if self.config.columns is None else {key: found[key] for key in asked}
         self.info.features = _features(self._types)
         return [
@@ -80,7 +95,7 @@ class TarSamples(WebDataset):  # type: ignore[misc]
 
     def _generate_examples(self, tar_paths: Sequence[str]) -> Iterator[tuple[Key, Sample]]:
         for archive, path in enumerate(tar_paths):
-            for number, sample in enumerate(self._samples(path, with_images=True)):
+            for number, sample in enumerate(_samples(path, with_images=True)):
                 row: Sample = dict.fromkeys(self._types)
                 for field, value in sample.items():
                     name = self._column(field)
@@ -98,25 +113,58 @@ class TarSamples(WebDataset):  # type: ignore[misc]
                         )
                 yield Key(archive, number), row
 
-    def _find_types(self, samples: Iterable[Sample]) -> dict[str, pa.DataType | None]:
+    def _find_types(self, surveys: Iterable[_Survey]) -> dict[str, pa.DataType | None]:
         """The columns in the order in which samples have them; None stands for an image."""
         types: dict[str, pa.DataType | None] = {}
-        for sample in samples:
-            for field, value in sample.items():
+        for survey in surveys:
+            for field, kind in survey.types.items():
                 name = self._column(field)
-                if _image_group(field) is not None:
-                    types[name] = None
-                else:
-                    before = types.get(name) or pa.null()
-                    types[name] = _merge(before, _infer(_plain(value)))
+                is_image = _image_group(field) is not None
+                types[name] = None if is_image else _merge(types.get(name) or pa.null(), kind)
         return types
 
     def _column(self, field: str) -> str:
         group = _image_group(field)
         return field if group is None else self._joint.get(group, field)
 
-    def _samples(self, path: str, with_images: bool = False) -> Iterator[Sample]:
-        yield from self._get_pipeline_from_tar(path, _members(path, with_images))
+
+def _survey(path: str, most: int | None) -> _Survey:
+    """What the first samples of an archive have, or all with None; looked at once a process."""
+    status = os.stat(path)
+    return _survey_file(path, most, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(2**16)
+def _survey_file(path: str, most: int | None, _changed: int, _size: int) -> _Survey:
+    types: dict[str, pa.DataType] = {}
+    several: set[str] = set()
+    for sample in islice(_samples(path), most):
+        groups = [group for field in sample if (group := _image_group(field)) is not None]
+        several |= {group for group in groups if groups.count(group) > 1}
+        for field, value in sample.items():
+            kind = pa.null() if _image_group(field) is not None else _infer(_plain(value))
+            types[field] = _merge(types.get(field, pa.null()), kind)
+    return _Survey(types, frozenset(several))
+
+
+def _samples(path: str, with_images: bool = False) -> Iterator[Sample]:
+    """The samples of an archive; their images are empty unless they are asked for.
+
+    Raises:
+        ReadError: The archive is damaged.
+        ValueError: A sample is not what its ending says.
+    """
+    samples = WebDataset._get_pipeline_from_tar(path, _members(path, with_images))
+    place = "its first sample"
+    while True:
+        try:
+            sample = next(samples)
+        except StopIteration:
+            return
+        except ValueError as error:
+            raise ValueError(f"the archive '{path}' is damaged at {place}: {error}") from None
+        place = f"what follows the sample '{sample['__key__']}'"
+        yield sample
 
 
 def _features(types: Mapping[str, pa.DataType | None]) -> Features:
@@ -155,16 +203,13 @@ def _image_group(field: str) -> str | None:
     return group if ending.lower() in WebDataset.IMAGE_EXTENSIONS else None
 
 
-def _join_images(samples: Sequence[Sample]) -> dict[str, str]:
+def _join_images(surveys: Sequence[_Survey]) -> dict[str, str]:
     """The column of each group of image fields of which every sample has one at most."""
     fields: dict[str, set[str]] = {}
-    several = set()
-    for sample in samples:
-        groups = [group for field in sample if (group := _image_group(field)) is not None]
-        several |= {group for group in groups if groups.count(group) > 1}
-        for field in sample:
-            if (group := _image_group(field)) is not None:
-                fields.setdefault(group, set()).add(field)
+    for field in chain.from_iterable(survey.types for survey in surveys):
+        if (group := _image_group(field)) is not None:
+            fields.setdefault(group, set()).add(field)
+    several = frozenset[str]().union(*(survey.several for survey in surveys))
     return {
         group: next(iter(found)) if len(found) == 1 else group or "image"
         for group, found in fields.items()
@@ -185,6 +230,8 @@ def _infer(value: Any) -> pa.DataType:
         for each in value:
             inner = _merge(inner, _infer(each))
         return pa.list_(inner)
+    if type(value) is int and not -(2**63) <= value < 2**63:
+        return _TEXT
     try:
         return pa.infer_type([value])
     except (pa.ArrowException, OverflowError):

@@ -1,68 +1,89 @@
-"""A folder of zip archives of images: its splits, rows and labels, read from lists of members.
+"""Zip archives of images, listed as if they were folders.
 
-    a.zip, b.zip  --read_zip_folder-->  rows in the order of archives and of the paths in them
+    FolderListing with zips --open_zips--> FolderListing of what lies in them, as `a.zip/cat/1.png`
 
-What the folders in archives are is decided as for folders on the disk: splits where all of them are
-called so, and otherwise labels. Nothing is unpacked; a row's image is `zip://MEMBER::ARCHIVE`.
+From there on a folder of archives is a folder of images: the same rules give its metadata, sidecars
+and labels. The archive itself is no class; it is a split only where each archive is called like
+one. Nothing is unpacked.
 """
 
 from __future__ import annotations
 
-import logging
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetInfo, Features, Image, NamedSplit
-from datasets.table import InMemoryTable
 
-from imagetok.data.folder_labels import FolderSplits, label_rows, split_rows
-from imagetok.data.folder_listing import IMAGE_ENDINGS
+from imagetok.data.folder_listing import (
+    KINDS,
+    PREFIX_SIZE,
+    FolderListing,
+    PathColumn,
+    Skipped,
+    file_kind,
+)
 from imagetok.data.table_folder import archive_splits
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
-from imagetok.launch import collectives
-
-logger = logging.getLogger(__name__)
 
 
-def read_zip_folder(root: Path, archives: Sequence[str], ref: DatasetRef) -> dict[str, Dataset]:
-    """The rows of each split; no image is read.
+def open_zips(listing: FolderListing, name: str) -> FolderListing:
+    """The listing of the files in a folder's zip archives; images beside these are left out.
 
     Args:
-        root: The folder.
-        archives: Paths of the archives below it, in ascending order.
-        ref: Says what splits and labels are.
+        listing: The folder.
+        name: What messages call it.
 
     Raises:
-        DataError: An archive is damaged, there are no images, or an option does not fit them.
+        DataError: An archive is damaged, or there is no image in any.
     """
-    members: list[str] = []
-    files: list[str] = []
-    counts: list[int] = []
-    skipped: list[str] = []
-    for archive in archives:
-        images, others = _list_members(root / archive)
-        members += images
-        files += [f"zip://{member}::{root / archive}" for member in images]
-        counts.append(len(images))
-        skipped += [f"{archive}/{other}" for other in others]
-    if not members:
-        raise DataError(f"'{ref.name}' holds {len(archives)} zip archives, and no images in them")
-    if skipped and collectives.rank() == 0:
-        logger.warning(
-            "'%s': skipped %s in archives: %s",
-            ref.name,
-            "1 file that is not an image"
-            if len(skipped) == 1
-            else f"{len(skipped)} files that are not images",
-            ", ".join(skipped[:3]),
-        )
-    paths = pa.chunked_array([pa.array(members)])
-    splits = _split(archives, counts, paths, ref)
-    return _rows(paths, files, splits, ref)
+    found = {kind: PathColumn() for kind in KINDS}
+    skipped = dict(listing.skipped)
+    if len(listing.images):
+        names = listing.images[:3].to_pylist()
+        skipped["images beside archives"] = Skipped(len(listing.images), names)
+    for archive in listing.zips:
+        for member, kind in _members(listing.root / archive):
+            path = f"{archive}/{member}"
+            if kind in ("zip", "tar", "table"):
+                kind = "files that are not images"
+            if kind in found:
+                found[kind].add(path)
+            else:
+                skipped.setdefault(kind, Skipped()).add(path)
+    images = found["image"].finish()
+    if not len(images):
+        raise DataError(f"'{name}' holds {len(listing.zips)} zip archives, and no images in them")
+    return replace(
+        listing,
+        images=images,
+        zips=(),
+        metadata=tuple(found["metadata"].finish().to_pylist()),
+        sidecars=found["sidecar"].finish(),
+        skipped=skipped,
+        opened=listing.zips,
+    )
+
+
+def inner_paths(listing: FolderListing, paths: pa.ChunkedArray, ref: DatasetRef) -> pa.ChunkedArray:
+    """The paths that splits and labels are told by: those in the archives, where there are any.
+
+    Below the name of a split, if each archive is called like one and `split_dirs` does not say
+    otherwise.
+    """
+    if not listing.opened:
+        return paths
+    named = archive_splits(listing.opened) if ref.split_dirs is None else None
+    tops = {} if named is None else dict(zip(listing.opened, named, strict=True))
+    found = []
+    for path in paths.to_pylist():
+        archive, member = listing.split_archive(path)
+        member = member.lstrip("/")
+        found.append(f"{tops[archive]}/{member}" if archive in tops else member)
+    return pa.chunked_array([pa.array(found, pa.string())])
 
 
 def files_of_split(archives: Sequence[str], split: str) -> list[str]:
@@ -73,53 +94,23 @@ def files_of_split(archives: Sequence[str], split: str) -> list[str]:
     return [file for file, each in zip(archives, named, strict=True) if each == split]
 
 
-def _list_members(path: Path) -> tuple[list[str], list[str]]:
-    """Paths of the images in an archive, and of its other files, in ascending order."""
-    images: list[str] = []
-    others: list[str] = []
+def _members(path: Path) -> Iterator[tuple[str, str]]:
+    """The files in an archive by name, each once, and their kinds."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = sorted(archive.namelist())
+            for name in sorted(set(archive.namelist())):
+                parts = PurePosixPath(name).parts
+                if name.endswith("/") or "__MACOSX" in parts or parts[-1].startswith("."):
+                    continue
+                yield name, file_kind(parts[-1], partial(_head, archive, name))
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"the archive '{path}' is damaged: {error}") from None
-    for name in names:
-        parts = PurePosixPath(name).parts
-        if name.endswith("/") or "__MACOSX" in parts or parts[-1].startswith("."):
-            continue
-        is_image = PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS
-        (images if is_image else others).append(name)
-    return images, others
 
 
-def _split(
-    archives: Sequence[str], counts: Sequence[int], paths: pa.ChunkedArray, ref: DatasetRef
-) -> FolderSplits:
-    """The rows of each split, by the names of the archives or by the folders in them."""
-    named = None if ref.split_dirs is not None else archive_splits(archives)
-    if named is None:
-        return split_rows(paths, ref.split_dirs, ref.name)
-    of_rows = np.repeat(named, counts)
-    found = [split for split in ("train", "validation", "test") if split in named]
-    # No folder in an archive is a split where the archives are.
-    return FolderSplits({}, {split: np.flatnonzero(of_rows == split) for split in found})
-
-
-def _rows(
-    paths: pa.ChunkedArray, files: Sequence[str], splits: FolderSplits, ref: DatasetRef
-) -> dict[str, Dataset]:
-    images = pa.array([{"bytes": None, "path": file} for file in files], Image().pa_type)
-    columns: dict[str, pa.Array] = {"image": images}
-    kinds: dict[str, Image | ClassLabel] = {"image": Image()}
-    labels = label_rows(paths, splits, ref.labels, ref.name)
-    if labels is not None:
-        columns["label"], kinds["label"] = labels.values, labels.feature
-    features = Features(kinds)
-    table = pa.table(columns).cast(features.arrow_schema)
-    return {
-        split: Dataset(
-            InMemoryTable(table.take(numbers)),
-            info=DatasetInfo(features=features),
-            split=NamedSplit(split),
-        )
-        for split, numbers in splits.rows.items()
-    }
+def _head(archive: zipfile.ZipFile, name: str) -> bytes:
+    """The first bytes of a file in an archive; none where it cannot be read."""
+    try:
+        with archive.open(name) as file:
+            return file.read(PREFIX_SIZE)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError):
+        return b""  # it is listed as no image; an image whose name tells is met when it is read

@@ -14,6 +14,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,10 +22,10 @@ from datasets import ArrowBasedBuilder, DatasetBuilder, Features, IterableDatase
 
 from imagetok.data import DatasetRef, ImageRows, open_rows
 from imagetok.data.data_fingerprint import files_fingerprint
+from imagetok.data.dataset_location import DatasetLocation, data_errors, find_location
 from imagetok.data.holdout import Side, base_split, divided_names, find_side, member_path
 from imagetok.data.image_rows import as_stored_image, find_column, undecoded
 from imagetok.data.remote_file import relative_name
-from imagetok.data.source import DatasetLocation, data_errors, find_location
 from imagetok.errors import DataError
 from imagetok.tokenizing.image_preparation import ImageCell
 
@@ -120,7 +121,9 @@ class JobInput(ABC):
 
     def file_name(self, path: str | None) -> str | None:
         """The path of an image as `FILE_COLUMN` has it; None where there is none."""
-        return None if path is None else relative_name(path, self.root)
+        if path is None or not (os.path.isabs(path) or "://" in path):
+            return path
+        return relative_name(path, self.root)
 
 
 def open_input(
@@ -302,12 +305,17 @@ class FileInput(JobInput):
             yield table.filter(pa.array(kept, pa.bool_()))
             start += len(table)
 
-    def _tables(self, unit: int) -> Iterator[pa.Table]:
-        """All rows of a file, `CHUNK` at a time."""
+    @cached_property
+    def _stream(self) -> tuple[DatasetBuilder, IterableDataset]:
         builder = self.location.builder(self.cache_dir)
         if hasattr(builder.config, "columns"):
             builder = self.location.builder(self.cache_dir, columns=self.columns)
         rows = undecoded(builder.as_streaming_dataset(self.split)).select_columns(self.columns)
+        return builder, rows
+
+    def _tables(self, unit: int) -> Iterator[pa.Table]:
+        """All rows of a file, `CHUNK` at a time."""
+        builder, rows = self._stream
         rows = rows.shard(int(rows.num_shards), unit)
         if isinstance(builder, ArrowBasedBuilder):
             yield from rows.with_format("arrow").iter(batch_size=CHUNK)
