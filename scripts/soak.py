@@ -7,8 +7,9 @@ Needs the extra `test`. A run is made once without interruption. Then chains of 
 the same arguments: each is killed with SIGKILL, all its processes at once, twice, continued after
 each kill, and left to end. Half of the kills hit in the middle of a commit, which is seen in what
 they leave: a checkpoint that is being written, or a unit whose error report is there and whose
-shard is not. The others come at any moment. Whatever a run leaves, except times, must be the same
-bytes.
+shard is not. The others come at any moment. Runs that are killed see a disk that takes its time to
+sync, as a busy one does: a commit on a fast one is over before anybody can look. Whatever a run
+leaves, except times, must be the same bytes.
 """
 
 from __future__ import annotations
@@ -36,29 +37,42 @@ from imagetok.config import load_recipe
 from imagetok.data import open_images
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPE = """
-tokenizer:
-  image_size: [16, 16]
-  encoder: {type: conv, hidden_channels: 16, residual_channels: 8, num_residual_blocks: 1}
-  bottleneck: {type: vq, codebook_size: 32, latent_dim: 8, restart_below: 0.5}
-  decoder: {type: conv, hidden_channels: 16, residual_channels: 8, num_residual_blocks: 1}
-  likelihood: {type: mse}
-data: {name: "builtin:shapes?size=16&count=64", crop_scale: [0.5, 1.0], flip: true}
-train:
-  steps: 300
-  batch_size: 8
-  optimizer: {lr: {type: cosine, start: 1.0e-3, end: 1.0e-5}, warmup_steps: 10}
-  ema_decay: 0.99
-  checkpoint_every: 15
-  samples_every: 150
-  evaluate_every: 150
-"""
 TIMED = {"metrics.jsonl", "evaluation.json", "manifest.json"}
 """Files that hold times, and so differ."""
 
 LITTER = ".imagetok-tmp-*"
 TIMEOUT = 300
 NUM_IMAGES = 1200
+STEPS = 300
+ROWS_PER_SHARD = 32
+RECIPE = f"""
+tokenizer:
+  image_size: [16, 16]
+  encoder: {{type: conv, hidden_channels: 16, residual_channels: 8, num_residual_blocks: 1}}
+  bottleneck: {{type: vq, codebook_size: 32, latent_dim: 8, restart_below: 0.5}}
+  decoder: {{type: conv, hidden_channels: 16, residual_channels: 8, num_residual_blocks: 1}}
+  likelihood: {{type: mse}}
+data: {{name: "builtin:shapes?size=16&count=64", crop_scale: [0.5, 1.0], flip: true}}
+train:
+  steps: {STEPS}
+  batch_size: 8
+  optimizer: {{lr: {{type: cosine, start: 1.0e-3, end: 1.0e-5}}, warmup_steps: 10}}
+  ema_decay: 0.99
+  checkpoint_every: 15
+  samples_every: 150
+  evaluate_every: 150
+"""
+SLOW_DISK = """
+import os, runpy, sys, time
+sync = os.fsync
+def slow_sync(descriptor):
+    time.sleep(0.02)
+    sync(descriptor)
+os.fsync = slow_sync
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A script that runs another one on a disk that takes 20 ms for each sync."""
 
 
 @dataclass
@@ -80,14 +94,11 @@ class Soak(ABC):
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "slow_disk.py").write_text(SLOW_DISK)
         self.prepare()
         self.reference = self.folder / "uninterrupted"
         started = time.monotonic()
-        process = self.start(self.reference)
-        while process.poll() is None and not self.commits(self.reference):
-            time.sleep(0.001)
-        self.startup = time.monotonic() - started
-        self.finish(process)
+        self.finish(self.start(self.reference))
         self.seconds = time.monotonic() - started
 
     @abstractmethod
@@ -102,6 +113,10 @@ class Soak(ABC):
     def commits(self, target: Path) -> set[Path]:
         """What is in the middle of a commit, or was when its process was killed."""
 
+    @abstractmethod
+    def progress(self, target: Path) -> float:
+        """The share of a run's work that is saved, from 0 to 1."""
+
     def run_chain(self, name: str, in_save: Sequence[bool]) -> list[str]:
         """Kill a run once for each entry, in a save or anywhere; let it end; compare.
 
@@ -111,28 +126,27 @@ class Soak(ABC):
             Names of the files that differ from the uninterrupted run's.
         """
         target = self.folder / name
-        work, done = self.seconds - self.startup, 0.0
         for number, inside in enumerate(in_save):
-            share = (number + self.random.random()) / len(in_save)
-            self._kill_once(target, inside, self.startup + work * (share - done))
-            done = share
+            # The last twentieth is left out: a run that has ended cannot be killed.
+            self._kill_once(target, inside, 0.95 * (number + self.random.random()) / len(in_save))
         self.finish(self.start(target))
         differing = compare(self.reference, target)
         if not differing:
             shutil.rmtree(target)
         return differing
 
-    def _kill_once(self, target: Path, inside: bool, seconds: float) -> None:
-        """Kill a run after a time; one that had ended or was not in a commit is tried again."""
-        for _ in range(40):
+    def _kill_once(self, target: Path, inside: bool, share: float) -> None:
+        """Kill a run after a part of its work; one that missed its commit is tried again."""
+        for _ in range(10):
             before = self.commits(target)
-            process = self.start(target)
-            moment = time.monotonic() + seconds
-            while process.poll() is None and time.monotonic() < moment:
+            process = self.start(target, slow_disk=True)
+            while process.poll() is None and self.progress(target) < share:
                 time.sleep(0.002)
             processes = _started_by(process)
             if inside:
                 self._await_commit(process, target, before)
+            else:
+                time.sleep(self.random.uniform(0, 0.2))
             was_running = process.poll() is None
             _kill(process, processes)
             if was_running and (not inside or self.commits(target) - before):
@@ -152,12 +166,14 @@ class Soak(ABC):
                     return
             time.sleep(0.0002)
 
-    def start(self, target: Path) -> subprocess.Popen[bytes]:
+    def start(self, target: Path, *, slow_disk: bool = False) -> subprocess.Popen[bytes]:
         """Start or continue a run in a process group of its own; what it says goes to log.txt."""
         launcher = [sys.executable]
         if self.ranks > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
             launcher += ["--nproc_per_node", str(self.ranks)]
+        if slow_disk:
+            launcher.append(str(self.folder / "slow_disk.py"))
         with (self.folder / "log.txt").open("ab") as log:
             return subprocess.Popen(
                 [*launcher, *self.command(target)],
@@ -201,11 +217,16 @@ class TrainingSoak(Soak):
         """See `Soak`."""
         return set((target / "checkpoints").glob(LITTER))
 
+    def progress(self, target: Path) -> float:
+        """See `Soak`."""
+        names = sorted(path.name for path in (target / "checkpoints").glob("step-*"))
+        return int(names[-1].removeprefix("step-")) / STEPS if names else 0.0
+
 
 class TokenizingSoak(Soak):
     """Jobs over a parquet file in which every eleventh image cannot be read."""
 
-    linger = 0.0
+    linger = 0.005
 
     def prepare(self) -> None:
         """See `Soak`."""
@@ -226,14 +247,18 @@ class TokenizingSoak(Soak):
         return [
             str(ROOT / "scripts" / "tokenize_dataset.py"),
             *("--tokenizer", str(self.folder / "tokenizer"), "--dataset", str(self.dataset)),
-            *("--keep", "caption", "--rows-per-shard", "32", "--max-error-rate", "0.2"),
-            *("--output-dir", str(target)),
+            *("--keep", "caption", "--rows-per-shard", str(ROWS_PER_SHARD)),
+            *("--max-error-rate", "0.2", "--output-dir", str(target)),
         ]
 
     def commits(self, target: Path) -> set[Path]:
         """See `Soak`."""
         reports = (target / "errors").glob("*.jsonl")
         return {path for path in reports if not (target / "data" / f"{path.stem}.parquet").exists()}
+
+    def progress(self, target: Path) -> float:
+        """See `Soak`."""
+        return len(list((target / "data").glob("*.parquet"))) * ROWS_PER_SHARD / NUM_IMAGES
 
 
 KINDS = {"train": TrainingSoak, "tokenize": TokenizingSoak}

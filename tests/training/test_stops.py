@@ -148,7 +148,6 @@ def test_a_difference_is_found(soak: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a kill that misses is tried again
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_runs_killed_in_chains_end_in_the_same_bytes(
     runs: Callable[[int], Any], ranks: int
