@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import datasets
@@ -79,6 +80,20 @@ def test_files_are_read_in_order_whatever_lies_beside_them(
 def test_no_file_is_left_out_or_guessed_about(files: list[str], words: str) -> None:
     with pytest.raises(DataError, match=words):
         find_table_files(DatasetRef("photos"), Path("/photos"), files)
+
+
+def test_rows_that_a_cache_has_and_the_files_have_not_are_refused(
+    open_rows: Open, tmp_path: Path
+) -> None:
+    file = tmp_path / "set" / "a.parquet"
+    file.parent.mkdir()
+    rows_of([1, 2]).to_parquet(file)
+    status = file.stat()
+    assert len(open_rows(str(file.parent), "train")) == 2
+    rows_of([1, 2, 3]).to_parquet(file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))  # as a copy with its times has
+    with pytest.raises(DataError, match="have 3 rows, and 2 were read from them"):
+        open_rows(str(file.parent), "train")
 
 
 def test_a_card_of_the_hub_says_which_files_are_which_split(

@@ -76,18 +76,38 @@ def file_rows(
             return image_paths(rows, location.root)
         if kinds != {".parquet"}:
             return row_numbers(split, rows)
-        counts = []
-        for file in files:
-            with xopen(file, "rb") as content:
-                counts.append(pq.read_metadata(content).num_rows)
+        counts = [_count_rows(file) for file in files]
+    _check_count(split, counts, len(rows))
     names = [relative_name(file, location.root) for file in files]
-    found = [f"{name}:{row}" for name, n in zip(names, counts, strict=True) for row in range(n)]
-    if len(found) != len(rows):
+    return [f"{name}:{row}" for name, n in zip(names, counts, strict=True) for row in range(n)]
+
+
+def _count_rows(parquet_file: str) -> int:
+    with xopen(parquet_file, "rb") as content:
+        return int(pq.read_metadata(content).num_rows)
+
+
+def _check_files(
+    location: DatasetLocation, cache_dir: str | None, lengths: Mapping[str, int]
+) -> None:
+    """Check that all rows of parquet files were read from them; others do not tell how many."""
+    with data_errors(location.failure):
+        for split, files in location.builder(cache_dir).config.data_files.items():
+            if all(Path(file).suffix == ".parquet" for file in files):
+                _check_count(str(split), list(map(_count_rows, files)), lengths[str(split)])
+
+
+def _check_count(split: str, counts: Sequence[int], num_rows: int) -> None:
+    """Check that all rows of a split's files were read from them.
+
+    Raises:
+        DataError: There are others.
+    """
+    if sum(counts) != num_rows:
         raise DataError(
-            f"the {len(files)} files of '{split}' have {len(found)} rows, and {len(rows)} were "
-            f"read from them: they have changed; empty the cache of datasets, and start again"
+            f"the {len(counts)} files of '{split}' have {sum(counts)} rows, and {num_rows} were "
+            "read from them: they have changed; empty the cache of datasets, and start again"
         )
-    return found
 
 
 def image_paths(rows: Dataset, root: Path | None) -> list[str]:
@@ -158,7 +178,11 @@ def open_source(ref: DatasetRef, cache_dir: str | None) -> Source:
         return _folder_source(location.images, ref)
     splits = location.load(cache_dir)
     lengths = {str(split): len(rows) for split, rows in splits.items()}
-    identities = row_numbers if location.is_saved else partial(file_rows, location, cache_dir)
+    if location.is_saved:
+        return Source(lengths, lambda split: splits[split])
+    if location.root is not None:  # elsewhere a look at every file takes its time
+        _check_files(location, cache_dir, lengths)
+    identities = partial(file_rows, location, cache_dir)
     return Source(lengths, lambda split: splits[split], identities=identities)
 
 
