@@ -114,20 +114,25 @@ sys.path[:0] = {paths}
 import test_fp16 as here
 from imagetok.launch import collectives
 
-stepper = here.build("vqvae")
-assert collectives.world_size() == 2
-assert stepper.accelerator.num_processes == 2
-patch = pytest.MonkeyPatch()
-told = []
-for step in range(3):
-    mend = lambda: None
-    if step == 1 and collectives.rank() == 1:
-        mend = here.overflow(stepper, patch)
-    means = stepper.step(step, [here.batch()]).means
-    mend()
-    weight = stepper.tokenizer.decoder.state_dict()["layers.0.weight"].double().sum().item()
-    told.append([means["optim/skipped_steps"], stepper.learner.scale, weight])
-(Path(sys.argv[1]) / f"{{collectives.rank()}}.json").write_text(json.dumps(told))
+
+def main():
+    stepper = here.build("vqvae")
+    assert collectives.world_size() == 2
+    assert stepper.accelerator.num_processes == 2
+    patch = pytest.MonkeyPatch()
+    told = []
+    for step in range(3):
+        mend = lambda: None
+        if step == 1 and collectives.rank() == 1:
+            mend = here.overflow(stepper, patch)
+        means = stepper.step(step, [here.batch()]).means
+        mend()
+        weight = stepper.tokenizer.decoder.state_dict()["layers.0.weight"].double().sum().item()
+        told.append([means["optim/skipped_steps"], stepper.learner.scale, weight])
+    (Path(sys.argv[1]) / f"{{collectives.rank()}}.json").write_text(json.dumps(told))
+
+
+main()  # what it leaves behind would keep threads of the group alive at the end of the process
 """
 
 

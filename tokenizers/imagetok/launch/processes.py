@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import atexit
+import gc
 import importlib
 import os
 import sys
@@ -204,6 +205,7 @@ def leave_group_at_exit() -> None:
 
 def _leave_group() -> None:
     if collectives.is_distributed():
+        gc.collect()  # a network in a cycle of references holds the group
         dist.destroy_process_group()
 
 
