@@ -38,6 +38,7 @@ from torch import Tensor
 from imagetok.errors import ImageFileError, ImagetokError, ImageTypeError, ImageValueError
 from imagetok.images.arrays import array_to_pixels, check_array, check_tensor, tensor_to_pixels
 from imagetok.images.color_profile import check_color_profile
+from imagetok.images.jpeg_decoder import decode_jpeg
 from imagetok.images.pixels import (
     MAX_PIXELS,
     Pixels,
@@ -104,7 +105,8 @@ def read_image(
             as if it had none.
 
     Returns:
-        uint8 tensor (channels, H, W), on the CPU, in memory of its own.
+        uint8 tensor (channels, H, W), on the CPU, in memory of its own, where the channels of a
+        pixel lie together.
 
     Raises:
         ImageFileError: The file is missing, truncated, damaged, or of a format or a kind of
@@ -184,9 +186,11 @@ def _read(
     name = describe(source)
     if isinstance(source, (Image.Image, *FILE_SOURCES)):
         with _opened(source, max_pixels) as image:
-            _load(image, source)
+            pixels = decode_jpeg(image)
+            if pixels is None:
+                _load(image, source)
             with pillow_errors(name, "cannot be converted; its palette or metadata is damaged"):
-                return pixels_of(image, color_profile, notes)
+                return pixels_of(image, color_profile, notes, pixels)
     if isinstance(source, np.ndarray):
         check_array(source, name, max_pixels)
         _check_is_one(source.ndim, name)

@@ -141,28 +141,32 @@ def check_mode(image: Image.Image, name: str) -> None:
 
 
 def pixels_of(
-    image: Image.Image, color_profile: str = "ignore", notes: list[str] | None = None
+    image: Image.Image,
+    color_profile: str = "ignore",
+    notes: list[str] | None = None,
+    decoded: Pixels | None = None,
 ) -> Pixels:
-    """The upright pixels of a decoded PIL image whose mode has been checked.
+    """The upright pixels of a PIL image whose mode has been checked.
 
     Args:
-        image: The image.
+        image: The image, which is decoded unless its pixels are given.
         color_profile: `ignore`, or `srgb` to apply the profile that it carries.
         notes: A list that gets a message where there is a profile that cannot be applied.
+        decoded: Its gray or RGB pixels as stored, (H, W, 1 or 3).
 
     Returns:
         uint8 array (H, W, C): C = 1 gray, 2 gray and alpha, 3 RGB, 4 RGBA. It may share memory
         with the image.
     """
-    if color_profile == "ignore" or "icc_profile" not in image.info:
-        pixels = _plain(image)
-    else:
+    pixels = None
+    if color_profile != "ignore" and "icc_profile" in image.info:
         try:
-            pixels = _in_srgb(image, image.info["icc_profile"])
+            pixels = _in_srgb(image, image.info["icc_profile"], decoded)
         except ProfileError as error:
-            pixels = _plain(image)
             if notes is not None:
                 notes.append(f"its colour profile is ignored: {error}")
+    if pixels is None:
+        pixels = _plain(image) if decoded is None else decoded
     return _upright(pixels, orientation(image))
 
 
@@ -174,10 +178,10 @@ def _plain(image: Image.Image) -> Pixels:
     return pixels if pixels.ndim == 3 else pixels[:, :, None]
 
 
-def _in_srgb(image: Image.Image, profile: object) -> Pixels:
+def _in_srgb(image: Image.Image, profile: object, decoded: Pixels | None) -> Pixels:
     if image.mode == "CMYK":
         return to_srgb(np.asarray(image), "CMYK", profile)
-    pixels = _plain(image)
+    pixels = _plain(image) if decoded is None else decoded
     count = 1 if pixels.shape[-1] < 3 else 3
     color, alpha = pixels[..., :count], pixels[..., count:]
     color = to_srgb(color, "L" if count == 1 else "RGB", profile)
@@ -222,7 +226,8 @@ def to_channels(pixels: Pixels, channels: int, background: tuple[int, int, int])
         background: RGB colour under transparent pixels; unused for 4 channels.
 
     Returns:
-        uint8 tensor (channels, H, W), contiguous, in memory of its own.
+        uint8 tensor (channels, H, W), in memory of its own, where the channels of a pixel lie
+        together.
 
     Raises:
         InvalidValueError: `channels` is not 1, 3 or 4.
@@ -284,4 +289,4 @@ def _luma(rgb: Pixels) -> Pixels:
 
 
 def _to_tensor(pixels: Pixels) -> Tensor:
-    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+    return torch.from_numpy(np.array(pixels, order="C")).permute(2, 0, 1)
