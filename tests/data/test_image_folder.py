@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import shutil
+import tracemalloc
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -14,9 +16,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from small_rows import Open, write_images
+from small_rows import Open, levels_of, write_images
 from trees import layouts
 
 from goldens import replay
@@ -24,9 +26,12 @@ from goldens.replay import GOLDENS, read_json
 from imagetok import ImageTokenizer, RunConfig
 from imagetok.data import open_evaluation, open_images, open_stream
 from imagetok.data.folder_listing import list_folder
+from imagetok.data.remote_file import split_zip
 from imagetok.data.sidecars import typed
+from imagetok.data.training_data import open_training
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
+from imagetok.images import Preprocessor
 from imagetok.shards import TokenDataset
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.tokenizing.job_input import open_input
@@ -214,17 +219,97 @@ def test_splits_rows_and_labels_are_those_of_the_rules(
             assert notes == [path if path in images[::2] else None for path, _ in expected[split]]
 
 
-def test_a_run_a_job_and_an_evaluation_have_the_same_rows(tmp_path: Path) -> None:
-    plant(tmp_path / "set", ["train/train/1.png", "train/test-tube/2.png", "val/train/3.png"])
-    for streaming in (False, True):
-        config = data_config(tmp_path / "set", streaming=streaming)
+@settings(max_examples=10, deadline=None)
+@given(paths=trees, streaming=st.booleans(), holdout=st.sampled_from([None, "40%"]))
+def test_a_run_a_job_and_an_evaluation_have_the_same_rows(
+    tmp_path_factory: pytest.TempPathFactory,
+    paths: list[str],
+    streaming: bool,
+    holdout: str | None,
+) -> None:
+    root, expected = plant(tmp_path_factory.mktemp("set"), paths), reference(paths)
+    options = {"streaming": streaming, "holdout": holdout}
+    lanes = {"lanes": 1} if streaming else {}  # each has a row
+    found: list[str] = []
+    for split in [*(expected or {}), *(["holdout"] if holdout else [])]:
+        try:
+            rows = open_images(str(root), split, holdout=holdout)
+        except DataError:  # no image may be on one side, or the tree has no split to divide
+            assume(holdout is None)
+            raise
+        images = [rows.stored(row) for row in range(len(rows))]
+        found += [image["path"] for image in images]
+        config = data_config(root, split=split, evaluation_split=split, **options, **lanes)
         evaluated = open_evaluation(config)
-        ref = DatasetRef(str(tmp_path / "set"), "validation", streaming=streaming)
-        given_job = open_input(ref, rows_per_unit=10)
-        (chunk,) = given_job.read(0)
-        assert chunk.images == [evaluated.stored(0)]
-        assert given_job.fingerprint == evaluated.fingerprint
-        assert [Path(chunk.images[0]["path"]).name, evaluated.split] == ["3.png", "validation"]
+        assert [evaluated.stored(row) for row in range(len(evaluated))] == images
+        job = open_input(DatasetRef(str(root), split, **options), rows_per_unit=5)
+        chunks = [chunk for unit in range(job.num_units) for chunk in job.read(unit)]
+        assert [image for chunk in chunks for image in chunk.images] == images
+        assert trained_on(config) == sorted(levels_of(rows))
+    every = [str(root / path) for answer in (expected or {}).values() for path, _ in answer]
+    assert sorted(found) == sorted(every)
+
+
+def trained_on(config: RunConfig) -> list[int]:
+    """The numbers of the images of a run's first epoch."""
+    data = open_training(config, Preprocessor((2, 2)))
+    levels: list[int] = []
+    with data.feed(0, 2) as feed:
+        for batch in (batch for step in feed for batch in step):
+            first = batch.epochs == 0
+            levels += batch.pixels[first][:, 0, 0, 0].tolist()
+    return sorted(levels)
+
+
+@settings(max_examples=20, deadline=None)
+@given(paths=trees)
+def test_a_zip_is_read_as_the_tree_in_it(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[str]
+) -> None:
+    tree, root = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("set")
+    plant(tree, paths)
+    with zipfile.ZipFile(root / "pets.zip", "w") as archive:
+        for path in paths:
+            archive.write(tree / path, path)
+    expected = reference(paths)
+    if not expected:
+        with pytest.raises(DataError, match=r"no images in them|both the split"):
+            open_images(str(root), "train")
+        return
+    for split, answer in expected.items():
+        rows = open_images(str(root), split)
+        assert [split_zip(rows.stored(row)["path"])[0] for row in range(len(rows))] == [
+            path for path, _ in answer
+        ]
+        assert levels_of(rows) == levels_of(open_images(str(tree), split))
+        stream = open_stream(str(root), split)
+        read = [image for part in range(len(stream.segments)) for _, image in stream.read(part)]
+        assert read == [rows.stored(row) for row in range(len(rows))]
+        if feature := rows.dataset.features.get("label"):
+            labels = [rows.row(row)["label"] for row in range(len(rows))]
+            assert [None if n is None else feature.int2str(n) for n in labels] == [
+                label for _, label in answer
+            ]
+        else:
+            assert {label for _, label in answer} == {None}
+
+
+@pytest.mark.slow
+def test_two_hundred_thousand_files_take_little_memory(tmp_path: Path) -> None:
+    """Of each file no more than its path is kept, however many there are."""
+    for label in range(200):
+        folder = tmp_path / f"{label:03d}"
+        folder.mkdir()
+        for number in range(1000):
+            os.close(os.open(folder / f"{number}.jpg", os.O_CREAT))
+    tracemalloc.start()
+    try:
+        rows = open_images(str(tmp_path), "train")
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(rows) == 200_000
+    assert most < 200_000 * 500
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,14 @@ from typing import Any
 import datasets
 import pytest
 from datasets import load_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_rows import Open, levels_of
 
-from imagetok.data import DatasetRef, open_stream, tar_samples
+from imagetok.data import DatasetRef, open_images, open_stream, tar_samples
 from imagetok.data.data_fingerprint import content_fingerprint
 from imagetok.errors import DataError
+from imagetok.images import Preprocessor
 from imagetok.tokenizing.job_input import open_input
 from tiny_data import png, write_tar
 
@@ -167,3 +170,34 @@ def test_each_archive_is_looked_through_once_however_many_units_there_are(
     assert kept(name, tmp_path, "json", streaming=True) == [{"w": n} for n in range(6)]
     # For the names of the columns, for their types, and to read it.
     assert len(opened) <= 3 * 6
+
+
+NAMES = st.builds(
+    lambda folder, stem, ending: f"{folder}{stem}.{ending}",
+    st.sampled_from(["", "train/", "cats/test/", "a::b/"]),
+    st.sampled_from(["1", "test", "crash-test", "steam train", "x y"]),
+    st.sampled_from(["png", "JPG", "Webp"]),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    members=st.lists(NAMES, min_size=1, max_size=8, unique_by=lambda name: name.partition(".")[0]),
+    archives=st.sampled_from([("0",), ("cc3m-train-0", "cc3m-1"), ("a", "x/b", "x/c")]),
+)
+def test_every_image_of_every_archive_is_a_row_whatever_the_names(
+    tmp_path_factory: pytest.TempPathFactory, members: list[str], archives: tuple[str, ...]
+) -> None:
+    """In the order of archives and members; streamed or not."""
+    folder = tmp_path_factory.mktemp("set")
+    shares = {name: range(n, len(members), len(archives)) for n, name in enumerate(archives)}
+    for name, share in shares.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_tar(folder / f"{name}.tar", {members[level]: png(level) for level in share})
+    read = sorted(name for name, share in shares.items() if share)
+    expected = [level for name in read for level in shares[name]]
+    assert levels_of(open_images(str(folder), "train")) == expected
+    stream = open_stream(str(folder), "train")
+    images = [image for part in range(len(stream.segments)) for _, image in stream.read(part)]
+    small = Preprocessor((2, 2))
+    assert [int(small(stream.fetch(image, ""))[0, 0, 0, 0]) for image in images] == expected
