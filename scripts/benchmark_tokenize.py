@@ -36,6 +36,7 @@ import torch
 from PIL import Image
 
 from imagetok import ImageTokenizer, TokenizerConfig
+from imagetok.freed_memory import keep_freed_memory
 from imagetok.launch import find_device, find_rank_info
 from imagetok.tokenizing import tokenize_dataset
 from imagetok.tokenizing.batch_encoder import BatchEncoder
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--memory", type=int, nargs="+", help="numbers of rows to compare")
     parser.add_argument("--job-alone", action="store_true", help="print the peak memory of a job")
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does
     with tempfile.TemporaryDirectory(prefix="imagetok-benchmark-") as name:
         folder = Path(name)
         if options.job_alone:

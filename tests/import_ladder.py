@@ -22,6 +22,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "keys",
         "precision",
         "files",
+        "switches",
+        "freed_memory",
         "config",
         "arguments",
         "display_names",

@@ -17,6 +17,7 @@ from imagetok._version import __version__
 from imagetok.cli import hub_commands, token_commands, tokenizer_commands
 from imagetok.config.strict_config import describe_value
 from imagetok.errors import ImagetokError, UnreadableFileError
+from imagetok.freed_memory import keep_freed_memory
 
 app = typer.Typer(
     help="Train, ship and use image tokenizers: dVAE, VQ-VAE and their continuous baselines.",
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in given if argument != DEBUG] or ["--help"]
     debug = DEBUG in given
     try:
+        keep_freed_memory()
         code = app(arguments, prog_name="imagetok", standalone_mode=False)
     except ImagetokError as error:
         _end(str(error), _exit_code(error), debug)

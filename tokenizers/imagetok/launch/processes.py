@@ -23,6 +23,7 @@ import torch.distributed as dist
 from imagetok.arguments import read_count
 from imagetok.errors import InvalidValueError
 from imagetok.launch import collectives
+from imagetok.switches import read_switch
 
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
@@ -31,7 +32,6 @@ _LAUNCHERS = (
 """Environment variables of torchrun and of srun."""
 
 _CPU_VARIABLE = "ACCELERATE_USE_CPU"
-_TRUE, _FALSE = ("1", "y", "yes", "t", "true", "on"), ("0", "n", "no", "f", "false", "off")
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,7 @@ def has_only_cpu() -> bool:
     Raises:
         InvalidValueError: The variable is neither true nor false.
     """
-    text = os.environ.get(_CPU_VARIABLE, "false").lower()
-    if text not in _TRUE + _FALSE:
-        raise InvalidValueError(
-            f"the environment variable {_CPU_VARIABLE} is '{text}'; set it to true or false, or "
-            "unset it"
-        )
-    return text in _TRUE or not torch.accelerator.is_available()
+    return read_switch(_CPU_VARIABLE, default=False) or not torch.accelerator.is_available()
 
 
 def check_main_guard() -> None:
