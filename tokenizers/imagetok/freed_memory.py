@@ -1,8 +1,8 @@
 """Freed memory that stays in the process, where the C library is glibc.
 
-glibc gives every large activation back to the system when it is freed, and the system zeroes it anew
-for the next layer. `keep_freed_memory` has glibc keep it. That changes the whole process, so the
-program `imagetok` calls it and importing the package does not. Nor do the processes that load
+glibc gives every large activation back to the system when it is freed, and the system zeroes it
+anew for the next layer. `keep_freed_memory` has glibc keep it. That changes the whole process, so
+the program `imagetok` calls it and importing the package does not. Nor do the processes that load
 images: they have no layers, and are as fast without it.
 """
 
