@@ -26,8 +26,8 @@ from goldens.replay import GOLDENS, read_json
 from imagetok import ImageTokenizer, RunConfig
 from imagetok.data import open_evaluation, open_images, open_stream
 from imagetok.data.folder_listing import list_folder
-from imagetok.data.remote_file import split_zip
 from imagetok.data.sidecars import typed
+from imagetok.data.source import image_paths
 from imagetok.data.training_data import open_training
 from imagetok.dataset_ref import DatasetRef
 from imagetok.errors import DataError
@@ -261,37 +261,65 @@ def trained_on(config: RunConfig) -> list[int]:
     return sorted(levels)
 
 
-@settings(max_examples=20, deadline=None)
-@given(paths=trees)
-def test_a_zip_is_read_as_the_tree_in_it(
-    tmp_path_factory: pytest.TempPathFactory, paths: list[str]
+ARCHIVES: list[dict[str, str | None]] = [
+    {"pets": None},
+    {"more": None, "train": None, "x/test": None},
+    {"Train": None, "a::b": None},
+    {"my-train-0": "train", "test": "test", "val/0": "validation"},
+    {"0-train": "train", "1-train": "train"},
+]
+"""Names of archives and the splits that they say; none where not every name of a set says one."""
+
+
+@settings(max_examples=40, deadline=None)
+@given(paths=trees, archives=st.sampled_from(ARCHIVES))
+def test_zips_are_read_as_the_trees_in_them(
+    tmp_path_factory: pytest.TempPathFactory, paths: list[str], archives: dict[str, str | None]
 ) -> None:
-    tree, root = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("set")
-    plant(tree, paths)
-    with zipfile.ZipFile(root / "pets.zip", "w") as archive:
-        for path in paths:
-            archive.write(tree / path, path)
-    expected = reference(paths)
+    """Archives are no classes, and splits where each name says one; streamed or not."""
+    tree, root = plant(tmp_path_factory.mktemp("tree"), paths), tmp_path_factory.mktemp("set")
+    names = [list(archives)[number % len(archives)] for number in range(len(paths))]
+    for name in archives:
+        (root / name).parent.mkdir(exist_ok=True)
+        with zipfile.ZipFile(root / f"{name}.zip", "w") as archive:
+            for path in (path for path, each in zip(paths, names, strict=True) if each == name):
+                archive.write(tree / path, path)
+    places: dict[str, tuple[str, str]] = {}
+    for name, path in zip(names, paths, strict=True):
+        split_of = archives[name]
+        places[path if split_of is None else f"{split_of}/{path}"] = (f"{name}.zip", path)
+    expected = reference(list(places))
     if not expected:
         with pytest.raises(DataError, match=r"no images in them|both the split"):
             open_images(str(root), "train")
         return
+    labelled = any(label for answer in expected.values() for _, label in answer)
     for split, answer in expected.items():
-        rows = open_images(str(root), split)
-        assert [split_zip(rows.stored(row)["path"])[0] for row in range(len(rows))] == [
-            path for path, _ in answer
+        ordered = sorted((*places[place], label) for place, label in answer)
+        rows, stream = open_images(str(root), split), open_stream(str(root), split)
+        images = [rows.stored(row) for row in range(len(rows))]
+        assert image_paths(rows.dataset, root) == [path for _, path, _ in ordered]
+        assert [stream.fetch(image, "")["bytes"] for image in images] == [
+            (tree / path).read_bytes() for _, path, _ in ordered
         ]
-        assert levels_of(rows) == levels_of(open_images(str(tree), split))
-        stream = open_stream(str(root), split)
         read = [image for part in range(len(stream.segments)) for _, image in stream.read(part)]
-        assert read == [rows.stored(row) for row in range(len(rows))]
-        if feature := rows.dataset.features.get("label"):
-            labels = [rows.row(row)["label"] for row in range(len(rows))]
-            assert [None if n is None else feature.int2str(n) for n in labels] == [
-                label for _, label in answer
-            ]
-        else:
-            assert {label for _, label in answer} == {None}
+        assert read == images
+        for streaming in (False, True):
+            ref = DatasetRef(str(root), split, streaming=streaming)
+            assert kept_of(ref, "file") == [f"{name}/{path}" for name, path, _ in ordered]
+            if labelled:
+                assert kept_of(ref, "label") == [label for _, _, label in ordered]
+        assert ("label" in rows.dataset.features) == labelled
+
+
+def kept_of(ref: DatasetRef, column: str) -> list[Any]:
+    """What a job keeps of a column; labels by name."""
+    job = open_input(ref, keep=[column], rows_per_unit=5)
+    chunks = [chunk for unit in range(job.num_units) for chunk in job.read(unit)]
+    values = [value for chunk in chunks for value in chunk.kept.column(column).to_pylist()]
+    if column != "label":
+        return values
+    return [None if value is None else job.kept["label"].int2str(value) for value in values]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import load_dataset
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from small_rows import Open, levels_of
 
@@ -35,8 +35,10 @@ def write(folder: Path, archives: dict[str, list[dict[str, bytes]]]) -> str:
     return str(folder)
 
 
-def kept(name: str, tmp_path: Path, column: str, streaming: bool) -> list[Any]:
-    ref = DatasetRef(name, streaming=streaming)
+def kept(
+    name: str, tmp_path: Path, column: str, streaming: bool, split: str = "train"
+) -> list[Any]:
+    ref = DatasetRef(name, split, streaming=streaming)
     rows = open_input(ref, keep=[column], rows_per_unit=8, cache_dir=str(tmp_path / "cache"))
     chunks = [chunk for unit in range(rows.num_units) for chunk in rows.read(unit)]
     return [value for chunk in chunks for value in chunk.kept.column(column).to_pylist()]
@@ -183,21 +185,38 @@ NAMES = st.builds(
 @settings(max_examples=20, deadline=None)
 @given(
     members=st.lists(NAMES, min_size=1, max_size=8, unique_by=lambda name: name.partition(".")[0]),
-    archives=st.sampled_from([("0",), ("cc3m-train-0", "cc3m-1"), ("a", "x/b", "x/c")]),
+    archives=st.sampled_from(
+        [
+            {"0": "train"},
+            {"cc3m-train-0": "train", "cc3m-1": "train"},
+            {"a": "train", "x/b": "train", "x/c": "train"},
+            {"train-0": "train", "val/a": "validation", "val/b": "validation"},
+        ]
+    ),
 )
 def test_every_image_of_every_archive_is_a_row_whatever_the_names(
-    tmp_path_factory: pytest.TempPathFactory, members: list[str], archives: tuple[str, ...]
+    tmp_path_factory: pytest.TempPathFactory, members: list[str], archives: dict[str, str]
 ) -> None:
-    """In the order of archives and members; streamed or not."""
+    """In the order of archives and members, with what lies beside it; streamed or not."""
     folder = tmp_path_factory.mktemp("set")
     shares = {name: range(n, len(members), len(archives)) for n, name in enumerate(archives)}
+    filled = {archives[name] for name, share in shares.items() if share}
+    assume(filled == set(archives.values()))
     for name, share in shares.items():
         (folder / name).parent.mkdir(exist_ok=True)
-        write_tar(folder / f"{name}.tar", {members[level]: png(level) for level in share})
-    read = sorted(name for name, share in shares.items() if share)
-    expected = [level for name in read for level in shares[name]]
-    assert levels_of(open_images(str(folder), "train")) == expected
-    stream = open_stream(str(folder), "train")
-    images = [image for part in range(len(stream.segments)) for _, image in stream.read(part)]
-    small = Preprocessor((2, 2))
-    assert [int(small(stream.fetch(image, ""))[0, 0, 0, 0]) for image in images] == expected
+        files: dict[str, bytes] = {}
+        for level in share:
+            key = members[level].partition(".")[0]
+            files |= {members[level]: png(level), f"{key}.cls": str(level).encode()}
+        write_tar(folder / f"{name}.tar", files)
+    cache = tmp_path_factory.mktemp("cache")
+    for split in sorted(set(archives.values())):
+        held = sorted(name for name in archives if archives[name] == split and shares[name])
+        expected = [level for name in held for level in shares[name]]
+        assert levels_of(open_images(str(folder), split)) == expected
+        stream = open_stream(str(folder), split)
+        images = [image for part in range(len(stream.segments)) for _, image in stream.read(part)]
+        small = Preprocessor((2, 2))
+        assert [int(small(stream.fetch(image, ""))[0, 0, 0, 0]) for image in images] == expected
+        for streaming in (False, True):
+            assert kept(str(folder), cache, "cls", streaming, split) == expected
