@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Features, Value
-from small_jobs import ROWS, RunJob, make_tokenizer, run_job, save_images, shards_of
+from small_jobs import ROWS, RunJob, make_tokenizer, rows_in, run_job, save_images, shards_of
 
 from imagetok.data import prefetcher
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
@@ -97,6 +98,26 @@ def test_job_json_and_shards_hold_no_path_of_the_machine(reference: Path, tokeni
     del files["manifest.json"]
     assert not [name for name, data in files.items() if str(tokenizer.parent).encode() in data]
     assert b'"name": "tiny"' in files["job.json"]
+
+
+def test_the_tokenizer_of_a_run_is_called_by_its_run_and_is_the_same_job(
+    job: RunJob, tokenizer: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "photos-f8"
+    shutil.copytree(tokenizer, run / "tokenizer")
+    job(tmp_path / "before", tokenizer=run / "tokenizer")  # no folder of a run as yet
+    (run / "checkpoints").mkdir()
+    out = tmp_path / "out"
+    job(out, tokenizer=run)
+    card = (out / "README.md").read_text()
+    assert "| name | `photos-f8` |" in card
+    assert 'ImageTokenizer.from_pretrained("photos-f8")' in card
+    job(out, tokenizer=run / "tokenizer")
+    job(tmp_path / "before", tokenizer=run)  # one that does not name the run goes on
+    run.rename(tmp_path / "renamed")
+    job(out, tokenizer=tmp_path / "renamed")
+    assert b"photos-f8" not in contents(tmp_path / "before")["job.json"]
+    assert rows_in(out) == rows_in(tmp_path / "before")
 
 
 # Interruptions

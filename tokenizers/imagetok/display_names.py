@@ -31,11 +31,15 @@ def display_name(name: str) -> str:
 
 def tokenizer_name(name: str) -> str:
     """Like `display_name`; the tokenizer of a run on this machine is called by the run's folder."""
-    if _exists(name):
-        path = Path(name).expanduser().resolve()
-        if path.name == "tokenizer" and (path.parent / "checkpoints").is_dir():
-            return path.parent.name
-    return display_name(name)
+    run = run_name(Path(name).expanduser()) if _exists(name) else None
+    return display_name(name) if run is None else run
+
+
+def run_name(folder: Path) -> str | None:
+    """The name of the run whose tokenizer a folder holds; None where it is not that of a run."""
+    path = folder.resolve()
+    is_of_run = path.name == "tokenizer" and (path.parent / "checkpoints").is_dir()
+    return path.parent.name if is_of_run else None
 
 
 def without_folders(name: str) -> str:

@@ -53,9 +53,11 @@ class TokenizerSource(Config):
         image_size: (height, width) in pixels that images are brought to.
         codebook_sizes: Where a position has several codes, the codebook size of each: the ids of
             level i lie in [0, codebook_sizes[i]), and the largest size is codebook_size.
+        run: Name of the run that trained the tokenizer, where it was taken from a run's folder; no
+            part of what makes a job another one.
     """
 
-    later_keys: ClassVar[frozenset[str]] = frozenset({"codebook_sizes"})
+    later_keys: ClassVar[frozenset[str]] = frozenset({"codebook_sizes", "run"})
 
     name: Text
     revision: str | None
@@ -64,6 +66,12 @@ class TokenizerSource(Config):
     grid_size: Annotated[tuple[Size, ...], Field(min_length=1, max_length=2)]
     image_size: tuple[Size, Size]
     codebook_sizes: Annotated[tuple[CodebookSize, ...], Field(min_length=2)] | None = None
+    run: Text | None = None
+
+    @property
+    def shown_name(self) -> str:
+        """What cards call the tokenizer: every run's is in a folder of the same name."""
+        return self.name if self.run is None else self.run
 
     @model_validator(mode="after")
     def _check_codebook_sizes(self) -> Self:

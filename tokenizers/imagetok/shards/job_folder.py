@@ -31,6 +31,9 @@ from imagetok.files import (
 from imagetok.shards.job import JOB_FILE, MANIFEST_FILE, Job, Numerics, read_job
 from imagetok.shards.unit_writer import UnitWriter
 
+_WEIGHTLESS = "tokenizer.run"
+"""An entry that says what a tokenizer is called, and not what it does."""
+
 
 class JobFolder:
     """The folder of a tokenizing job, which any number of processes fill together.
@@ -291,10 +294,11 @@ def _at_work(lock: Lock) -> str:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Every entry in which two configurations differ, as `key: old there, new here`."""
+    """Every entry of weight in which two configurations differ, as `key: old there, new here`."""
     return [
         f"{key}: {_short(there)} there, {_short(here)} here"
         for key, there, here in differing_entries(old.to_complete_dict(), new.to_complete_dict())
+        if key != _WEIGHTLESS
     ]
 
 

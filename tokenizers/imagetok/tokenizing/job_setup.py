@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from imagetok._version import __version__
+from imagetok.display_names import run_name
 from imagetok.errors import InvalidValueError, NotDiscreteError
 from imagetok.images import color_library
 from imagetok.launch import RankInfo, find_device
@@ -138,10 +139,11 @@ def describe_job(config: TokenizeConfig, tokenizer: ImageTokenizer, rows: JobInp
 
 
 def _tokenizer_source(tokenizer: ImageTokenizer) -> TokenizerSource:
-    name, revision = "unsaved", tokenizer.revision
+    name, revision, run = "unsaved", tokenizer.revision, None
     if tokenizer.origin is not None:
         # The path of a folder says something about the machine, its name does not.
         name = tokenizer.origin.name if revision else tokenizer.origin.folder.resolve().name
+        run = None if revision else run_name(tokenizer.origin.folder)
     return TokenizerSource(
         name=name,
         revision=revision,
@@ -150,6 +152,7 @@ def _tokenizer_source(tokenizer: ImageTokenizer) -> TokenizerSource:
         grid_size=tokenizer.grid_size,
         image_size=tokenizer.image_size,
         codebook_sizes=tokenizer.codebook_sizes if tokenizer.depth > 1 else None,
+        run=run,
     )
 
 
