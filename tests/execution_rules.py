@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 FORBIDDEN: dict[str, str] = {
     **dict.fromkeys(
@@ -97,7 +98,10 @@ def violations(source: str, place: str) -> list[str]:
     tree = ast.parse(source, place)
     names, tables = _names(tree), _tables(tree)
     found: set[tuple[int, str]] = set()
+    loads_nothing = {node.func for node in ast.walk(tree) if _is_own_process(node, names)}
     for node in ast.walk(tree):
+        if node in loads_nothing:
+            continue
         found |= {(line, reason) for line, reason in _breaches(node, names, place)}
         if isinstance(node, ast.Call):
             found |= {(node.lineno, reason) for reason in _in_call(node, names, tables, place)}
@@ -119,6 +123,16 @@ def _names(tree: ast.Module) -> dict[str, str]:
         if isinstance(node, ast.Assign) and (renamed := _full_name(node.value, names)):
             names |= {t.id: renamed for t in node.targets if isinstance(t, ast.Name)}
     return names
+
+
+def _is_own_process(node: ast.AST, names: Mapping[str, str]) -> TypeGuard[ast.Call]:
+    """Whether a node is `ctypes.CDLL(None)`: what the process has loaded already, and no file."""
+    return (
+        isinstance(node, ast.Call)
+        and _full_name(node.func, names) == "ctypes.CDLL"
+        and not node.keywords
+        and [ast.unparse(argument) for argument in node.args] == ["None"]
+    )
 
 
 def _tables(tree: ast.Module) -> set[str]:

@@ -77,6 +77,8 @@ BAD = {
     "load_dataset(name, trust_remote_code=True)": "trust_remote_code",
     "accelerator.load_state(folder)": "load_state",
     "import ctypes\nctypes.CDLL(path)": "ctypes.CDLL",
+    "import ctypes\nctypes.CDLL(None, handle=handle)": "ctypes.CDLL",
+    "import ctypes\nload = ctypes.CDLL\nload(None)": "ctypes.CDLL",
 }
 """Source -> what the breach is called."""
 
@@ -92,6 +94,7 @@ GOOD = [
     "from importlib import metadata, resources",
     "model.eval()",
     "import ctypes\nctypes.c_bool",
+    "import ctypes\nctypes.CDLL(None).mallopt",
     "tokenizer.load_state_dict(tensors)",
 ]
 
