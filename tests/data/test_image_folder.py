@@ -271,7 +271,7 @@ ARCHIVES: list[dict[str, str | None]] = [
 """Names of archives and the splits that they say; none where not every name of a set says one."""
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(paths=trees, archives=st.sampled_from(ARCHIVES))
 def test_zips_are_read_as_the_trees_in_them(
     tmp_path_factory: pytest.TempPathFactory, paths: list[str], archives: dict[str, str | None]
