@@ -12,7 +12,8 @@ from PIL import Image
 
 from imagetok import ImageTokenizer, quickstart
 from imagetok.config import RunConfig
-from imagetok.data import open_images
+from imagetok.config.recipe import read_recipe
+from imagetok.data import open_evaluation, open_images, open_rows
 from imagetok.errors import ConfigError, ImagetokError
 from imagetok.quickstart import RoundTrip, round_trip, run_quickstart
 from imagetok.shards import verify
@@ -40,6 +41,20 @@ def check_words(out: str, folder: Path, images: list[Path], codes: str) -> None:
     commands = [shlex.split(line) for line in out.splitlines() if line.startswith("  imagetok ")]
     assert [words[1] for words in commands] == ["info", "reconstruct", "train"]
     assert all(any(word.startswith(str(folder)) for word in words) for words in commands)
+    check_train_command(commands[2], folder.parent / "photos")
+
+
+def check_train_command(words: list[str], photos: Path) -> None:
+    """The command printed for one's own images has rows of these to train and to evaluate on."""
+    photos.mkdir()
+    for number in range(100):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(photos / f"{number}.png")
+    recipe, *overrides = words[2 : words.index("--output-dir")]
+    overrides = [text.replace("./photos", str(photos)) for text in overrides]
+    config = read_recipe(recipe, overrides, RunConfig)
+    held = open_evaluation(config)
+    rows = len(open_rows(config.data.ref(config.data.split)))
+    assert (held.split, rows + len(held)) == ("holdout", 100)
 
 
 def test_the_quickstart_trains_loads_checks_and_says_what_is_next(

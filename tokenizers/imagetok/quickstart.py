@@ -194,7 +194,8 @@ def _say_what_is_next(tokenizer: ImageTokenizer, folder: Path, images: list[Path
     )
     load = "from imagetok import ImageTokenizer; tok = ImageTokenizer.from_pretrained"
     train = ["imagetok", "train", str(folder.parent / "config.yaml"), "data.name=./photos"]
-    train += ["data.holdout=10%"]
+    # The config names the split that this run was evaluated on, which photos do not have.
+    train += ["data.holdout=10%", "data.evaluation_split=holdout"]
     shards = str(folder.parent / TOKENS)
     read = "from imagetok.shards import TokenDataset; print(next(iter(TokenDataset"
     lines = [

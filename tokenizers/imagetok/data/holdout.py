@@ -152,7 +152,8 @@ def hold_out(source: Source, ref: DatasetRef, as_images: Callable[[Dataset], Ima
         if not numbers:
             raise DataError(
                 f"holding out {_amount(ref)} of the {len(rows)} rows of '{ref.name}' leaves the "
-                f"split '{side}' empty; choose another share"
+                f"split '{side}' empty; choose another share, or stratify, which holds out some of "
+                "every label"
             )
     divided = {side: rows.select(numbers) for side, numbers in sides.items()}
     lengths |= {side: len(numbers) for side, numbers in sides.items()}
