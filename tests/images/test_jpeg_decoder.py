@@ -124,6 +124,29 @@ def test_a_file_behind_which_more_follows_is_its_first_image() -> None:
     assert read(content) == read(jpeg()) == read_by_pillow(content)
 
 
+@pytest.mark.parametrize("frame", [0, 1])
+def test_a_pil_image_is_taken_as_it_is_and_not_as_its_file(frame: int) -> None:
+    """Of a multi-picture file that is not decoded yet, the frame that it is at."""
+    first, second = (Image.open(io.BytesIO(jpeg(seed=seed))) for seed in (0, 1))
+    file = io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    image, decoded = Image.open(file), Image.open(file)
+    for each in (image, decoded):
+        each.seek(frame)
+    expected = torch.from_numpy(np.array(decoded)).permute(2, 0, 1)
+    assert torch.equal(read_image(image), expected)
+    image.putpixel((0, 0), (1, 2, 3))
+    assert read_image(image)[:, 0, 0].tolist() == [1, 2, 3]
+
+
+def test_a_file_that_is_too_large_to_hold_is_left_to_pillow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jpeg_decoder, "MAX_BYTES", 100)
+    assert read(jpeg()) == read_by_pillow(jpeg())
+    assert not CALLS
+
+
 def test_a_library_with_other_pixels_is_not_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -186,7 +186,8 @@ def _read(
     name = describe(source)
     if isinstance(source, (Image.Image, *FILE_SOURCES)):
         with _opened(source, max_pixels) as image:
-            pixels = decode_jpeg(image)
+            # A PIL image may have been changed, or be at another frame than the file's first.
+            pixels = None if image is source else decode_jpeg(image)
             if pixels is None:
                 _load(image, source)
             with pillow_errors(name, "cannot be converted; its palette or metadata is damaged"):

@@ -22,12 +22,15 @@ logger = logging.getLogger(__name__)
 _COLOR_SPACES = {"L": "GRAY", "RGB": "RGB"}
 """Pillow's mode -> what simplejpeg calls it; files of other modes are left to Pillow."""
 
+MAX_BYTES = 2**28
+"""Largest file that is read into memory; Pillow decodes a larger one piece by piece."""
+
 
 def decode_jpeg(image: Image.Image) -> npt.NDArray[np.uint8] | None:
     """The pixels of a JPEG file of which Pillow has read the header alone.
 
     Args:
-        image: The image as opened; its file is still open.
+        image: The image as just opened from the beginning of a file, which is still open.
 
     Returns:
         uint8 array (H, W, 1) or (H, W, 3), not turned by EXIF orientation; None where Pillow is to
@@ -38,10 +41,15 @@ def decode_jpeg(image: Image.Image) -> npt.NDArray[np.uint8] | None:
     simplejpeg = _simplejpeg()
     if simplejpeg is None or image.fp is None:
         return None
-    place = image.fp.tell()
-    image.fp.seek(0)
-    content = image.fp.read()
-    image.fp.seek(place)
+    try:
+        place = image.fp.tell()
+        image.fp.seek(0)
+        content = image.fp.read(MAX_BYTES + 1)
+        image.fp.seek(place)
+    except OSError:  # Pillow meets it too, and what it says is worded
+        return None
+    if len(content) > MAX_BYTES:
+        return None
     pixels = _decode(simplejpeg, content, _COLOR_SPACES[image.mode])
     return None if pixels is None or pixels.shape[:2] != image.size[::-1] else pixels
 
@@ -69,6 +77,9 @@ def _decode(
 ) -> npt.NDArray[np.uint8] | None:
     try:
         pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(content, color_space, strict=True)
-    except ValueError:  # Pillow decodes what it can of a damaged file, or words the refusal
+    except (
+        ValueError,
+        RuntimeError,
+    ):  # Pillow decodes what it can of a damaged file, or words the refusal
         return None
     return pixels

@@ -70,7 +70,7 @@ class TokenizerSource(Config):
 
     @property
     def shown_name(self) -> str:
-        """What cards call the tokenizer: every run's is in a folder of the same name."""
+        """What cards call the tokenizer: its run, since every run saves it under one name."""
         return self.name if self.run is None else self.run
 
     @model_validator(mode="after")
