@@ -69,8 +69,8 @@ def evaluate(
         progress: Show a bar on rank 0.
         poll: Called after every batch, equally often on every rank, so that it may ask the others
             whether to go on; what it raises ends the measuring.
-        max_error_rate: Largest share of images that may be left out because they cannot be read,
-            of at least 1,000 as in training; they are counted, and some are named in a warning.
+        max_error_rate: Largest share of images that may be left out because they cannot be read;
+            they are counted, and some are named in a warning.
 
     Returns:
         The same figures on every rank; None where a figure does not apply.
@@ -157,7 +157,7 @@ def _check_refused(refused: Sequence[str], count: int, max_error_rate: float) ->
     if not refused:
         return
     named = name_some(refused)
-    allowed = allowed_rows(max_error_rate, count)
+    allowed = allowed_rows(max_error_rate, count, all_seen=True)
     if len(refused) > allowed or len(refused) == count:
         raise DataError(
             f"{len(refused)} of {count} images cannot be read, and a max_error_rate of "

@@ -49,7 +49,8 @@ DtypeOption = Annotated[
 ]
 
 MaxErrorRateOption = Annotated[
-    float, typer.Option(min=0, max=1, help="Largest share of rows that may be unreadable.")
+    float,
+    typer.Option(min=0, max=1, help="Largest share of all rows that may be unreadable in the end."),
 ]
 MaxPixelsOption = Annotated[
     int | None,

@@ -1,4 +1,9 @@
-"""Rows that cannot be read: how they are named, and how many are too many."""
+"""Rows that cannot be read: how they are named, and how many are too many.
+
+The rule is one everywhere. What has read all its rows, as a job and an evaluation have in the end,
+is judged by the share of these. Where more rows are to come, as in training, the share is taken of
+no fewer than `LEAST_SEEN`, so that one bad row among the first ones ends nothing.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,7 @@ from torch import Tensor
 from imagetok.errors import DataError, ImagetokError
 
 LEAST_SEEN = 1000
-"""Fewest samples that the share of unreadable rows is taken of, so that one bad row among the first
-ones does not stop a run.
-"""
+"""Fewest rows that a share of unreadable ones is taken of while more rows are to come."""
 
 _NAMED = 3
 
@@ -44,14 +47,15 @@ def name_some(messages: Sequence[str]) -> str:
     return named if len(messages) <= _NAMED else f"{named} (the last of {len(messages)})"
 
 
-def allowed_rows(limit: float, seen: int) -> float:
-    """How many of the samples seen so far may be unreadable.
+def allowed_rows(limit: float, seen: int, *, all_seen: bool) -> float:
+    """How many of the rows seen may be unreadable.
 
     Args:
-        limit: Largest share, of at least 1,000 samples; 0 allows none.
-        seen: Samples so far, over all ranks.
+        limit: Largest share, in [0, 1]; 0 allows none.
+        seen: Number of rows, over all ranks.
+        all_seen: Whether these are all; otherwise more are to come.
     """
-    return limit * max(seen, LEAST_SEEN)
+    return limit * (seen if all_seen else max(seen, LEAST_SEEN))
 
 
 def check_error_share(refused: int, seen: int, limit: float, last: Sequence[str]) -> None:
@@ -60,13 +64,13 @@ def check_error_share(refused: int, seen: int, limit: float, last: Sequence[str]
     Args:
         refused: Rows that could not be read so far, over all ranks.
         seen: Samples so far, over all ranks.
-        limit: Largest share, `data.max_error_rate`, as for `allowed_rows`.
+        limit: Largest share, `data.max_error_rate`; more samples are always to come.
         last: Messages about the rows refused last.
 
     Raises:
         DataError: There are more; the message names the last ones.
     """
-    allowed = allowed_rows(limit, seen)
+    allowed = allowed_rows(limit, seen, all_seen=False)
     if refused > allowed:
         raise DataError(
             f"{refused} rows could not be read in {seen} samples, more than data.max_error_rate="

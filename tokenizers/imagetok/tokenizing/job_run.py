@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imagetok.data.unreadable_rows import allowed_rows
 from imagetok.errors import JobStopped, TokenizingError
 from imagetok.launch import RankInfo, StopSignals, find_rank_info, watch_launcher
 from imagetok.shards.job_folder import JobFolder
@@ -305,7 +306,8 @@ def check_totals(manifest: Manifest, folder: Path, name: str, max_error_rate: fl
     totals = manifest.totals
     if not totals.rows_in:
         raise TokenizingError(f"'{name}' has no rows")
-    if totals.refused > max_error_rate * totals.rows_in or not totals.rows:
+    allowed = allowed_rows(max_error_rate, totals.rows_in, all_seen=True)
+    if totals.refused > allowed or not totals.rows:
         raise TokenizingError(
             f"{totals.refused} of {totals.rows_in} rows were refused, more than the share of "
             f"{max_error_rate:g} that may be (--max-error-rate); the reasons stand in "
