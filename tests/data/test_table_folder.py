@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
-from small_rows import Open
+from small_rows import Open, levels_of
 
 from imagetok.data import DatasetRef, open_stream
 from imagetok.data.data_fingerprint import content_fingerprint
@@ -143,3 +143,21 @@ def test_what_the_splits_are_can_be_said(
     for split, levels in splits.items():
         rows = open_rows(str(folder), split, split_dirs=split_dirs)
         assert rows.dataset[:]["label"] == levels
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_split_whose_files_have_no_rows_leaves_the_others_readable(
+    open_rows: Open, tmp_path: Path, kind: str
+) -> None:
+    for split, levels in (("train", [1, 2]), ("test", [])):
+        table = rows_of([0, 1, 2]).select(levels).with_format("arrow")[:]
+        if kind == "parquet":
+            pq.write_table(table, tmp_path / f"{split}.parquet")
+        else:
+            with pa.ipc.new_stream(tmp_path / f"{split}.arrow", table.schema) as writer:
+                writer.write_table(table)
+    assert levels_of(open_rows(str(tmp_path))) == [1, 2]
+    with pytest.raises(DataError, match=r"split 'test' .* has no rows; .* train \(2 rows\)"):
+        open_rows(str(tmp_path), "test")
+    stream = open_stream(str(tmp_path), "test")
+    assert [list(stream.read(part)) for part in range(len(stream.segments))] == [[]]

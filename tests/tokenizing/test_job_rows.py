@@ -494,6 +494,7 @@ def test_a_job_tokenizes_one_side_of_a_holdout_and_records_which(
     [
         ("classes", False, ["train/class0/000.png", "train/class1/001.png"]),
         ("zip", True, ["train-00000.zip/000.png", "train-00001.zip/001.png"]),
+        ("webdataset", False, ["train-00000.tar/000.png", "train-00001.tar/001.png"]),
         ("webdataset", True, ["train-00000.tar", "train-00001.tar"]),
         ("parquet", True, ["train-00000.parquet", "train-00001.parquet"]),
     ],

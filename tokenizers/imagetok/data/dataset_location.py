@@ -23,6 +23,7 @@ from datasets import (
     DatasetBuilder,
     DatasetDict,
     DownloadConfig,
+    Features,
     load_dataset,
     load_dataset_builder,
     load_from_disk,
@@ -58,6 +59,8 @@ _FILE_KINDS = (
     *("videofolder", "webdataset", "xml"),
 )
 """What `datasets` takes for kinds of files in the current folder, not for names on the Hub."""
+_BATCH = 1000
+"""Most rows of a parquet file that are read at a time."""
 _EMPTY_WORDS = "An error occurred while generating the dataset"
 """How `datasets` begins what it says of every error while it converts files."""
 _OWN = {
@@ -125,14 +128,13 @@ class DatasetLocation:
         Raises:
             DataError: They cannot be read.
         """
-        options = {} if self.root is None else {"download_config": _local_files(cache_dir)}
         with data_errors(self.failure):
-            if self.has_tars:
-                builder = self.builder(cache_dir)
-                builder.download_and_prepare(**options)
-                return DatasetDict(builder.as_dataset())
+            if self.root is None:
+                return load_dataset(**self.arguments, cache_dir=cache_dir)
             if not self.is_saved:
-                return load_dataset(**self.arguments, **options, cache_dir=cache_dir)
+                builder = self.builder(cache_dir)
+                builder.download_and_prepare(download_config=_local_files(cache_dir))
+                return DatasetDict({split: _rows(builder, split) for split in builder.info.splits})
             saved = load_from_disk(str(self.root))
             if isinstance(saved, DatasetDict):
                 return saved
@@ -176,7 +178,18 @@ class DatasetLocation:
         if hasattr(builder.config, "decode_num_threads"):
             # It would decode images of folders on the Hub ahead, even where decoding is off.
             builder.config.decode_num_threads = 0
+        if self.root is not None and getattr(builder.config, "batch_size", 0) is None:
+            # It would be the length of a parquet file's first row group, which may be zero.
+            builder.config.batch_size = _BATCH
         return builder
+
+
+def _rows(builder: DatasetBuilder, split: str) -> Dataset:
+    """The rows of a split that is converted; `datasets` has none for one without rows."""
+    if builder.info.splits[split].num_examples:
+        return builder.as_dataset(split)
+    features = builder.info.features or Features()
+    return Dataset.from_dict({column: [] for column in features}, features=features)
 
 
 def _local_files(cache_dir: str | None) -> DownloadConfig:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +26,8 @@ _SINGULARS = {
     "folders that imagetok has written": "folder that imagetok has written",
     "names that are not UTF-8": "name that is not UTF-8",
     "files of rows": "file of rows",
+    "links and devices": "link or device",
+    "names with line breaks": "name with line breaks",
     "images beside archives": "image beside archives",
 }
 """What is left out, where it is one thing; other kinds lose their last letter."""
@@ -93,6 +96,24 @@ def tell_left_out(name: str, listing: FolderListing, read: str) -> None:
         _tell_once(" ".join(f"'{name}' is read for its {read}; {'; '.join(parts)}".split()))
 
 
+def tell_members(archives: Sequence[str], skipped: Sequence[Mapping[str, Skipped]]) -> None:
+    """Say what is left out of tar archives.
+
+    Args:
+        archives: Their paths.
+        skipped: What is left out of each, by what it is called in the plural; no word of "".
+    """
+    found: dict[str, Skipped] = {}
+    for kind, each in chain.from_iterable(kinds.items() for kinds in skipped):
+        names = [*found.get(kind, Skipped()).names, *each.names][:3]
+        found[kind] = Skipped(found.get(kind, Skipped()).count + each.count, names)
+    found.pop("", None)
+    if found and find_rank_info(None, None).rank == 0:
+        parts = [_skipped_words(kind, each) for kind, each in found.items()]
+        others = f" and {len(archives) - 1} more" if len(archives) > 1 else ""
+        _tell_once(" ".join(f"'{archives[0]}'{others}: {'; '.join(parts)}".split()))
+
+
 def image_count(count: int) -> str:
     """A number of images in words."""
     return "1 image" if count == 1 else f"{count} images"
@@ -140,8 +161,12 @@ def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
         found[kind] = Skipped(len(paths), list(paths[:3]))
     for kind, skipped in found.items():
         if skipped.count:
-            what = _singular(kind) if skipped.count == 1 else kind
-            yield f"skipped {skipped.count} {what}{_REMEDIES.get(kind, '')}: {skipped}"
+            yield _skipped_words(kind, skipped)
+
+
+def _skipped_words(kind: str, skipped: Skipped) -> str:
+    what = _singular(kind) if skipped.count == 1 else kind
+    return f"skipped {skipped.count} {what}{_REMEDIES.get(kind, '')}: {skipped}"
 
 
 @cache

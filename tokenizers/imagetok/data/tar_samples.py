@@ -3,10 +3,11 @@
     1.jpg, 1.json, 1.txt, 2.png, ...  -->  rows of the columns image, json, txt, __key__, __url__
 
 Files whose paths are the same up to the first dot of their names are a sample; what follows the dot
-is the column. A sample's image may end in anything: where all endings are the same, they name the
-column, and otherwise it is `image`. Columns and their types are those of all samples: integers and
-floats are floats, JSON objects have the keys of all, and other mixtures are JSON text. So nothing
-that is kept depends on which samples come first.
+is the column. A sample's image may end in anything, or in nothing where its content tells that it
+is one: where all endings are the same, they name the column, and otherwise it is `image`. Columns
+and their types are those of all samples: integers and floats are floats, JSON objects have the keys
+of all, and other mixtures are JSON text. So nothing that is kept depends on which samples come
+first.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedReader
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 from datasets import BuilderConfig, Features, Image, SplitGenerator
@@ -29,6 +31,8 @@ from datasets.builder import Key
 from datasets.features.features import cast_to_python_objects
 from datasets.packaged_modules.webdataset.webdataset import WebDataset, base_plus_ext
 
+from imagetok.data.folder_listing import NOT_IMAGES, PREFIX_SIZE, Skipped, file_kind
+from imagetok.data.folder_notice import tell_members
 from imagetok.errors import DataError
 
 FIRST_SAMPLES = 20
@@ -36,8 +40,14 @@ FIRST_SAMPLES = 20
 looked at beforehand where a stream is asked for images alone.
 """
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes where other rows come out of equal archives, so that the cache has none of before."""
+
+_NO_ENDING = "image file without an ending"
+"""Stands for the ending of an image whose name has none."""
+
+_LITTER = ""
+"""What folders and hidden files are called, of which nothing is said."""
 
 _TEXT = pa.large_string()
 """Stands for JSON text while types are merged; other texts are `pa.string()`."""
@@ -63,10 +73,12 @@ class _Survey:
     Attributes:
         types: The type of each field in the order in which samples have them; null for images.
         several: Groups of image fields of which a sample has more than one.
+        skipped: Members that belong to no sample, by what they are called in the plural.
     """
 
     types: Mapping[str, pa.DataType]
     several: frozenset[str]
+    skipped: Mapping[str, Skipped]
 
 
 class TarSamples(WebDataset):  # type: ignore[misc]
@@ -82,7 +94,11 @@ class TarSamples(WebDataset):  # type: ignore[misc]
         found = self._find_types(first)
         asked = self.config.columns or ()
         if not dl_manager.is_streaming or any(found.get(name) is not None for name in asked):
-            found = self._find_types([_survey(path, None) for path in every])
+            surveys = [_survey(path, None) for path in every]
+            found = self._find_types(surveys)
+            tell_members(every, [survey.skipped for survey in surveys])
+        if not found:
+            raise DataError(f"'{every[0]}' and the archives beside it hold no samples")
         self._types = found if self.config.columns is None else {key: found[key] for key in asked}
         self.info.features = _features(self._types)
         return [
@@ -105,7 +121,8 @@ class TarSamples(WebDataset):  # type: ignore[misc]
                     if kind is not None:
                         row[name] = _fit(_plain(value), kind)
                     elif row[name] is None:
-                        row[name] = {"path": f"{sample['__key__']}.{field}", "bytes": value}
+                        ending = "" if field == _NO_ENDING else f".{field}"
+                        row[name] = {"path": sample["__key__"] + ending, "bytes": value}
                     else:
                         raise DataError(
                             f"the sample '{sample['__key__']}' of '{path}' has several images in "
@@ -125,7 +142,8 @@ class TarSamples(WebDataset):  # type: ignore[misc]
 
     def _column(self, field: str) -> str:
         group = _image_group(field)
-        return field if group is None else self._joint.get(group, field)
+        name = field if group is None else self._joint.get(group, field)
+        return "image" if name == _NO_ENDING else name
 
 
 def _survey(path: str, most: int | None) -> _Survey:
@@ -138,23 +156,33 @@ def _survey(path: str, most: int | None) -> _Survey:
 def _survey_file(path: str, most: int | None, _changed: int, _size: int) -> _Survey:
     types: dict[str, pa.DataType] = {}
     several: set[str] = set()
-    for sample in islice(_samples(path), most):
+    skipped: dict[str, Skipped] = {}
+    for sample in islice(_samples(path, skipped=skipped), most):
         groups = [group for field in sample if (group := _image_group(field)) is not None]
         several |= {group for group in groups if groups.count(group) > 1}
         for field, value in sample.items():
             kind = pa.null() if _image_group(field) is not None else _infer(_plain(value))
             types[field] = _merge(types.get(field, pa.null()), kind)
-    return _Survey(types, frozenset(several))
+    return _Survey(types, frozenset(several), skipped)
 
 
-def _samples(path: str, with_images: bool = False) -> Iterator[Sample]:
+def _samples(
+    path: str, with_images: bool = False, skipped: dict[str, Skipped] | None = None
+) -> Iterator[Sample]:
     """The samples of an archive; their images are empty unless they are asked for.
+
+    Args:
+        path: The archive.
+        with_images: Whether images are asked for.
+        skipped: Takes up what belongs to no sample, unless None.
 
     Raises:
         ReadError: The archive is damaged.
         ValueError: A sample is not what its ending says.
     """
-    samples = WebDataset._get_pipeline_from_tar(path, _members(path, with_images))
+    samples = WebDataset._get_pipeline_from_tar(
+        path, _members(path, with_images, {} if skipped is None else skipped)
+    )
     place = "its first sample"
     while True:
         try:
@@ -174,8 +202,12 @@ def _features(types: Mapping[str, pa.DataType | None]) -> Features:
     return Features({key: Image() if types[key] is None else features[key] for key in types})
 
 
-def _members(path: str, with_images: bool) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(
+    path: str, with_images: bool, skipped: dict[str, Skipped]
+) -> Iterator[tuple[str, IO[bytes]]]:
     """Names and contents of an archive's files; images are empty unless they are asked for.
+
+    An image without an ending is called as if it had the ending `_NO_ENDING`.
 
     Raises:
         ReadError: The archive is damaged.
@@ -184,21 +216,50 @@ def _members(path: str, with_images: bool) -> Iterator[tuple[str, IO[bytes]]]:
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
+                archive.members = []  # type: ignore[attr-defined]
                 name = member.name
-                if not member.isreg() or Path(name).name.startswith((".", "__")):
+                content = archive.extractfile(member) if member.isreg() else None
+                kind = _LITTER if member.isdir() else _skipped_kind(name, content)
+                if kind is not None or content is None:
+                    skipped.setdefault(kind or _LITTER, Skipped()).add(f"{Path(path).name}/{name}")
                     continue
                 last = f"'{name}'"
-                field = base_plus_ext(name)[1]
-                is_passed = not with_images and field and _image_group(field) is not None
-                content = None if is_passed else archive.extractfile(member)
-                yield name, io.BytesIO() if content is None else content
-                archive.members = []  # type: ignore[attr-defined]
+                if (field := base_plus_ext(name)[1]) is None:
+                    name, field = f"{name}.{_NO_ENDING}", _NO_ENDING
+                is_passed = not with_images and _image_group(field) is not None
+                yield name, io.BytesIO() if is_passed else content
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise tarfile.ReadError(f"the archive '{path}' is damaged at {last}: {error}") from None
 
 
+def _skipped_kind(name: str, content: IO[bytes] | None) -> str | None:
+    """What a member that belongs to no sample is called in the plural; None for others.
+
+    Args:
+        name: Its path.
+        content: What it holds, from which nothing is taken; None where it is not a file.
+    """
+    if content is None:
+        return "links and devices"
+    file = Path(name).name
+
+    def head() -> bytes:
+        return cast("BufferedReader", content).peek(PREFIX_SIZE)[:PREFIX_SIZE]
+
+    if file.startswith("."):
+        is_image = not file.startswith("._") and file_kind(file, head) == "image"
+        return "hidden images" if is_image else _LITTER
+    has_key = base_plus_ext(f"{name}.{_NO_ENDING}")[0] is not None
+    has_ending = base_plus_ext(name)[0] is not None and not file.startswith("__")
+    if has_ending or (has_key and file_kind(file, head) == "image"):
+        return None
+    return NOT_IMAGES if has_key else "names with line breaks"
+
+
 def _image_group(field: str) -> str | None:
     """What a field of an image is called without its ending; None for other fields."""
+    if field == _NO_ENDING:
+        return ""
     group, _, ending = field.rpartition(".")
     return group if ending.lower() in WebDataset.IMAGE_EXTENSIONS else None
 

@@ -32,6 +32,9 @@ from imagetok.tokenizing.image_preparation import ImageCell
 FILE_COLUMN = "file"
 """Column of the names of image files, relative to the dataset, which can be kept of every input."""
 
+ARCHIVE_COLUMN = "__url__"
+"""Column of the paths of the archives that samples of tar archives come from."""
+
 CHUNK = 8
 """Rows that are read and decoded at a time; no result depends on it."""
 
@@ -70,6 +73,8 @@ class JobInput(ABC):
         sizes: Sizes of the files in bytes; None where unknown.
         names_files: Whether the kept column `FILE_COLUMN` is not one of the input's, but is made of
             the paths of the images.
+        archive_column: Column of the archives that these paths lead into; None where they do not
+            need it.
     """
 
     name: str
@@ -82,6 +87,7 @@ class JobInput(ABC):
     files: Sequence[str] = ()
     sizes: Sequence[int | None] = ()
     names_files: bool = False
+    archive_column: str | None = None
 
     @property
     @abstractmethod
@@ -104,7 +110,8 @@ class JobInput(ABC):
     def columns(self) -> list[str]:
         """The columns that are read."""
         kept = [name for name in self.kept if name != FILE_COLUMN or not self.names_files]
-        return list(dict.fromkeys([self.image_column, *kept]))
+        archive = [self.archive_column] if self.archive_column and self.names_files else []
+        return list(dict.fromkeys([self.image_column, *kept, *archive]))
 
     def chunk(self, start: int, table: pa.Table) -> Chunk:
         """A table of consecutive rows as a chunk.
@@ -115,7 +122,14 @@ class JobInput(ABC):
         """
         images = [as_stored_image(value) for value in table.column(self.image_column).to_pylist()]
         if self.names_files:
-            names = [None if image is None else self.file_name(image["path"]) for image in images]
+            paths = [None if image is None else image["path"] for image in images]
+            names = list(map(self.file_name, paths))
+            if self.archive_column is not None:
+                archives = table.column(self.archive_column).to_pylist()
+                names = [
+                    None if path is None else f"{relative_name(archive, self.root)}/{path}"
+                    for archive, path in zip(archives, paths, strict=True)
+                ]
             table = table.append_column(FILE_COLUMN, pa.array(names, pa.string()))
         return Chunk(start, images, table.select(list(self.kept)))
 
@@ -160,6 +174,7 @@ def open_input(
         image_column=rows.image_column,
         kept=_kept_features(features, dataset.name, rows.image_column, keep),
         names_files=FILE_COLUMN in keep and FILE_COLUMN not in features,
+        archive_column=ARCHIVE_COLUMN if location is not None and location.has_tars else None,
         fingerprint="",
         root=None if location is None or location.root is None else location.root.resolve(),
         num_rows=len(rows),
