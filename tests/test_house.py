@@ -102,8 +102,16 @@ def test_the_wheel_holds_every_source_file_and_recipe(root: Path, wheel: list[st
     assert "imagetok/py.typed" in expected
 
 
-def test_importing_imagetok_does_not_import_torch(tmp_path: Path) -> None:
-    assert run_python("import sys, imagetok; print('torch' in sys.modules)", tmp_path) == "False"
+def test_importing_imagetok_imports_the_standard_library_alone(tmp_path: Path) -> None:
+    code = """
+import sys
+before = set(sys.modules)
+import imagetok
+
+packages = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(sorted(packages - sys.stdlib_module_names))
+"""
+    assert run_python(code, tmp_path) == "['imagetok']"
 
 
 def test_importing_the_tokenizer_does_not_import_what_only_measuring_needs(tmp_path: Path) -> None:
@@ -117,7 +125,7 @@ print({"torchmetrics", "scipy"} & set(sys.modules))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["tokenize", "--help"]])
-def test_asking_the_command_line_for_help_imports_neither_torch_nor_parts(
+def test_asking_the_command_line_for_help_imports_neither_torch_configs_nor_parts(
     tmp_path: Path, arguments: list[str]
 ) -> None:
     code = f"""
@@ -128,7 +136,8 @@ try:
     main({arguments})
 except SystemExit as stop:
     status = stop.code
-heavy = {{"torch", "datasets", "imagetok.networks", "imagetok.bottlenecks", "imagetok.likelihoods"}}
+heavy = {{"torch", "numpy", "PIL", "yaml", "datasets", "imagetok.config.strict_config"}}
+heavy |= {{"imagetok.networks", "imagetok.bottlenecks", "imagetok.likelihoods"}}
 print(status or 0, sorted(heavy & set(sys.modules)))
 """
     *shown, last = run_python(code, tmp_path).splitlines()

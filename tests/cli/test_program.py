@@ -526,13 +526,18 @@ def test_encoding_shows_ids_or_writes_them(run: Run, tokenizer: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_encoding_loads_neither_datasets_nor_a_compiler(tokenizer: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["info TOKENIZER", "encode IMAGE --tokenizer TOKENIZER"])
+def test_a_command_imports_no_library_that_it_does_not_need(
+    command: str, tokenizer: Path, tmp_path: Path
+) -> None:
     Image.new("RGB", (20, 40)).save(tmp_path / "a.png")
-    arguments = ["encode", str(tmp_path / "a.png"), "--tokenizer", str(tokenizer)]
+    places = {"IMAGE": str(tmp_path / "a.png"), "TOKENIZER": str(tokenizer)}
+    arguments = [places.get(word, word) for word in command.split()]
     code = (
         f"import sys\nfrom imagetok.cli import main\ntry: main({arguments})\n"
-        "finally: print({'datasets', 'accelerate', 'torchmetrics', 'torch._dynamo', 'sympy'}"
-        " & sys.modules.keys())"
+        "finally: print({'datasets', 'pyarrow', 'pandas', 'huggingface_hub', 'httpx2',"
+        " 'accelerate', 'transformers', 'torchmetrics', 'scipy', 'matplotlib', 'jinja2', 'rich',"
+        " 'torch._dynamo', 'torch._inductor', 'sympy'} & sys.modules.keys())"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ended.stdout.splitlines()[-1] == "set()", ended

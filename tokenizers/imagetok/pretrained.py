@@ -1,4 +1,8 @@
-"""A tokenizer's way to files, to the Hub and back: functions that `ImageTokenizer` calls."""
+"""A tokenizer's way to files, to the Hub and back: functions that `ImageTokenizer` calls.
+
+What talks to the Hub is imported where it is used: huggingface_hub and its HTTP client take a tenth
+of a second, and a tokenizer in a folder needs neither.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from torch import Tensor
 
@@ -15,9 +19,7 @@ from imagetok.arguments import read_folder
 from imagetok.cards import write_model_card
 from imagetok.errors import InvalidValueError, ModelFileError
 from imagetok.files import file_sha256, naming_os_errors, write_atomic
-from imagetok.hub import Pushed, is_repo_id, load_remote_model, push_model, read_subfolder
-from imagetok.hub.branch import PushOptions
-from imagetok.hub.repo_commit import FetchOptions
+from imagetok.hub import is_repo_id, read_subfolder
 from imagetok.modelfile import (
     CARD_FILE,
     MODEL_FILE,
@@ -28,6 +30,11 @@ from imagetok.modelfile import (
     save_model,
 )
 from imagetok.tokenizer_config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from imagetok.hub import Pushed
+    from imagetok.hub.branch import PushOptions
+    from imagetok.hub.repo_commit import FetchOptions
 
 RUN_SUBFOLDER = "tokenizer"
 """Folder of a training run that holds the trained tokenizer."""
@@ -75,6 +82,8 @@ def open_pretrained(
         InvalidTypeError: name is not a path.
     """
     if isinstance(name, str) and is_repo_id(name):
+        from imagetok.hub import load_remote_model
+
         found = load_remote_model(name, subfolder=subfolder, expect=expect, **options)
         return found.files, Origin(name, found.revision, found.folder, found.files.sha256)
     if (revision := options.get("revision")) is not None:
@@ -160,6 +169,8 @@ def push_pretrained(
         HubAccessError, HubError: The Hub refuses or cannot be reached.
         InvalidValueError: The tokenizer cannot be saved; see `save_pretrained`.
     """
+    from imagetok.hub import push_model
+
     with tempfile.TemporaryDirectory(prefix="imagetok-push-") as folder:
         save_pretrained(Path(folder), config, tensors, origin, repo_id)
         return push_model(folder, repo_id, **options)

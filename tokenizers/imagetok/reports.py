@@ -17,7 +17,7 @@ from imagetok.build import without_values
 from imagetok.config.recipe import dump_recipe
 from imagetok.errors import ImagetokError
 from imagetok.files import write_atomic
-from imagetok.hub import is_repo_id, read_remote_info
+from imagetok.hub import is_repo_id
 from imagetok.images import grid_image, to_unit
 from imagetok.images.rendering import save_image
 from imagetok.metrics import PsnrConfig, known_metric, psnr
@@ -207,6 +207,8 @@ def _describe_local(name: str | Path, revision: str | None) -> _Description:
 
 
 def _describe_remote(name: str, revision: str | None) -> _Description:
+    from imagetok.hub import read_remote_info  # huggingface_hub, which a folder does not need
+
     found = read_remote_info(name, revision=revision)
     with without_values():
         tokenizer = ImageTokenizer.from_config(found.config)

@@ -19,7 +19,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Any, Literal, Self, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import torch
 from PIL import Image
@@ -43,7 +43,6 @@ from imagetok.bottlenecks import (
 from imagetok.build import build_parts, without_values
 from imagetok.config import printable
 from imagetok.errors import InvalidValueError, NotContinuousError, NotDiscreteError
-from imagetok.hub import Pushed
 from imagetok.ids import read_grid, read_ids, read_sequence
 from imagetok.images import Preprocessor, to_pil, to_unit
 from imagetok.launch import read_device
@@ -53,6 +52,9 @@ from imagetok.outputs import TokenizerOutput
 from imagetok.pretrained import Origin, open_pretrained, push_pretrained, save_pretrained
 from imagetok.tokenizer_config import TokenizerConfig
 from imagetok.weight_fingerprint import WeightFingerprint
+
+if TYPE_CHECKING:
+    from imagetok.hub import Pushed
 
 __all__ = ["ImageTokenizer", "TokenizerOutput"]
 

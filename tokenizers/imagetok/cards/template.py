@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
-from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from typing import TYPE_CHECKING, Any
 
 from imagetok.cards.markdown import code, front_matter, python_text
 from imagetok.display_names import without_folders
 from imagetok.hub.card_merge import CARD_BEGIN, CARD_END
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 UNKNOWN_LICENSE = "unknown"
 """The Hub's word for it. No file that a card is made from says which licence weights or ids have;
@@ -54,6 +55,9 @@ def written(value: float) -> str:
 
 @cache
 def _environment() -> Environment:
+    # Imported here, because every tokenizer can write a card, and few processes do.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("imagetok.cards", "."),
         autoescape=True,

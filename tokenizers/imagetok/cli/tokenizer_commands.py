@@ -29,7 +29,7 @@ from imagetok.cli.options import (
     load_alone,
     with_reading_options,
 )
-from imagetok.config.recipe import recipe_names
+from imagetok.config.recipe_folder import recipe_names
 
 app = typer.Typer()
 

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from imagetok.config.override import apply_override
+from imagetok.config.recipe_folder import recipe_names, recipe_text
 from imagetok.config.strict_config import Config
 from imagetok.config.yaml_text import parse_yaml
 from imagetok.errors import ConfigError, UnreadableFileError
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    files = resources.files("imagetok") / "recipes"
-    return sorted(f.name.removesuffix(".yaml") for f in files.iterdir() if f.name.endswith(".yaml"))
 
 
 def read_recipe(
@@ -63,7 +57,7 @@ def dump_recipe(config: Config) -> str:
 
 def _read(recipe: str) -> dict[str, Any]:
     if recipe in recipe_names():
-        text = (resources.files("imagetok") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
+        text = recipe_text(recipe)
     elif recipe.endswith((".yaml", ".yml")):
         try:
             text = Path(recipe).read_text("utf-8")

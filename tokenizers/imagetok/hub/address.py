@@ -10,10 +10,6 @@ import re
 from pathlib import PurePosixPath
 from typing import TypeGuard
 
-from huggingface_hub import constants
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
-
 from imagetok.errors import HubAccessError, InvalidTypeError, InvalidValueError
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -31,15 +27,22 @@ def is_repo_id(name: str) -> bool:
     Whatever exists on this machine is a path; so is a name that is absolute, begins with `.` or
     `~`, or has more than one slash.
     """
+    if name.count("/") != 1 or os.path.lexists(name):
+        return False
     try:
         check_repo_id(name)
     except HubAccessError:
         return False
-    return name.count("/") == 1 and not os.path.lexists(name)
+    return True
 
 
 def check_repo_id(repo_id: str) -> None:
     """Refuse, with HubAccessError, what cannot be the name of a repository."""
+    # Imported here, because a path of this machine, which this module tells from a name on the Hub,
+    # needs nothing of huggingface_hub.
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
     try:
         validate_repo_id(repo_id)
     except HFValidationError:
@@ -55,7 +58,7 @@ def check_revision(repo_id: str, revision: str | None) -> str:
         HubAccessError: A repository or a revision cannot have this name.
     """
     check_repo_id(repo_id)
-    wanted = constants.DEFAULT_REVISION if revision is None else revision
+    wanted = "main" if revision is None else revision
     if _UNFIT.search(wanted):
         raise HubAccessError(
             f"'{wanted}' cannot be a revision of {repo_id}; expected a branch, a tag or a commit"

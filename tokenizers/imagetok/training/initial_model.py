@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
-from imagetok.config.recipe import recipe_names
+from imagetok.config import recipe_names
 from imagetok.config.strict_config import differing_entries
 from imagetok.data import TrainingData
 from imagetok.errors import ConfigError, ImagetokError
