@@ -86,6 +86,44 @@ def test_any_name_survives_being_dumped(tmp_path: Path, text: str) -> None:
     assert load_recipe(str(path)).data.name == text
 
 
+@pytest.mark.parametrize(
+    ("path", "text", "expected"),
+    [
+        ("data.name", "1e4", "1e4"),
+        ("train.steps", "1e4", 10_000),
+        ("train.steps", "1.5E+3", 1500),
+        ("train.optimizer.lr", "1.0e-3", 1e-3),
+        ("tokenizer.bottleneck.codebook_size", "1e2", 100),
+        ("tokenizer.image_size", "[1e2, 32]", (100, 32)),
+    ],
+)
+def test_a_number_with_an_exponent_is_an_integer_where_one_is_wanted(
+    tmp_path: Path, path: str, text: str, expected: Any
+) -> None:
+    values: Any = tiny_values("vqvae")
+    *parents, last = path.split(".")
+    node = values
+    for part in parents:
+        node = node.setdefault(part, {})
+    node[last] = "PLACE"
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(values).replace("PLACE", text))
+    config: Any = load_recipe(str(file))
+    for part in path.split("."):
+        config = getattr(config, part)
+    assert (config, type(config)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize("text", ["'1e4'", "1.5e0", "1e-4", "10000.0"])
+def test_what_is_not_an_integer_is_refused_where_one_is_wanted(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "run.yaml"
+    values = tiny_values("vqvae")
+    values["train"]["steps"] = "PLACE"
+    file.write_text(yaml.safe_dump(values).replace("PLACE", text))
+    with pytest.raises(ConfigError, match=r"train\.steps"):
+        load_recipe(str(file))
+
+
 # Overrides
 
 
@@ -116,6 +154,7 @@ def test_any_name_survives_being_dumped(tmp_path: Path, text: str) -> None:
         ("train.steps=1e4", 10_000),
         ("train.steps=1.5E+3", 1500),
         ("data.stratify=3", 3),
+        ("tokenizer.image_size=[1e2, 32]", (100, 32)),
         ("train.optimizer.lr=1e1", 10.0),
         ("tokenizer.bottleneck.codebook_size=1e2", 100),
     ],

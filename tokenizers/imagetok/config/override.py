@@ -3,23 +3,20 @@
 A value is YAML, with two exceptions that the type of the key decides. Where only text fits, the
 value is taken literally, so that `data.name=2024` and `data.name=photos #2` name folders; quotes
 around all of it are removed, and `null` stands for None where the key may be None. Where an integer
-fits and no other number, `1e4` is one.
+fits and no other number, `1e4` is one, as it is in recipes.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from imagetok.config.registry import PartConfig, find_part
-from imagetok.config.strict_config import Config, UnknownTypeError, printable, unique_keys
-from imagetok.config.yaml_text import parse_yaml
+from imagetok.config.expected_types import fit_numbers, types_below
+from imagetok.config.strict_config import Config, printable, unique_keys
+from imagetok.config.yaml_text import Exponent, parse_yaml
 from imagetok.errors import ConfigError
 
-_EXPONENT = re.compile(r"[+-]?\d+(\.\d+)?[eE]\+?\d{1,3}")
 _NULLS = ("", "~", "null", "Null", "NULL")
 
 
@@ -42,13 +39,13 @@ def apply_override(values: dict[str, Any], override: str, model: type[Config]) -
     node: Any = values
     kinds: list[Any] = [model]
     for part in parents:
-        kinds = [kind for above in kinds for kind in _below(above, part, node)]
+        kinds = types_below(kinds, part, node)
         if node.get(part) is None:
             node[part] = {}
         node = node[part]
         if not isinstance(node, Mapping):
             raise ConfigError(f"{where}: '{printable(part)}' holds a value, not further keys")
-    node[last] = _read(text, where, [k for above in kinds for k in _below(above, last, node)])
+    node[last] = _read(text, where, types_below(kinds, last, node))
 
 
 def _read(text: str, where: str, kinds: Sequence[Any]) -> Any:
@@ -57,10 +54,7 @@ def _read(text: str, where: str, kinds: Sequence[Any]) -> Any:
     is_null = len(fits) < len(kinds) and text in _NULLS
     if fits and all(kind is str for kind in fits) and not is_null:
         return _unquote(text, where)
-    if int in fits and float not in fits and _EXPONENT.fullmatch(text):
-        number = float(text)
-        return int(number) if number.is_integer() else number
-    return _read_yaml(text, where)
+    return fit_numbers(_read_yaml(text, where), kinds)
 
 
 def _unquote(text: str, where: str) -> str:
@@ -75,46 +69,10 @@ def _unquote(text: str, where: str) -> str:
 
 def _read_yaml(text: str, where: str) -> Any:
     try:  # 1e-3 is a number in JSON, a text in YAML
-        return json.loads(text, object_pairs_hook=unique_keys)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_float=_parse_float)
     except (ValueError, RecursionError):
         return parse_yaml(text, where)
 
 
-def _below(kind: Any, key: str, node: Mapping[str, Any]) -> Iterator[Any]:
-    """The types that an entry may have: of a config its field's, of a mapping its values'.
-
-    Args:
-        kind: Type of the whole.
-        key: The entry.
-        node: What the whole holds so far; it tells which part a part is.
-    """
-    if get_origin(kind) is dict:
-        yield from _alternatives(get_args(kind)[1])
-    elif isinstance(kind, type) and issubclass(kind, Config):
-        field = _resolve(kind, node).model_fields.get(key)
-        if field is not None:
-            yield from _alternatives(field.annotation)
-
-
-def _resolve(kind: type[Config], node: Mapping[str, Any]) -> type[Config]:
-    """The config of a part by its `type`; any other as it is."""
-    name = node.get("type")
-    if not issubclass(kind, PartConfig) or "type" in kind.model_fields or not isinstance(name, str):
-        return kind
-    try:
-        return find_part(kind.kind, name)
-    except UnknownTypeError:  # told when the whole is validated
-        return kind
-
-
-def _alternatives(kind: Any) -> Iterator[Any]:
-    """The members of a type: of a union each, of a literal the types of its values."""
-    if get_origin(kind) is Annotated:
-        yield from _alternatives(get_args(kind)[0])
-    elif get_origin(kind) in (Union, UnionType):
-        for member in get_args(kind):
-            yield from _alternatives(member)
-    elif get_origin(kind) is Literal:
-        yield from {type(value) for value in get_args(kind)}
-    else:
-        yield kind
+def _parse_float(text: str) -> float | Exponent:
+    return Exponent(text, float(text)) if "e" in text.lower() else float(text)

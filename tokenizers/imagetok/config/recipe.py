@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from imagetok.config.expected_types import fit_numbers
 from imagetok.config.override import apply_override
 from imagetok.config.recipe_folder import recipe_names, recipe_text
 from imagetok.config.strict_config import Config
@@ -46,7 +47,7 @@ def read_recipe(
         values["tokenizer"] = read_saved(folder).to_dict()
         for override in overrides:
             apply_override(values, override, model)
-    return model.from_dict(values)
+    return model.from_dict(fit_numbers(values, [model]))
 
 
 def dump_recipe(config: Config) -> str:

@@ -2,10 +2,14 @@
 
 YAML's aliases let two places share a value, so that an override of one would change both, and let a
 short text unfold without bound. Here each place gets a copy, up to a limit.
+
+`1e4` is a text to PyYAML and a number to everybody else. It comes as an `Exponent`, which
+`imagetok.config.expected_types` makes an integer where one is wanted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,8 +22,28 @@ MAX_VALUES = 10_000
 """Most values that a text may have with its aliases written out."""
 
 
+class Exponent(str):
+    """A number such as `1e4` without quotes, as the text that it was written as.
+
+    Attributes:
+        plain: What it is where no integer is wanted: a text or, as `1.0e+4` in YAML, a float.
+    """
+
+    plain: str | float
+
+    def __new__(cls, text: str, plain: str | float) -> Exponent:
+        """Mark a text."""
+        number = super().__new__(cls, text)
+        number.plain = plain
+        return number
+
+
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; `where` is what messages call it.
+    """The value of a YAML text, in which every number such as `1e4` is an `Exponent`.
+
+    Args:
+        text: The text.
+        where: What messages call it.
 
     Raises:
         ConfigError: The text is not safe YAML, gives a key twice, or unfolds beyond the limit.
@@ -48,6 +72,23 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
             seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+_EXPONENT = "!exponent"
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+
+
+def _construct_exponent(_loader: _Loader, node: yaml.ScalarNode) -> Exponent:
+    if not _NUMBER.match(node.value):
+        raise yaml.MarkedYAMLError(problem="an unknown tag", problem_mark=node.start_mark)
+    return Exponent(node.value, yaml.safe_load(node.value))
+
+
+_Loader.add_constructor(_EXPONENT, _construct_exponent)
+_Loader.yaml_implicit_resolvers = {
+    first: [(_EXPONENT, _NUMBER), *others] if first in "-+.0123456789" else others
+    for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _scalar_keys(node: yaml.Node) -> Iterator[yaml.ScalarNode]:
