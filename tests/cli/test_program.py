@@ -419,6 +419,32 @@ def test_dry_runs_open_the_data_and_write_nothing(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("photos", ["data.split=test"], "no split 'test'"),
+        ("photos", [], "no split test or validation to evaluate on"),
+        ("photos/0.png", [], "is a file of another kind"),
+        ("empty", [], "holds no images"),
+        ("builtin:shapes", ["data.split=nothing"], "no split 'nothing'"),
+    ],
+)
+def test_a_dry_run_refuses_data_that_are_here_and_cannot_be_used(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    changes: list[str],
+    reason: str,
+) -> None:
+    for folder in ("photos", "empty"):
+        (tmp_path / folder).mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 40), (number, 9, 9)).save(tmp_path / "photos" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    refused(run("train", "ae-shapes", f"data.name={name}", *changes, "--dry-run"), reason)
+
+
 def test_evaluating_prints_and_writes_the_figures(
     run: Run, tokenizer: Path, tmp_path: Path
 ) -> None:

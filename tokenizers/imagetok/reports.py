@@ -15,7 +15,7 @@ from torch import Tensor
 
 from imagetok.build import without_values
 from imagetok.config.recipe import dump_recipe
-from imagetok.errors import ImagetokError
+from imagetok.errors import DataError, ImagetokError
 from imagetok.files import write_atomic
 from imagetok.hub import is_repo_id
 from imagetok.images import grid_image, to_unit
@@ -88,7 +88,14 @@ def show_plan(config: RunConfig) -> None:
 
 
 def show_run_data(config: RunConfig) -> None:
-    """Print what a run would read; why, where that cannot be opened here and now."""
+    """Print what a run would read; why not, where a dataset is not on this machine.
+
+    A run may be planned where its data are not.
+
+    Raises:
+        DataError: The dataset is here, and it, a split or a column cannot be used.
+    """
+    from imagetok.data.dataset_location import is_here
     from imagetok.data.survey import evaluation_split, survey_data
 
     data = config.data
@@ -97,6 +104,8 @@ def show_run_data(config: RunConfig) -> None:
         evaluated = evaluation_split(config)
         measured = survey_data(data.ref(evaluated))
     except ImagetokError as error:
+        if isinstance(error, DataError) and is_here(data.ref(data.split)):
+            raise
         show_table("data", {data.name: f"not opened: {error}"})
         return
     rows = {

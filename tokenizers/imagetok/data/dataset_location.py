@@ -198,6 +198,11 @@ def _local_files(cache_dir: str | None) -> DownloadConfig:
     return DownloadConfig(cache_dir=folder, use_etag=False, download_desc="Finding files")
 
 
+def is_here(ref: DatasetRef) -> bool:
+    """Whether a dataset is built in or the path of a file or folder on this machine."""
+    return ref.is_builtin or (ref.name != "" and os.path.exists(os.path.expanduser(ref.name)))
+
+
 def find_location(ref: DatasetRef) -> DatasetLocation:
     """Where the dataset of a path or of a name on the Hub is found; nothing is read.
 
@@ -206,14 +211,13 @@ def find_location(ref: DatasetRef) -> DatasetLocation:
             revision is given for something that has none.
     """
     name, revision = ref.name, ref.revision
-    path = os.path.expanduser(name)
-    if name and os.path.exists(path):
+    if is_here(ref):
         if revision is not None:
             raise DataError(
                 f"'{name}' lies on this machine and has no revision '{revision}'; leave revision "
                 "out"
             )
-        return _find_local(ref, Path(path))
+        return _find_local(ref, Path(os.path.expanduser(name)))
     if not is_hub_name(name) or name in _FILE_KINDS or Path(name).suffix in _FORMATS:
         raise DataError(f"there is no file or folder '{name[:200]}'; a dataset is {FORMS}")
     return DatasetLocation(

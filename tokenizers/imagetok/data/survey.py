@@ -14,7 +14,6 @@ from imagetok.data.image_rows import open_rows
 from imagetok.data.image_stream import StreamedFiles
 from imagetok.data.source import open_source, split_ranges
 from imagetok.dataset_ref import DatasetRef
-from imagetok.errors import DataError
 from imagetok.run_config import RunConfig
 
 
@@ -50,11 +49,8 @@ def survey_data(ref: DatasetRef) -> DataSurvey:
         labels = _labels(rows.dataset.features)
         return DataSurvey(splits, len(rows), rows.image_column, labels)
     files = StreamedFiles(ref, location, None)
-    name = ref.split.partition("[")[0]
-    if name not in files.splits:
-        raise DataError(
-            f"'{ref.name}' has no split '{ref.split}'; its splits are: {', '.join(files.splits)}"
-        )
+    # How many rows there are is not known, but it takes no more than names to tell the splits.
+    (name, *_), *_ = split_ranges(ref, dict.fromkeys(files.splits, 1))
     return DataSurvey(files.splits, None, files.find_column(name), _labels(files.features(name)))
 
 
