@@ -24,11 +24,13 @@ from loopback_hub import LoopbackHub
 
 if TYPE_CHECKING:
     from command_line import Run
+    from imagetok.codesearch.kernel import Kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 FOREIGN_SETTINGS = re.compile(
-    r"(HF|HUGGINGFACE|HUGGING_FACE)_.*|TRANSFORMERS_OFFLINE|(all|https?|no)_proxy", re.IGNORECASE
+    r"(HF|HUGGINGFACE|HUGGING_FACE)_.*|TRANSFORMERS_OFFLINE|IMAGETOK_BACKEND|(all|https?|no)_proxy",
+    re.IGNORECASE,
 )
 
 
@@ -132,3 +134,15 @@ def logged_in(
     """The Hub, where this machine is the user `user`, and nobody waits between tries."""
     monkeypatch.setenv("HF_TOKEN", loopback_hub.token)
     return loopback_hub
+
+
+@pytest.fixture(scope="session")
+def kernel() -> Kernel:
+    """The compiled code search; tests that ask for it are skipped where there is no compiler."""
+    from imagetok.codesearch.kernel import build_kernel
+    from imagetok.errors import KernelError
+
+    try:
+        return build_kernel()
+    except KernelError as error:
+        pytest.skip(str(error))

@@ -17,7 +17,7 @@ from execution_rules import STARTS_PROGRAMS, violations
 from imagetok import ImageTokenizer, hub, load_recipe
 from imagetok.config.recipe import dump_recipe
 
-PACKAGE_FILES = {".py", ".yaml", ".jinja", ".typed"}
+PACKAGE_FILES = {".py", ".cpp", ".yaml", ".jinja", ".typed"}
 
 BAD = {
     "import pickle": "pickle",

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from imagetok import ImageTokenizer
+from imagetok.codesearch import use_backend
 from imagetok.config import load_recipe
 from imagetok.errors import ModelFileError
 from imagetok.reports import (
@@ -87,6 +88,15 @@ def test_hashes_and_paths_are_whole_however_narrow_the_terminal(
 def test_what_does_not_apply_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show_info(untrained("vae", tmp_path), as_json=False)
     assert re.search(r"codebook_size +does not apply\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("system", "told"), [("vqvae", True), ("ae", False)])
+def test_the_code_search_of_this_machine_is_told(
+    system: str, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with use_backend("torch"):
+        show_info(untrained(system, tmp_path), as_json=False)
+    assert ("code search  torch" in capsys.readouterr().out) == told
 
 
 def test_figures_have_units_and_protocols_stay_out(

@@ -19,11 +19,14 @@ import pytest
 import torch
 from datasets import Features, Value
 from small_jobs import ROWS, RunJob, make_tokenizer, rows_in, run_job, save_images, shards_of
+from torch import Tensor
 
+from imagetok import ImageTokenizer
+from imagetok.codesearch import search_backend
 from imagetok.data import prefetcher
 from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
 from imagetok.images import Preprocessor
-from imagetok.shards import UnitWriter
+from imagetok.shards import UnitWriter, read_job
 from imagetok.tokenizing import JobStopped, TokenizingError, job_run
 from imagetok.tokenizing.batch_encoder import BatchEncoder
 from tiny_data import png, write_split
@@ -318,6 +321,50 @@ def test_mixed_numeric_settings_are_recorded_for_their_shards(
     manifest = job(tmp_path / "out", batch_size=5, allow_mixed_numerics=True)
     sizes = [shard.numerics and shard.numerics.batch_size for shard in manifest.shards]
     assert sizes == [None, 5, 5, 5]
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_job_goes_on_with_the_search_that_it_was_begun_with(
+    job: RunJob,
+    tmp_path: Path,
+    break_off: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "out"
+    break_off(4)
+    monkeypatch.setenv("IMAGETOK_BACKEND", "torch")
+    with pytest.raises(BrokenOffError):
+        job(folder)
+    break_off(ROWS)
+    monkeypatch.setenv("IMAGETOK_BACKEND", "native")
+    with pytest.raises(DataError, match='search: "torch" there, "native" here'):
+        job(folder)
+    monkeypatch.delenv("IMAGETOK_BACKEND")
+    searched = record_searches(monkeypatch)
+    manifest = job(folder)
+    assert [shard.numerics for shard in manifest.shards] == [None] * len(manifest.shards)
+    assert read_job(folder).numerics.search == "torch"
+    assert searched == {"torch"}
+
+
+def test_a_new_job_records_the_search_of_this_machine(
+    job: RunJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = record_searches(monkeypatch)
+    job(tmp_path / "out")
+    assert searched == {read_job(tmp_path / "out").numerics.search} == {search_backend()}
+
+
+def record_searches(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The backends of all code searches from now on."""
+    searched, choose = set(), ImageTokenizer.choose_ids
+
+    def record(self: ImageTokenizer, z: Tensor) -> Tensor:
+        searched.add(search_backend())
+        return choose(self, z)
+
+    monkeypatch.setattr(ImageTokenizer, "choose_ids", record)
+    return searched
 
 
 @pytest.mark.parametrize(

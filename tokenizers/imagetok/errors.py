@@ -86,6 +86,10 @@ class MissingExtraError(InvalidValueError):
     """A feature needs an optional dependency that is not installed."""
 
 
+class KernelError(ImagetokError, OSError):
+    """A compiled kernel cannot be had on this machine."""
+
+
 class TrainingError(ImagetokError, ArithmeticError):
     """Training cannot go on: the loss or the gradients are not finite."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from imagetok.build import without_values
+from imagetok.codesearch import search_backend
 from imagetok.config.recipe import dump_recipe
 from imagetok.errors import DataError, ImagetokError
 from imagetok.files import write_atomic
@@ -242,6 +243,8 @@ def show_info(name: str | Path, revision: str | None = None, *, as_json: bool) -
     figures, config = facts.pop("evaluation"), facts.pop("config")
     show_table(str(name), {key: _text(value) for key, value in facts.items()})
     show_table("config", {key: json.dumps(value) for key, value in config.items()})
+    if facts["codebook_size"] is not None:
+        show_table("here", {"code search": search_backend()})
     if figures is None:
         show("figures: not measured; run imagetok evaluate")
     else:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imagetok.codesearch import use_backend
 from imagetok.errors import ImageValueError, InvalidValueError, TokenizingError
 from imagetok.images import to_unit
 from imagetok.tokenizer import ImageTokenizer
@@ -49,10 +50,13 @@ class BatchEncoder:
         tokenizer: The tokenizer.
         batch_size: Images of a batch at the tokenizer's own size or a smaller one. Batches of
             larger images have fewer, so that they take no more memory.
+        search: Backend of the code search; None leaves it to the environment.
     """
 
-    def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
-        self.tokenizer, self.batch_size = tokenizer, batch_size
+    def __init__(
+        self, tokenizer: ImageTokenizer, batch_size: int, search: str | None = None
+    ) -> None:
+        self.tokenizer, self.batch_size, self.search = tokenizer, batch_size, search
         self._pixels = torch.empty(0, dtype=torch.float32, device=tokenizer.device)
 
     def batch_size_of(self, shape: Shape) -> int:
@@ -96,7 +100,8 @@ class BatchEncoder:
 
     def ids_of(self, z: Tensor) -> Tensor:
         """Ids of features: int64 (B, h, w), or (B, h, w, depth) where positions have several."""
-        return self.tokenizer.choose_ids(z)
+        with use_backend(self.search):
+            return self.tokenizer.choose_ids(z)
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.int64]:
         """Ids of a batch as `ids_of` gives them; arguments as for `features`.

@@ -25,7 +25,7 @@ from imagetok.tokenizer import ImageTokenizer
 from imagetok.tokenizing.batch_encoder import BatchEncoder
 from imagetok.tokenizing.image_preparation import Preparation, Prepared
 from imagetok.tokenizing.job_input import CHUNK, Chunk, JobInput, open_input
-from imagetok.tokenizing.job_setup import native_factors
+from imagetok.tokenizing.job_setup import begun_search, native_factors
 
 ROUNDING = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """How far an output may move between settings, as a share of its root mean square."""
@@ -76,7 +76,7 @@ def compare_rows(
     factors = native_factors(tokenizer) if job.output.resize == "native" else None
     preprocessor = replace(tokenizer.preprocessor, max_pixels=job.output.max_pixels)
     prepare = Preparation(preprocessor, factors, rows.root)
-    encoder = BatchEncoder(tokenizer, job.numerics.batch_size)
+    encoder = BatchEncoder(tokenizer, job.numerics.batch_size, begun_search(folder.path))
     counts, ties, faults = [0, 0], 0, list[str]()
     for unit, chunk in _sample(folder, rows, num_rows):
         stored = _stored(folder, unit, chunk)

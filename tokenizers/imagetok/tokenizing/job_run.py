@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from imagetok.codesearch import use_backend
 from imagetok.data.unreadable_rows import allowed_rows
 from imagetok.errors import JobStopped, TokenizingError
 from imagetok.launch import RankInfo, StopSignals, find_rank_info, watch_launcher
@@ -30,6 +31,7 @@ from imagetok.tokenizing.image_preparation import Preparation
 from imagetok.tokenizing.job_input import JobInput, open_input
 from imagetok.tokenizing.job_progress import JobProgress
 from imagetok.tokenizing.job_setup import (
+    begun_search,
     describe_job,
     load_tokenizer,
     native_factors,
@@ -175,14 +177,15 @@ def run_job(
                 limit=config.limit,
                 rows_per_unit=config.rows_per_shard,
             )
-            job = describe_job(config, model, rows)
+            with use_backend(begun_search(output_dir)):
+                job = describe_job(config, model, rows)
             preprocessor = replace(model.preprocessor, max_pixels=job.output.max_pixels)
             process = _Process(
                 config,
                 ranks,
                 rows,
                 job.schema,
-                BatchEncoder(model, config.batch_size),
+                BatchEncoder(model, config.batch_size, job.numerics.search),
                 Preparation(preprocessor, factors, rows.root),
             )
             mixed = config.process.allow_mixed_numerics

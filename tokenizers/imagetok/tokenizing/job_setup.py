@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -12,12 +14,14 @@ import pyarrow as pa
 import torch
 
 from imagetok._version import __version__
+from imagetok.codesearch import TORCH, backend_in_environment, search_backend
 from imagetok.display_names import run_name
 from imagetok.errors import InvalidValueError, NotDiscreteError
 from imagetok.images import color_library
 from imagetok.launch import RankInfo, find_device
 from imagetok.networks import Encoder
 from imagetok.shards.job import (
+    JOB_FILE,
     InputFile,
     InputSource,
     Job,
@@ -26,6 +30,7 @@ from imagetok.shards.job import (
     TokenizerSource,
     Units,
     Versions,
+    read_job,
 )
 from imagetok.tokenize_config import TokenizeConfig
 from imagetok.tokenizer import ImageTokenizer
@@ -91,6 +96,20 @@ def native_factors(tokenizer: ImageTokenizer) -> tuple[int, int]:
             f"{tokenizer.image_size} only; choose resize crop"
         )
     return encoder.factors
+
+
+def begun_search(folder: str | os.PathLike[str]) -> str | None:
+    """The backend that a job in a folder has to go on with; None where there is a choice.
+
+    A job that torch searched for is not changed by a compiler that has come since, unless the user
+    asks for another backend.
+
+    Raises:
+        UnreadableFileError: The folder's job.json cannot be read.
+    """
+    if backend_in_environment() is not None or not Path(folder, JOB_FILE).exists():
+        return None
+    return TORCH if read_job(folder).numerics.search == TORCH else None
 
 
 def describe_job(config: TokenizeConfig, tokenizer: ImageTokenizer, rows: JobInput) -> Job:
@@ -164,7 +183,7 @@ def _numerics(tokenizer: ImageTokenizer, batch_size: int) -> Numerics:
         batch_size=batch_size,
         # The host's threads decide nothing where another device computes.
         threads=torch.get_num_threads() if on_cpu else 1,
-        search="torch",
+        search=search_backend(tokenizer.device),
         image_decoder="pillow",
         versions=Versions(
             imagetok=__version__,

@@ -8,8 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagetok import codesearch
-from imagetok.codesearch import _search_dtype, argmax_linear, nearest_code
+from imagetok.codesearch import argmax_linear, blocks, nearest_code, search_backend, use_backend
+from imagetok.codesearch.blocks import search_dtype
+from imagetok.codesearch.kernel import Kernel
+from imagetok.errors import InvalidValueError
+
+
+@pytest.fixture(params=["native", "torch"], autouse=True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each test holds for each backend."""
+    if request.param == "native":
+        request.getfixturevalue("kernel")
+    with use_backend(request.param):
+        yield request.param
 
 
 @pytest.fixture
@@ -70,27 +81,47 @@ def test_blocks_change_no_id(scores: int, monkeypatch: pytest.MonkeyPatch) -> No
     torch.manual_seed(2)
     vectors, codebook, bias = torch.randn(101, 5), torch.randn(9, 5), torch.randn(9)
     nearest, largest = nearest_code(vectors, codebook), argmax_linear(vectors, codebook, bias)
-    monkeypatch.setattr(codesearch, "CPU_SCORES", scores)
-    monkeypatch.setattr(codesearch, "MIN_ROWS", 1)
+    monkeypatch.setattr(blocks, "CPU_SCORES", scores)
+    monkeypatch.setattr(blocks, "MIN_ROWS", 1)
     assert torch.equal(nearest_code(vectors, codebook), nearest)
     assert torch.equal(argmax_linear(vectors, codebook, bias), largest)
 
 
 @pytest.mark.parametrize(("min_rows", "rows"), [(1, [10] * 9 + [5]), (40, [40, 40, 15])])
-def test_scores_are_held_up_to_the_limit_or_of_a_few_rows(
+def test_torch_holds_scores_up_to_the_limit_or_of_a_few_rows(
     min_rows: int, rows: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    held = held_scores(monkeypatch)
+    monkeypatch.setattr(blocks, "CPU_SCORES", 100)
+    monkeypatch.setattr(blocks, "MIN_ROWS", min_rows)
+    with use_backend("torch"):
+        nearest_code(torch.randn(95, 4), torch.randn(10, 4))
+    assert held == [(count, 10) for count in rows]
+
+
+def test_torch_compares_a_large_table_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(8)
+    vectors, codebook, bias = torch.randn(30, 3), torch.randn(50, 3).round(), torch.randn(50)
+    vectors[3, 1] = codebook[41, 2] = torch.nan
+    with use_backend("torch"):
+        nearest, largest = nearest_code(vectors, codebook), argmax_linear(vectors, codebook, bias)
+        held = held_scores(monkeypatch)
+        monkeypatch.setattr(blocks, "MAX_CODES", 20)
+        assert torch.equal(nearest_code(vectors, codebook), nearest)
+        assert torch.equal(argmax_linear(vectors, codebook, bias), largest)
+    assert {codes for _, codes in held} == {20, 10}
+
+
+def held_scores(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes of all matrices of scores from now on."""
     held = []
 
     def addmm(bias: Tensor, rows: Tensor, table: Tensor, *, alpha: float, out: Tensor) -> Tensor:
-        held.append(len(out))
+        held.append(tuple(out.shape))
         return torch.add(bias, rows @ table, alpha=alpha, out=out)
 
-    monkeypatch.setattr(codesearch, "CPU_SCORES", 100)
-    monkeypatch.setattr(codesearch, "MIN_ROWS", min_rows)
     monkeypatch.setattr(torch, "addmm", addmm)
-    nearest_code(torch.randn(95, 4), torch.randn(10, 4))
-    assert held == rows
+    return held
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -116,7 +147,13 @@ def test_a_double_search_separates_codes_that_float32_cannot() -> None:
     codebook = torch.tensor([[1.0], [1.0 + 1e-6]], dtype=torch.float64)
     vectors = torch.tensor([[1.0 + 2e-6], [1.0]], dtype=torch.float64)
     assert nearest_code(vectors, codebook).tolist() == [1, 0]
-    assert nearest_code(vectors.float(), codebook.float()).tolist() == [0, 0]
+
+
+def test_the_torch_backend_searches_float32_in_float32_and_the_native_one_exactly(
+    backend: str,
+) -> None:
+    codebook, vectors = torch.tensor([[1.0], [1.0 + 1e-6]]), torch.tensor([[1.0 + 2e-6]])
+    assert nearest_code(vectors, codebook).tolist() == [1 if backend == "native" else 0]
 
 
 def test_autocast_changes_no_id() -> None:
@@ -144,22 +181,23 @@ def test_faster_float32_products_change_no_id(precision: str) -> None:
 @pytest.mark.usefixtures("any_matmul_precision")
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_reduced_precision_widens_the_search(device: str) -> None:
-    assert _search_dtype(torch.bfloat16, torch.device(device)) == torch.float32
+    assert search_dtype(torch.bfloat16, torch.device(device)) == torch.float32
     torch.set_float32_matmul_precision("high")
-    assert _search_dtype(torch.bfloat16, torch.device(device)) == torch.float64
+    assert search_dtype(torch.bfloat16, torch.device(device)) == torch.float64
 
 
 def test_a_precision_reduced_by_the_newer_switches_widens_the_search_too() -> None:
     # In a process of its own: once these are used, the older ones raise.
     code = """
 import torch
-from imagetok.codesearch import _search_dtype, nearest_code
+from imagetok.codesearch import nearest_code
+from imagetok.codesearch.blocks import search_dtype
 cpu, cuda = torch.device("cpu"), torch.device("cuda")
 torch.backends.cuda.matmul.fp32_precision = "tf32"
-assert _search_dtype(torch.float32, cuda) == torch.float64
-assert _search_dtype(torch.float32, cpu) == torch.float32
+assert search_dtype(torch.float32, cuda) == torch.float64
+assert search_dtype(torch.float32, cpu) == torch.float32
 torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-assert _search_dtype(torch.float32, cpu) == torch.float64
+assert search_dtype(torch.float32, cpu) == torch.float64
 assert nearest_code(torch.tensor([[0.9]]), torch.tensor([[0.0], [1.0]])).tolist() == [1]
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -187,3 +225,28 @@ def test_the_search_builds_no_graph() -> None:
     codebook = torch.randn(5, 3, requires_grad=True)
     assert not nearest_code(vectors, codebook).requires_grad
     assert not argmax_linear(vectors, codebook).requires_grad
+
+
+def test_tensors_that_do_not_fit_together_are_refused() -> None:
+    rows, table = torch.randn(4, 3), torch.randn(5, 3)
+    for width in (1, 2):
+        with pytest.raises(InvalidValueError, match=rf"do not fit together: \[\(4, {width}\), "):
+            nearest_code(rows[:, :width], table)
+    with pytest.raises(InvalidValueError, match="do not fit together"):
+        argmax_linear(rows, table, torch.randn(4))
+
+
+def test_a_context_names_the_backend_whatever_the_environment_says(
+    backend: str, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("IMAGETOK_BACKEND", "torch" if backend == "native" else "native")
+    assert search_backend() == backend
+    with use_backend(None):
+        assert search_backend() == backend
+    assert search_backend("cuda") == "torch"
+
+
+def test_an_unknown_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IMAGETOK_BACKEND", "fast")
+    with pytest.raises(InvalidValueError, match="'fast'; set it to one of native, torch"):
+        search_backend()
