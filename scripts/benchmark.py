@@ -6,7 +6,7 @@
 Every variant of a case runs in a process of its own, and the processes take turns, so that whatever
 else the machine does slows all of them alike. The results are compared first: a case whose ids or
 pixels do not agree fails. The table gives medians with quartiles, and memory: MiB at the peak of a
-timed run beyond what the process had before its first one, models and input included.
+timed run beyond what is in use after the first one, models and input included.
 
 Peers: `pip install -e ".[bench]"` and `pip install --no-deps dalle-pytorch DALL-E`. A case whose
 peer is not installed is skipped.
@@ -25,8 +25,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import inference, loading, search, training
-from benchmarks.measurement import Case, CaseError, Measured, Row, measure
+from benchmarks import clustering, inference, jobs, loading, programs, scaling, search, training
+from benchmarks.measurement import Case, Measured, Row, measure
+from benchmarks.variant_process import CaseError
 
 HEADER = (
     "| case | variant | ms (quartiles) | times the peer (quartiles) "
@@ -34,18 +35,21 @@ HEADER = (
 )
 
 
-def all_cases(tokenizer: Path | None, trees: tuple[Path, ...]) -> list[Case]:
+def all_cases(tokenizer: Path | None, tree: Path | None) -> list[Case]:
     """Every case, in the order of the tables.
 
     Args:
         tokenizer: Folder of a saved VQ-VAE whose codebook is searched as well.
-        trees: Checkouts of other versions to measure besides.
+        tree: Checkout of an older version, for the cases that compare with it.
     """
     return [
-        *search.cases(tokenizer, trees),
-        *inference.cases(trees),
-        *training.cases(trees),
-        *loading.cases(trees),
+        *search.cases(tokenizer),
+        *inference.cases(),
+        *training.cases(),
+        *loading.cases(),
+        *clustering.cases(),
+        *jobs.cases(tree),
+        *programs.cases(tree),
     ]
 
 
@@ -106,7 +110,8 @@ def run_cases(chosen: Iterable[Case], rounds: int, seconds: float) -> dict[str, 
             measured: Measured = measure(case, rounds, seconds)
         except CaseError as error:
             found["failed"][case.name] = str(error)
-            print(f"{case.name}: FAILED: {error}", file=sys.stderr)
+            reason = str(error).strip().splitlines()[-1]
+            print(f"{case.name}: FAILED: {reason}", file=sys.stderr)
             continue
         for row in measured.rows:
             rows.append(asdict(row))
@@ -129,13 +134,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--tokenizer", type=Path, help="folder of a trained VQ-VAE")
     parser.add_argument(
-        "--against", type=Path, action="append", default=[], help="checkout of another version"
+        "--against", type=Path, metavar="TREE", help="checkout of an older version of imagetok"
+    )
+    parser.add_argument(
+        "--scaling", action="store_true", help="measure cost per image against sizes instead"
     )
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}; at least 1 is needed")
-    cases = all_cases(options.tokenizer, tuple(options.against))
+    tree = None if options.against is None else options.against.resolve()
+    cases = scaling.cases() if options.scaling else all_cases(options.tokenizer, tree)
     chosen = [case for case in cases if case.name.startswith(tuple(options.cases or [""]))]
     if not chosen:
         parser.error(f"no case begins so; there are: {', '.join(case.name for case in cases)}")

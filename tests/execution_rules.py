@@ -81,7 +81,7 @@ YAML_NAMES = {
 STARTS_PROGRAMS = {
     "imagetok/codesearch/kernel.py": "compiles its own source",
     "imagetok/quickstart.py": "compares with a fresh process of its own module",
-    "scripts/benchmark_tokenize.py": "measures itself in a process of its own",
+    "scripts/benchmarks/programs.py": "times commands in fresh processes",
     "scripts/check_lower_bounds.py": "runs pip and the checks",
     "scripts/soak.py": "starts and kills whole runs",
 }

@@ -8,12 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 import benchmark
-from benchmarks.measurement import Case, CaseError, Variant, measure
+from benchmarks import inference, loading, search
+from benchmarks.measurement import Case, measure
+from benchmarks.variant_process import CaseError, Variant
 
 from toy_variants import case, fail, give
 
@@ -60,8 +64,32 @@ def test_what_was_measured_skipped_and_failed_is_said_in_words_and_in_json(
     assert printed.out.count("| toy |") == 3
 
 
+def test_ids_of_a_search_may_differ_only_where_two_codes_are_equally_near() -> None:
+    vectors, codes = torch.tensor([[0.0], [1.0]]), torch.tensor([[-1.0], [1.0], [3.0]])
+    expected, tables = np.array([0, 1]), lambda: {"": (vectors, codes)}
+    assert search.different_ids(tables, "", expected, np.array([1, 1])) == 0
+    assert search.different_ids(tables, "", expected, np.array([0, 2])) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("difference", "step"),
+    [
+        (inference.different_ids, 1),
+        (inference.different_pixels, 1.1 / 510),
+        (loading.different_pixels, 2),
+    ],
+)
+def test_one_wrong_value_in_four_is_a_quarter(difference: Any, step: float) -> None:
+    expected = np.array([[0, 50], [100, 200]], dtype=np.asarray(step).dtype)
+    found = expected.copy()
+    assert difference("", expected, found) == 0
+    found[1, 0] += step
+    assert difference("", expected, found) == 0.25
+    assert difference("", expected, found[:1]) == 1
+
+
 def test_every_case_has_a_name_of_its_own() -> None:
-    cases: list[Case] = benchmark.all_cases(Path("folder"), (Path("older"),))
+    cases: list[Case] = benchmark.all_cases(Path("folder"), Path("older"))
     names = [each.name for each in cases]
     assert len(set(names)) == len(names)
     assert all(len({v.name for v in each.variants}) == len(each.variants) for each in cases)

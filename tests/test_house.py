@@ -172,7 +172,7 @@ def test_constraints_hold_a_version_of_every_dependency_that_pyproject_allows(
     tested = dict(line.split("==") for line in lines if not line.startswith("#"))
     versions = {canonicalize_name(name): version for name, version in tested.items()}
     texts = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    texts += project["optional-dependencies"]["test"]
+    texts += [text for name in ("bench", "test") for text in project["optional-dependencies"][name]]
     for requirement in map(Requirement, texts):
         if requirement.name != project["name"]:
             version = versions.get(canonicalize_name(requirement.name), "none")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks.measurement import Case, Runs, Variant
+from benchmarks.measurement import Case
+from benchmarks.variant_process import Runs, Variant
 
 
 def give(result: object) -> Runs:

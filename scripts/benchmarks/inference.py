@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.measurement import Case, Run, Runs, Variant
+from benchmarks.measurement import Case
 from benchmarks.models import MODELS, Model
+from benchmarks.variant_process import Run, Runs, Variant
 from benchmarks.weights import as_array, draw_images
 
 SIDE = 256
@@ -82,7 +82,7 @@ def _compiles() -> bool:
     return ImageTokenizer.compile is not nn.Module.compile
 
 
-def cases(trees: tuple[Path, ...] = ()) -> Iterator[Case]:
+def cases() -> Iterator[Case]:
     """A case for each task and model."""
     compiled = [False, True] if _compiles() else [False]
     for task in ("encode", "decode"):
@@ -97,15 +97,6 @@ def cases(trees: tuple[Path, ...] = ()) -> Iterator[Case]:
                 )
                 for dtype in ("float32", "bfloat16")
                 for compiles in compiled
-            ]
-            ours += [
-                Variant(
-                    f"imagetok in {tree.name}",
-                    partial(make_ours, name, task, "float32", False),
-                    keeps_memory=True,
-                    tree=tree,
-                )
-                for tree in trees
             ]
             yield Case(
                 f"{task}-{name}",

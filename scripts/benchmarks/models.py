@@ -111,9 +111,7 @@ def _draw_dalle_pytorch(tokenizer: Any) -> None:
 
 
 def _dall_e_peer(side: int) -> Peer:
-    from dall_e.utils import map_pixels, unmap_pixels
-
-    encoder, decoder = peers.dall_e()
+    encoder, decoder, map_pixels, unmap_pixels = peers.dall_e()
     (table, bias), rest = list(decoder.parameters())[:2], list(decoder.parameters())[2:]
     draw([*encoder.parameters(), *rest])
     with torch.no_grad():
@@ -123,7 +121,8 @@ def _dall_e_peer(side: int) -> Peer:
     def decode(ids: Tensor) -> Tensor:
         one_hot = nn.functional.one_hot(ids, num_classes=encoder.vocab_size)
         stats = decoder(one_hot.permute(0, 3, 1, 2).float()).float()
-        return unmap_pixels(torch.sigmoid(stats[:, :3]))  # type: ignore[no-any-return]
+        pixels: Tensor = unmap_pixels(torch.sigmoid(stats[:, :3]))
+        return pixels
 
     return Peer(lambda x: encoder(map_pixels(x)).argmax(dim=1), decode)
 

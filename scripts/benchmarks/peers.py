@@ -35,12 +35,16 @@ def dalle_pytorch(**sizes: Any) -> Any:
     return DiscreteVAE(**sizes)
 
 
-def dall_e() -> tuple[Any, Any]:
-    """Encoder and decoder of the DALL-E package, in the sizes that OpenAI published."""
-    _stand_in()
-    from dall_e import Decoder, Encoder
+def dall_e() -> tuple[Any, Any, Any, Any]:
+    """The DALL-E package in the sizes that OpenAI published.
 
-    return Encoder(), Decoder()
+    Returns:
+        Encoder, decoder, and the maps of pixels before the encoder and after the decoder.
+    """
+    _stand_in()
+    from dall_e import Decoder, Encoder, map_pixels, unmap_pixels
+
+    return Encoder(), Decoder(), map_pixels, unmap_pixels
 
 
 def vector_quantize(**options: Any) -> Any:

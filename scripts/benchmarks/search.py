@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measurement import Case, Medians, Run, Runs, Variant
+from benchmarks.measurement import Case, Medians
+from benchmarks.variant_process import Run, Runs, Variant
 from benchmarks.weights import as_array
 
 NUM_VECTORS = 16_384
@@ -104,7 +105,7 @@ def make_products() -> Runs:
     return {"mm": mm, "oneDNN": one_dnn}
 
 
-def _difference(tables: Tables, part: str, expected: Any, found: Any) -> float:
+def different_ids(tables: Tables, part: str, expected: Any, found: Any) -> float:
     """Share of the ids that differ where the two codes are not equally near in float64."""
     z, e = (each.double() for each in tables()[part])
     rows = torch.from_numpy(expected != found).nonzero()[:, 0]
@@ -131,45 +132,41 @@ def _derive(dim: int, medians: Medians) -> dict[str, float]:
     return found
 
 
-def _case(name: str, about: str, tables: Tables, trees: tuple[Path, ...], **further: Any) -> Case:
+def _case(name: str, about: str, tables: Tables, **further: Any) -> Case:
     search = partial(make_ours, tables)
     return Case(
         f"search-{name}",
         about,
         [
-            Variant("imagetok", search, keeps_memory=True),
+            Variant("imagetok", search),
             Variant(
                 "imagetok without a compiler",
                 search,
-                keeps_memory=True,
                 environment={"IMAGETOK_BACKEND": "torch"},
             ),
-            *(Variant(f"imagetok in {t.name}", search, keeps_memory=True, tree=t) for t in trees),
         ],
         Variant("plain", partial(make_plain, tables)),
-        difference=partial(_difference, tables),
+        difference=partial(different_ids, tables),
         **further,
     )
 
 
-def cases(tokenizer: Path | None, trees: tuple[Path, ...] = ()) -> Iterator[Case]:
+def cases(tokenizer: Path | None) -> Iterator[Case]:
     """A case for each dimension, and two of codebooks with many near ties.
 
     Args:
         tokenizer: Folder of a saved VQ-VAE; None leaves its codebook out.
-        trees: Checkouts to measure besides.
     """
     for dim in DIMS:
         yield _case(
             f"d{dim}",
             f"nearest of 512 to 16,384 codes of {dim} numbers, against the plain expression",
             partial(random_tables, dim),
-            trees,
             references=[Variant("matrix product", make_products)],
             derive=partial(_derive, dim),
         )
     about = "nearest of 16,384 codes of unit length in 8 dimensions, with many near ties"
-    yield _case("unit", about, unit_tables, trees)
+    yield _case("unit", about, unit_tables)
     if tokenizer is not None:
         about = f"nearest code of the VQ-VAE in '{tokenizer}', which --tokenizer names"
-        yield _case("trained", about, partial(trained_tables, tokenizer), trees)
+        yield _case("trained", about, partial(trained_tables, tokenizer))

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.measurement import Case, Runs, Variant
+from benchmarks.measurement import Case
 from benchmarks.models import MODELS, build_dalle_pytorch, build_vqvae_peer
+from benchmarks.variant_process import Runs, Variant
 from benchmarks.weights import draw_images
 
 SIDE, BATCH, LEARNING_RATE = 64, 16, 3e-4
@@ -127,7 +127,7 @@ def _compiles() -> bool:
     return "compile" in TrainConfig.model_fields
 
 
-def cases(trees: tuple[Path, ...] = ()) -> Iterator[Case]:
+def cases() -> Iterator[Case]:
     """A case for each model."""
     compiled = [False, True] if _compiles() else [False]
     for name, title, make_peer, requires in (
@@ -144,15 +144,6 @@ def cases(trees: tuple[Path, ...] = ()) -> Iterator[Case]:
             )
             for precision in ("fp32", "bf16")
             for compiles in compiled
-        ]
-        ours += [
-            Variant(
-                f"imagetok in {tree.name}",
-                partial(make_ours, name, "fp32", False),
-                keeps_memory=True,
-                tree=tree,
-            )
-            for tree in trees
         ]
         yield Case(
             f"train-{name}",
