@@ -39,6 +39,7 @@ class Case:
         references: Variants that only `derive` looks at.
         derive: Further figures from the median seconds of all variants.
         requires: Distributions that the peer needs.
+        has_memory: Whether what is measured takes its memory in the variant's own process.
         threads: Threads of each process; None takes torch's choice.
         runs_once: Whether the first run is the only one, and is timed, because it takes very long.
     """
@@ -53,6 +54,7 @@ class Case:
     references: Sequence[Variant] = ()
     derive: Callable[[Medians], Mapping[str, float]] | None = None
     requires: Sequence[str] = ()
+    has_memory: bool = True
     threads: int | None = None
     runs_once: bool = False
 
@@ -84,7 +86,7 @@ class Row:
         kept_ratio: The same of the peer that keeps freed memory.
         different: Share of the result that differs from the peer's.
         memory: MiB at the peak of a timed run beyond what is in use after the first one, or before
-            it where that one is timed; None where freed memory of several parts is mixed up.
+            it where that one is timed; None where it is not known.
         rounds: Number of rounds.
     """
 
@@ -171,6 +173,7 @@ def _row(
     first, peak = firsts[variant.name][part], peaks[variant.name, part]
     base = first.before if case.runs_once else first.after
     mixed = variant.keeps_memory and len(firsts[variant.name]) > 1
+    has_memory = case.has_memory and not mixed and peak > 0
     low, high = _quartiles(own)
     return Row(
         case.name,
@@ -184,7 +187,7 @@ def _row(
         ratio_high=_quartiles(ratios)[1] if ratios else None,
         kept_ratio=median(kept) / median(own) if kept else None,
         different=different,
-        memory=None if mixed or not peak else peak - base,
+        memory=max(0.0, peak - base) if has_memory else None,
         rounds=len(own),
     )
 

@@ -55,7 +55,7 @@ def make_search(sizes: Sequence[int]) -> Runs:
 
 def _costs(counts: dict[str, float], unit: str, medians: Medians) -> dict[str, float]:
     return {
-        f"{part}: microseconds per {unit}": 1e6 * medians["imagetok", part] / count
+        f"{part} microseconds per {unit}".strip(): 1e6 * medians["imagetok", part] / count
         for part, count in counts.items()
     }
 

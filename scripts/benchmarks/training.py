@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
+from benchmarks.inference import has_compiler
 from benchmarks.measurement import Case
 from benchmarks.models import MODELS, build_dalle_pytorch, build_vqvae_peer
 from benchmarks.variant_process import Runs, Variant
@@ -129,7 +130,7 @@ def _compiles() -> bool:
 
 def cases() -> Iterator[Case]:
     """A case for each model."""
-    compiled = [False, True] if _compiles() else [False]
+    compiled = [False, True] if has_compiler() and _compiles() else [False]
     for name, title, make_peer, requires in (
         ("dalle-pytorch", "the dVAE of DALLE-pytorch", make_dalle_pytorch, peers.DALLE_PYTORCH),
         ("vqvae", "a VQ-VAE with EMA codebook", make_vqvae, peers.VECTOR_QUANTIZE),
