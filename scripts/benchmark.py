@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="say what cases there are")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each variant at most")
     parser.add_argument(
-        "--seconds", type=float, default=20, help="of a case after which no round begins"
+        "--seconds", type=float, default=12, help="of a case after which no round begins"
     )
     parser.add_argument("--tokenizer", type=Path, help="folder of a trained VQ-VAE")
     parser.add_argument(
