@@ -9,12 +9,12 @@
 //
 // 1. A centre is subtracted from rows and codes: it changes all scores of a row by the same amount,
 //    and what is small rounds by little. The codes are packed into panels of PANEL codes.
-// 2. The scores of ROWS rows and a panel are made in registers. Of the COLUMNS vectors of a row only
-//    the least is kept, lane by lane: the least so far, the panel that it came from, and the least
-//    of all other panels (`score_tile`).
-// 3. A score is known to within `slack`, so that the best code's lane comes within two slacks of the
-//    best lane. Few lanes do: the COLUMNS codes of each are compared anew, and those that are still
-//    as near in double precision. Where the second best of a lane comes as near, the row is compared
+// 2. The scores of ROWS rows and a panel are made in registers. Of the COLUMNS vectors that a row
+//    has there only the least is kept, lane by lane: the least so far, the panel that it came from,
+//    and the least of all other panels (`score_tile`).
+// 3. A score is known to within `slack`, so that the lane of the best code comes within two slacks
+//    of the best lane. Few lanes do: the COLUMNS codes of each are compared anew, and those still as
+//    near in double precision. Where the second best of a lane comes as near, the row is compared
 //    with all codes (`resolve`).
 //
 // A product of two floats is exact in double precision, so that neither the width of the machine's
@@ -86,14 +86,18 @@ inline unsigned within(Floats a, float limit) {
 }
 #endif
 
+// The largest sizes of a table's offsets and codes, as they are and less the centre.
+struct Sizes {
+  double offset = 0, norm = 0, centred_offset = 0, centred_norm = 0;
+};
+
 struct Table {
   const float* codes;  // (size, dim)
   int64_t size, dim;
   std::vector<double> offsets;  // (size)
   std::vector<float> centre;    // (dim)
-  std::vector<float> panels;    // (panels, dim + 1, PANEL): codes less the centre, and their offsets
-  double most_offset = 0, most_norm = 0;                   // the largest |offset| and |code|
-  double most_centred_offset = 0, most_centred_norm = 0;  // the same of codes less the centre
+  std::vector<float> panels;    // (panels, dim + 1, PANEL): centred codes, and their offsets
+  Sizes largest;
   double centre_norm = 0;
 
   const float* panel(int64_t number) const { return panels.data() + number * (dim + 1) * PANEL; }
@@ -103,28 +107,39 @@ struct Table {
 // The larger of two numbers that are not negative; what is not a number stays.
 inline double most_of(double a, double b) { return a >= b || std::isnan(a) ? a : b; }
 
-void pack_code(Table& table, int64_t code, const double* biases) {
-  const float* values = table.codes + code * table.dim;
-  float* packed = &table.panels[code / PANEL * (table.dim + 1) * PANEL + code % PANEL];
-  double squares = 0, centred_squares = 0;
-  for (int64_t k = 0; k < table.dim; ++k) {
-    const double value = values[k], centred = value - table.centre[k];
-    packed[k * PANEL] = (float)centred;
-    squares += value * value;
-    centred_squares += centred * centred;
-  }
-  const double offset = biases ? -biases[code] : squares / 2;
-  const double centred_offset = biases ? offset : centred_squares / 2;
-  table.offsets[code] = offset;
-  packed[table.dim * PANEL] = (float)centred_offset;
-  table.most_offset = most_of(table.most_offset, std::abs(offset));
-  table.most_norm = most_of(table.most_norm, std::sqrt(squares));
-  table.most_centred_offset = most_of(table.most_centred_offset, std::abs(centred_offset));
-  table.most_centred_norm = most_of(table.most_centred_norm, std::sqrt(centred_squares));
+Sizes most_of(const Sizes& a, const Sizes& b) {
+  return {most_of(a.offset, b.offset), most_of(a.norm, b.norm),
+          most_of(a.centred_offset, b.centred_offset), most_of(a.centred_norm, b.centred_norm)};
 }
 
-Table pack(const float* codes, const double* biases, int64_t size, int64_t dim) {
-  Table table{codes, size, dim, {}, {}, {}};
+Sizes pack_panel(Table& table, int64_t panel, const double* biases) {
+  const int64_t dim = table.dim, start = panel * PANEL;
+  const int64_t count = std::min<int64_t>(PANEL, table.size - start);
+  const float* codes = table.codes + start * dim;
+  float* packed = &table.panels[panel * (dim + 1) * PANEL];
+  double squares[PANEL] = {}, centred_squares[PANEL] = {};
+  for (int64_t k = 0; k < dim; ++k, packed += PANEL)
+    for (int64_t j = 0; j < count; ++j) {
+      const double value = codes[j * dim + k], centred = value - table.centre[k];
+      packed[j] = (float)centred;
+      squares[j] += value * value;
+      centred_squares[j] += centred * centred;
+    }
+  std::fill(packed + count, packed + PANEL, INFINITE);
+  Sizes largest;
+  for (int64_t j = 0; j < count; ++j) {
+    const double offset = biases ? -biases[start + j] : squares[j] / 2;
+    const double centred_offset = biases ? offset : centred_squares[j] / 2;
+    table.offsets[start + j] = offset;
+    packed[j] = (float)centred_offset;
+    largest = most_of(largest, {std::abs(offset), std::sqrt(squares[j]), std::abs(centred_offset),
+                                std::sqrt(centred_squares[j])});
+  }
+  return largest;
+}
+
+Table pack(const float* codes, const double* biases, int64_t size, int64_t dim, int64_t threads) {
+  Table table{codes, size, dim, {}, {}, {}, {}};
   table.offsets.resize(size);
   table.centre.resize(dim);
   table.panels.resize(table.num_panels() * (dim + 1) * PANEL);
@@ -137,9 +152,11 @@ Table pack(const float* codes, const double* biases, int64_t size, int64_t dim) 
       table.centre_norm = std::hypot(table.centre_norm, table.centre[k]);
     }
   }
-  for (int64_t code = 0; code < size; ++code) pack_code(table, code, biases);
-  for (int64_t code = size; code < table.num_panels() * PANEL; ++code)
-    table.panels[((code / PANEL + 1) * (dim + 1) - 1) * PANEL + code % PANEL] = INFINITE;
+  std::vector<Sizes> largest(table.num_panels());
+#pragma omp parallel for num_threads(threads)
+  for (int64_t panel = 0; panel < table.num_panels(); ++panel)
+    largest[panel] = pack_panel(table, panel, biases);
+  for (const Sizes& of_panel : largest) table.largest = most_of(table.largest, of_panel);
   return table;
 }
 
@@ -196,12 +213,13 @@ float centred_product(const Table& table, const float* a, const float* b) {
 // in either precision: a rounding for each of the steps, of what is at most |offset| + |row| |code|
 // (Higham, Accuracy and Stability of Numerical Algorithms, 2002, section 3.1), and underflow.
 float slack_of(const Table& table, const float* row) {
-  const double norm = 1.001 * std::sqrt(centred_product(table, row, row));
-  const double single = table.most_centred_offset + norm * table.most_centred_norm;
-  const double exact = table.most_offset + (norm + table.centre_norm) * table.most_norm;
+  const double norm = (1.001 + 1e-7 * table.dim) * std::sqrt(centred_product(table, row, row));
+  const Sizes& largest = table.largest;
+  const double single = largest.centred_offset + norm * largest.centred_norm;
+  const double exact = largest.offset + (norm + table.centre_norm) * largest.norm;
   if (!(exact < 1e37 && single < 1e37)) return INFINITE;
   constexpr double smallest = std::numeric_limits<float>::min();
-  return (float)(1.01 * (table.dim + 4) * (single * 0x1p-24 + exact * 0x1p-53 + smallest));
+  return (float)(1.01 * (table.dim + 6) * (single * 0x1p-24 + exact * 0x1p-53 + smallest));
 }
 
 float quick_score(const Table& table, const float* row, int64_t code) {
@@ -222,9 +240,10 @@ struct Choice {
   double score = 0;
 
   void compare(const Table& table, const float* row, int64_t other) {
-    const size_t bytes = table.dim * sizeof(float);
+    const int64_t dim = table.dim;
+    const float *mine = table.codes + code * dim, *theirs = table.codes + other * dim;
     const bool is_same = code >= 0 && table.offsets[code] == table.offsets[other] &&
-                         !std::memcmp(table.codes + code * table.dim, table.codes + other * table.dim, bytes);
+                         std::equal(mine, mine + dim, theirs);
     const double found = is_same ? score : exact_score(table, row, other);
     // As in torch, what is not a number is less than all numbers.
     const bool is_less = found < score || (std::isnan(found) && !std::isnan(score));
@@ -268,11 +287,13 @@ int64_t resolve(const Table& table, const float* row, const Workspace& space, in
   return choice.code;
 }
 
-void search_block(const Table& table, const float* rows, int64_t count, Workspace& space, int64_t* ids) {
+void search_block(const Table& table, const float* rows, int64_t count, Workspace& space,
+                  int64_t* ids) {
   const int64_t dim = table.dim, end = (count + ROWS - 1) / ROWS * ROWS;
   for (int64_t r = 0; r < end; ++r) {
     float* tile = &space.rows[r / ROWS * ROWS * dim + r % ROWS];
-    for (int64_t k = 0; k < dim; ++k) tile[k * ROWS] = r < count ? rows[r * dim + k] - table.centre[k] : 0;
+    for (int64_t k = 0; k < dim; ++k)
+      tile[k * ROWS] = r < count ? rows[r * dim + k] - table.centre[k] : 0;
     space.best[r] = space.second[r] = Floats{} + INFINITE;
     space.panel[r] = Ints{};
   }
@@ -294,14 +315,15 @@ void search_block(const Table& table, const float* rows, int64_t count, Workspac
 extern "C" int imagetok_search(const float* codes, const double* biases, int64_t size, int64_t dim,
                                const float* rows, int64_t count, int64_t threads, int64_t* ids) {
   try {
-    const Table table = pack(codes, biases, size, dim);
     const int64_t blocks = (count + BLOCK - 1) / BLOCK;
-    std::vector<Workspace> spaces(std::max<int64_t>(1, std::min(threads, blocks)));
+    threads = std::max<int64_t>(1, std::min(threads, blocks));
+    const Table table = pack(codes, biases, size, dim, threads);
+    std::vector<Workspace> spaces(threads);
     for (Workspace& space : spaces) space.rows.resize(BLOCK * dim);
     std::atomic<int64_t> next_space{0}, next_row{0};
 // torch's own threads, which wait at work for a while after each of its operations: others would
 // have to share the cores with them.
-#pragma omp parallel num_threads(spaces.size())
+#pragma omp parallel num_threads(threads)
     {
       Workspace& space = spaces[next_space++];
       for (int64_t start; (start = next_row.fetch_add(BLOCK)) < count;)
