@@ -13,7 +13,7 @@
 //    has there only the least is kept, lane by lane: the least so far, the panel that it came from,
 //    and the least of all other panels (`score_tile`).
 // 3. A score is known to within `slack`, so that the lane of the best code comes within two slacks
-//    of the best lane. Few lanes do: the COLUMNS codes of each are compared anew, and those still as
+//    of the best lane. Few lanes do: the COLUMNS codes of each are compared anew, those still as
 //    near in double precision. Where the second best of a lane comes as near, the row is compared
 //    with all codes (`resolve`).
 //
