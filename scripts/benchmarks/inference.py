@@ -44,11 +44,11 @@ def make_peer(name: str, task: str) -> Runs:
     return {"": _without_gradient(lambda: peer.decode(ids))}
 
 
-def make_ours(name: str, task: str, dtype: str, compiled: bool) -> Runs:
+def make_ours(name: str, task: str, half: bool, compiled: bool) -> Runs:
     """The same by imagetok."""
     model = MODELS[name]
     tokenizer: Any = model.build(SIDE).requires_grad_(False).eval()
-    tokenizer.to(dtype={"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    tokenizer.to(dtype=torch.bfloat16 if half else torch.float32)
     if compiled:
         tokenizer.compile()
     if task == "encode":
@@ -78,9 +78,20 @@ def different_pixels(part: str, expected: Any, found: Any) -> float:
     return float((np.abs(expected - found) > HALF_LEVEL).mean())
 
 
-def has_compiler() -> bool:
-    """Whether networks can be compiled here."""
-    return any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+def settings(compiles: bool) -> list[tuple[str, bool, bool]]:
+    """Our variants: name, whether in bfloat16, whether compiled.
+
+    Args:
+        compiles: Whether the networks can be compiled, given a compiler.
+    """
+    compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    if not compiles or not any(map(shutil.which, compilers)):
+        return [("imagetok", False, False), ("imagetok, bf16", True, False)]
+    return [
+        ("imagetok", False, False),
+        ("imagetok, compiled", False, True),
+        ("imagetok, bf16, compiled", True, True),
+    ]
 
 
 def _compiles() -> bool:
@@ -91,19 +102,17 @@ def _compiles() -> bool:
 
 def cases() -> Iterator[Case]:
     """A case for each task and model."""
-    compiled = [False, True] if has_compiler() and _compiles() else [False]
+    variants = settings(_compiles())
     for task in ("encode", "decode"):
         for name, model in MODELS.items():
             ours = [
                 Variant(
-                    f"imagetok{', bf16' if dtype == 'bfloat16' else ''}"
-                    f"{', compiled' if compiles else ''}",
-                    partial(make_ours, name, task, dtype, compiles),
+                    title,
+                    partial(make_ours, name, task, half, compiled),
                     keeps_memory=True,
-                    is_exact=dtype == "float32",
+                    is_exact=not half,
                 )
-                for dtype in ("float32", "bfloat16")
-                for compiles in compiled
+                for title, half, compiled in variants
             ]
             yield Case(
                 f"{task}-{name}",

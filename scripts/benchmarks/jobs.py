@@ -37,21 +37,6 @@ def make_files(folder: Path, number: int) -> None:
         (folder / f"{i:06d}.jpg").write_bytes(files[i % len(files)])
 
 
-def pack_files(files: Path, folder: Path) -> None:
-    """Write the files of a folder into parquet files of a thousand."""
-    import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    folder.mkdir()
-    schema = datasets.Features({"image": datasets.Image()}).arrow_schema
-    paths = sorted(files.iterdir())
-    for start in range(0, len(paths), 1000):
-        rows = [{"bytes": path.read_bytes(), "path": path.name} for path in paths[start:][:1000]]
-        table = pa.table({"image": pa.array(rows, schema.field("image").type)}, schema=schema)
-        pq.write_table(table, folder / f"train-{start // 1000:05d}.parquet", row_group_size=100)
-
-
 def build_tokenizer() -> Any:
     """A VQ-VAE with random weights for 256 x 256 images, 32 x 32 ids of 8,192 codes."""
     from imagetok import ImageTokenizer, TokenizerConfig
@@ -73,7 +58,7 @@ def build_tokenizer() -> Any:
     return ImageTokenizer.from_config(TokenizerConfig.from_dict(config))
 
 
-def make_job(packed: bool, num_images: int = NUM_IMAGES) -> Runs:
+def make_job(num_images: int) -> Runs:
     """Whole jobs, timed by what their manifests say: without what a program loads."""
     import datasets
     import pyarrow.parquet as pq
@@ -83,17 +68,13 @@ def make_job(packed: bool, num_images: int = NUM_IMAGES) -> Runs:
     datasets.disable_progress_bars()
     place = tempfile.TemporaryDirectory(prefix="imagetok-benchmark-")
     folder, numbers = Path(place.name), count()
-    source = folder / "files"
-    make_files(source, num_images)
-    if packed:
-        source = folder / "packed"
-        pack_files(folder / "files", source)
+    make_files(folder / "files", num_images)
     build_tokenizer().save_pretrained(folder / "tokenizer")
 
     def run(kept: object = place) -> Timed:
         tokens = folder / f"tokens-{next(numbers)}"
         manifest = tokenize_dataset(
-            folder / "tokenizer", source, tokens, batch_size=BATCH_SIZE, progress=False
+            folder / "tokenizer", folder / "files", tokens, batch_size=BATCH_SIZE, progress=False
         )
         assert manifest.throughput is not None
         tables = [
@@ -247,22 +228,21 @@ def _different_ids(part: str, expected: Any, found: Any) -> float:
 
 
 def cases(tree: Path | None) -> Iterator[Case]:
-    """Jobs on files and on parquet, and reading."""
-    for name, packed in (("tokenize", False), ("tokenize-parquet", True)):
-        make = partial(make_job, packed)
-        older = None if tree is None else Variant(f"imagetok in {tree.name}", make, tree=tree)
-        yield Case(
-            name,
-            f"a job on {NUM_IMAGES} JPEG files{' in parquet' if packed else ''} of {SIDE} x {SIDE} "
-            "pixels, against its bound and an older version",
-            [Variant("imagetok", make, keeps_memory=True)],
-            older,
-            difference=_different_ids,
-            most_different=1e-3,
-            keeps=False,
-            references=[Variant("stages", make_stages, keeps_memory=True)],
-            derive=_bound,
-        )
+    """A job, and reading."""
+    make = partial(make_job, NUM_IMAGES)
+    older = None if tree is None else Variant(f"imagetok in {tree.name}", make, tree=tree)
+    yield Case(
+        "tokenize",
+        f"a job on {NUM_IMAGES} JPEG files of {SIDE} x {SIDE} pixels, against its bound and an "
+        "older version",
+        [Variant("imagetok", make, keeps_memory=True)],
+        older,
+        difference=_different_ids,
+        most_different=1e-3,
+        keeps=False,
+        references=[Variant("stages", make_stages, keeps_memory=True)],
+        derive=_bound,
+    )
     yield Case(
         "reading",
         f"an epoch of {TOKEN_ROWS:,} rows of tokens, against pyarrow reading the shards",

@@ -95,7 +95,7 @@ def cases() -> list[Case]:
             Case(
                 f"scaling-rows-{rows}",
                 f"a job on {rows} files, per image; its memory should not grow with the rows",
-                [Variant("imagetok", partial(make_job, False, rows), environment=GIVES_BACK)],
+                [Variant("imagetok", partial(make_job, rows), environment=GIVES_BACK)],
                 derive=partial(_costs, {"": float(rows)}, "image"),
                 runs_once=True,
             )

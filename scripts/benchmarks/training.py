@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.inference import has_compiler
+from benchmarks.inference import settings
 from benchmarks.measurement import Case
 from benchmarks.models import MODELS, build_dalle_pytorch, build_vqvae_peer
 from benchmarks.variant_process import Runs, Variant
@@ -86,26 +86,26 @@ def make_vqvae() -> Runs:
     return _peer_steps(model, forward)
 
 
-def make_ours(name: str, precision: str, compiled: bool) -> Runs:
+def make_ours(name: str, half: bool, compiled: bool) -> Runs:
     """The step of `imagetok train`."""
     from imagetok.data import TrainingBatch
     from imagetok.run_config import TrainConfig
     from imagetok.training.accelerator import build_accelerator
     from imagetok.training.step import Stepper
 
-    settings = TrainConfig.from_dict(
+    config = TrainConfig.from_dict(
         {
             "steps": 1000,
             "batch_size": BATCH,
-            "precision": precision,
+            "precision": "bf16" if half else "fp32",
             "optimizer": {"lr": LEARNING_RATE, "weight_decay": 0.0, "clip_norm": None},
             **({"compile": True} if compiled else {}),
             **LOSSES[name],
         }
     )
     tokenizer = MODELS[name].build(SIDE, **BOTTLENECKS[name])
-    accelerator = build_accelerator(settings)
-    stepper = Stepper(settings, accelerator, tokenizer.to(accelerator.device))
+    accelerator = build_accelerator(config)
+    stepper = Stepper(config, accelerator, tokenizer.to(accelerator.device))
     zeros = torch.zeros(BATCH, dtype=torch.int64)
     batch = TrainingBatch(pixels=draw_images(BATCH, SIDE), rows=torch.arange(BATCH), epochs=zeros)
     steps = count()
@@ -130,21 +130,19 @@ def _compiles() -> bool:
 
 def cases() -> Iterator[Case]:
     """A case for each model."""
-    compiled = [False, True] if has_compiler() and _compiles() else [False]
+    variants = settings(_compiles())
     for name, title, make_peer, requires in (
         ("dalle-pytorch", "the dVAE of DALLE-pytorch", make_dalle_pytorch, peers.DALLE_PYTORCH),
         ("vqvae", "a VQ-VAE with EMA codebook", make_vqvae, peers.VECTOR_QUANTIZE),
     ):
         ours = [
             Variant(
-                f"imagetok{', bf16' if precision == 'bf16' else ''}"
-                f"{', compiled' if compiles else ''}",
-                partial(make_ours, name, precision, compiles),
+                variant,
+                partial(make_ours, name, half, compiled),
                 keeps_memory=True,
-                is_exact=precision == "fp32",
+                is_exact=not half,
             )
-            for precision in ("fp32", "bf16")
-            for compiles in compiled
+            for variant, half, compiled in variants
         ]
         yield Case(
             f"train-{name}",
