@@ -445,6 +445,20 @@ def test_a_dry_run_refuses_data_that_are_here_and_cannot_be_used(
     refused(run("train", "ae-shapes", f"data.name={name}", *changes, "--dry-run"), reason)
 
 
+@pytest.mark.parametrize(
+    "keep", [["--keep", " file, label"], ["--keep", "file", "--keep", "label"]]
+)
+def test_several_columns_are_kept_side_by_side_or_one_by_one(
+    run: Run, tokenizer: Path, tmp_path: Path, keep: list[str]
+) -> None:
+    for name in ("cats/1.png", "dogs/2.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (20, 40)).save(tmp_path / "photos" / name)
+    start = ("tokenize", "--tokenizer", tokenizer, "--dataset", tmp_path / "photos")
+    assert run(*start, "--output-dir", tmp_path / "out", *keep).code == 0
+    assert read_job(tmp_path / "out").output.keep == ("file", "label")
+
+
 def test_evaluating_prints_and_writes_the_figures(
     run: Run, tokenizer: Path, tmp_path: Path
 ) -> None:
@@ -497,13 +511,14 @@ def test_evaluating_leaves_out_a_broken_image_and_says_what_comes_next(
         Image.new("RGB", (20, 40), (number, 9, 9)).save(photos / f"{number}.png")
     (photos / "2.png").write_bytes(b"")
     start = ("evaluate", "--tokenizer", tokenizer, "--dataset", photos)
-    ended = run(*start, "--split", "train")
+    ended = run(*start, "--split", "train", "--max-error-rate", 0.25)
     assert ended.code == 0, ended.err
     assert re.search(r"num_unreadable +1\n", ended.out)
     assert f"next: imagetok tokenize --tokenizer {tokenizer} --dataset '{photos}'" in ended.err
-    ended = run(*start, "--split", "train", "--max-error-rate", 0)
-    assert ended.code == 2
-    assert "2.png' is empty" in ended.last_line
+    for rate in ([], ["--max-error-rate", 0.2]):
+        ended = run(*start, "--split", "train", *rate)
+        assert ended.code == 2
+        assert re.search(r"1 of 4 .* raise the limit: .*2\.png' is empty", ended.last_line)
     refused(run(*start), "no split 'test'", "train", "--split", "--holdout 10%")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
 from functools import partial
@@ -168,6 +169,16 @@ def test_what_is_left_out_of_archives_is_told(
     assert (
         "skipped 1 hidden image: a.tar/.hidden.png; skipped 1 link or device: a.tar/2.png" in told
     )
+
+
+def test_a_packed_archive_is_a_dataset_by_itself(open_rows: Open, tmp_path: Path) -> None:
+    path = tmp_path / "test.TGZ"
+    with tarfile.open(path, "w:gz") as archive:
+        for level in range(2):
+            info = tarfile.TarInfo(f"{level}.png")
+            info.size = len(png(level))
+            archive.addfile(info, io.BytesIO(png(level)))
+    assert levels_of(open_rows(str(path))) == [0, 1]
 
 
 def test_archives_without_samples_are_refused(open_rows: Open, tmp_path: Path) -> None:

@@ -53,6 +53,18 @@ def test_class_folders_in_archives_are_labels(open_rows: Open, tmp_path: Path) -
     assert "label" not in open_rows(name, labels="none").dataset.features
 
 
+def test_an_archive_is_a_dataset_by_itself(open_rows: Open, tmp_path: Path) -> None:
+    name = write(tmp_path, {"test": ["cat/1.png", "dog/2.png"], "more": ["3.png"]})
+    rows = open_rows(f"{name}/test.zip")
+    assert (levels_of(rows), labels_of(rows)) == ([0, 1], ["cat", "dog"])
+    stream = open_stream(f"{name}/test.zip", "train")
+    assert [len(list(stream.read(part))) for part in range(len(stream.segments))] == [1, 1]
+    write(tmp_path, {"both": ["train/1.png", "val/2.png"], "none": []})
+    assert levels_of(open_rows(f"{name}/both.zip", "validation")) == [1]
+    with pytest.raises(DataError, match="holds a zip archive, and no images in it"):
+        open_rows(f"{name}/none.zip")
+
+
 def test_names_of_members_and_archives_are_only_names(open_rows: Open, tmp_path: Path) -> None:
     members = ["../1.png", "/2.png", "a\nb.png", "a::/b.png", "a::b.png", "b#[1]*.png"]
     name = write(tmp_path / "set", {"x::y": members})
@@ -87,7 +99,7 @@ def test_archives_or_the_folders_in_them_are_splits_only_where_all_are(
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"PK not a zip", r"bad\.zip' is damaged"), (None, "no images in them")],
+    [(b"PK not a zip", r"bad\.zip' is damaged"), (None, "no images in it")],
 )
 def test_an_archive_without_images_is_refused(
     open_rows: Open, tmp_path: Path, content: bytes | None, words: str

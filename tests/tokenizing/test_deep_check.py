@@ -46,7 +46,7 @@ def test_every_kind_of_job_can_be_compared(
     job: RunJob, tmp_path: Path, loaded: ImageTokenizer, streaming: bool, resize: str
 ) -> None:
     folder = write_split(tmp_path / "in", "parquet", [range(9), range(9, 14)], broken=[2])
-    changes = {"streaming": streaming, "resize": resize, "max_error_rate": 0.2}
+    changes = {"streaming": streaming, "resize": resize, "max_error_rate": 0.2, "keep": ["file"]}
     job(tmp_path / "out", dataset=str(folder), **changes)
     opened = open_folder(tmp_path / "out")
     with pytest.raises(DataError, match="say by dataset where 'in' lies"):

@@ -161,7 +161,7 @@ def _check_refused(refused: Sequence[str], count: int, max_error_rate: float) ->
     if len(refused) > allowed or len(refused) == count:
         raise DataError(
             f"{len(refused)} of {count} images cannot be read, and a max_error_rate of "
-            f"{max_error_rate:g} allows {allowed:g}: {named}"
+            f"{max_error_rate:g} allows {allowed:g}; mend the data or raise the limit: {named}"
         )
     if collectives.rank() == 0:
         logger.warning("warning: %d of %d images left out: %s", len(refused), count, named)

@@ -49,7 +49,12 @@ OutputDirOption = Annotated[
     ),
 ]
 KeepOption = Annotated[
-    str, typer.Option(help="Columns to carry along as they are: `caption,label`.")
+    list[str] | None,
+    typer.Option(
+        metavar="COLUMNS",
+        help="Columns to carry along as they are: `caption,label`. The option may be repeated.",
+        show_default=False,
+    ),
 ]
 ResizeOption = Annotated[
     str,
@@ -125,7 +130,7 @@ def tokenize(
     subset: SubsetOption = None,
     revision: RevisionOption = None,
     image_column: ImageColumnOption = None,
-    keep: KeepOption = "",
+    keep: KeepOption = None,
     resize: ResizeOption = "crop",
     max_pixels: MaxPixelsOption = None,
     rows_per_shard: RowsPerShardOption = 16384,
@@ -170,7 +175,8 @@ def tokenize(
         given(dataset, "--dataset")
         place = Path() if dry_run else given(output_dir, "--output-dir")
         options = {k: v for k, v in context.params.items() if k not in NOT_OF_THE_CONFIG}
-        options["keep"] = [name.strip() for name in keep.split(",") if name.strip()]
+        names = (name.strip() for name in ",".join(keep or ()).split(","))
+        options["keep"] = [name for name in names if name]
         config = TokenizeConfig.from_options(**options)
         if dry_run:
             show_job_data(config, load_alone(named, tokenizer_revision, "cpu", config.dtype))

@@ -30,8 +30,14 @@ from datasets import (
 )
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
-from imagetok.data.folder_listing import FolderListing, describe_own_folder, list_folder
-from imagetok.data.folder_notice import tell_left_out
+from imagetok.data.folder_listing import (
+    TAR_ENDINGS,
+    FolderListing,
+    describe_own_folder,
+    list_folder,
+    list_zip,
+)
+from imagetok.data.folder_notice import count_of, tell_left_out
 from imagetok.data.image_folder import is_image_folder
 from imagetok.data.table_folder import (
     card_features,
@@ -241,10 +247,14 @@ def _find_local(ref: DatasetRef, path: Path) -> DatasetLocation:
 
 
 def _find_file(name: str, path: Path) -> DatasetLocation:
-    if path.suffix not in _FORMATS:
-        known = ", ".join(_FORMATS)
+    failure = f"'{name}' cannot be read"
+    if path.suffix.lower() == ".zip":
+        return DatasetLocation(failure, path, images=open_zips(list_zip(path), name))
+    is_tar = path.name.lower().endswith(TAR_ENDINGS)
+    kind = "webdataset" if is_tar else _FORMATS.get(path.suffix.lower())
+    if kind is None:
+        known = ", ".join([*_FORMATS, ".zip"])
         raise DataError(f"'{name}' is a file of another kind than {known}; a dataset is {FORMS}")
-    kind = _FORMATS[path.suffix]
     arguments = {"path": kind, "data_files": glob.escape(str(path))}
     return DatasetLocation(f"'{name}' cannot be read as a {kind} file", path, arguments=arguments)
 
@@ -263,8 +273,9 @@ def _find_folder(ref: DatasetRef, path: Path) -> DatasetLocation:
         if listing.tables or listing.tars or listing.zips:
             return _find_files(ref, listing)
         if not listing.metadata:
-            unread = [f"{skipped.count} {kind}" for kind, skipped in listing.skipped.items()]
-            unread += [f"{len(listing.sidecars)} text or JSON files"] * bool(len(listing.sidecars))
+            unread = [count_of(kind, skipped.count) for kind, skipped in listing.skipped.items()]
+            if len(listing.sidecars):
+                unread.append(count_of("text or JSON files", len(listing.sidecars)))
             raise DataError(failure + (f", but {', '.join(unread)}" if unread else ""))
     if glob.has_magic(str(path)):
         raise DataError(

@@ -109,6 +109,7 @@ class FolderListing:
         sidecars: Text and JSON files, which may belong to images of the same stem.
         skipped: What else there is, by what it is called in the plural, in the order found.
         opened: Zip archives whose files are listed as if the archives were folders.
+        is_archive: Whether all this is one archive, whose own name says nothing of splits.
     """
 
     root: Path
@@ -120,6 +121,7 @@ class FolderListing:
     sidecars: pa.ChunkedArray
     skipped: dict[str, Skipped]
     opened: tuple[str, ...] = ()
+    is_archive: bool = False
 
     def split_archive(self, path: str) -> tuple[str | None, str]:
         """The archive that a path leads into, and the path in it; (None, path) for other files."""
@@ -168,6 +170,12 @@ def list_folder(root: Path) -> FolderListing:
         sidecars=found["sidecar"].finish(),
         skipped=scan.skipped,
     )
+
+
+def list_zip(path: Path) -> FolderListing:
+    """The listing of a folder of which a zip archive in it is all that counts."""
+    none = PathColumn().finish()
+    return FolderListing(path.parent, none, (path.name,), (), (), (), none, {}, is_archive=True)
 
 
 def describe_own_folder(path: Path) -> str | None:

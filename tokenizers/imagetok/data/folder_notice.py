@@ -87,8 +87,7 @@ def tell_left_out(name: str, listing: FolderListing, read: str) -> None:
     """
     others = {"images": listing.images[:].to_pylist(), **_other_files(listing)}
     parts = [
-        f"skipped {len(paths)} {kind if len(paths) > 1 else _singular(kind)}: "
-        + str(Skipped(len(paths), list(paths[:3])))
+        f"skipped {count_of(kind, len(paths))}: " + str(Skipped(len(paths), list(paths[:3])))
         for kind, paths in others.items()
         if paths and kind != read
     ]
@@ -144,8 +143,9 @@ def _other_files(listing: FolderListing) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _singular(kind: str) -> str:
-    return _SINGULARS.get(kind, kind.removesuffix("s"))
+def count_of(kind: str, count: int) -> str:
+    """A number of things of a kind, which is called by its plural, in words."""
+    return f"{count} {_SINGULARS.get(kind, kind.removesuffix('s')) if count == 1 else kind}"
 
 
 def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
@@ -165,8 +165,7 @@ def _skipped(listing: FolderListing, beside: pa.ChunkedArray) -> Iterator[str]:
 
 
 def _skipped_words(kind: str, skipped: Skipped) -> str:
-    what = _singular(kind) if skipped.count == 1 else kind
-    return f"skipped {skipped.count} {what}{_REMEDIES.get(kind, '')}: {skipped}"
+    return f"skipped {count_of(kind, skipped.count)}{_REMEDIES.get(kind, '')}: {skipped}"
 
 
 @cache

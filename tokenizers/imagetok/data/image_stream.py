@@ -162,7 +162,7 @@ def open_image_stream(ref: DatasetRef, cache_dir: str | Path | None = None) -> I
         listing = None if location is None else location.images
         if listing is not None and listing.opened:
             # As version 1 told the data of a run apart that streams archives.
-            archives = files_of_split(listing.opened, base_split(ref, ref.split))
+            archives = files_of_split(listing, base_split(ref, ref.split))
             paths = [str(listing.root / archive) for archive in archives]
             fingerprint = files_fingerprint(paths, listing.root, rows.image_column)
         return ImageStream(ref.name, ref.split, ready, fingerprint)

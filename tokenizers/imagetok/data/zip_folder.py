@@ -10,7 +10,7 @@ one. Nothing is unpacked.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -56,7 +56,11 @@ def open_zips(listing: FolderListing, name: str) -> FolderListing:
                 skipped.setdefault(kind, Skipped()).add(path)
     images = found["image"].finish()
     if not len(images):
-        raise DataError(f"'{name}' holds {len(listing.zips)} zip archives, and no images in them")
+        count = len(listing.zips)
+        archives = f"{count} zip archives, and no images in them"
+        if count == 1:
+            archives = "a zip archive, and no images in it"
+        raise DataError(f"'{name}' holds {archives}")
     return replace(
         listing,
         images=images,
@@ -76,7 +80,7 @@ def inner_paths(listing: FolderListing, paths: pa.ChunkedArray, ref: DatasetRef)
     """
     if not listing.opened:
         return paths
-    named = archive_splits(listing.opened) if ref.split_dirs is None else None
+    named = _splits(listing) if ref.split_dirs is None else None
     tops = {} if named is None else dict(zip(listing.opened, named, strict=True))
     found = []
     for path in paths.to_pylist():
@@ -86,12 +90,17 @@ def inner_paths(listing: FolderListing, paths: pa.ChunkedArray, ref: DatasetRef)
     return pa.chunked_array([pa.array(found, pa.string())])
 
 
-def files_of_split(archives: Sequence[str], split: str) -> list[str]:
-    """The archives that hold the rows of a split."""
-    named = archive_splits(archives)
+def files_of_split(listing: FolderListing, split: str) -> list[str]:
+    """The opened archives that hold the rows of a split."""
+    named = _splits(listing)
     if named is None:
-        return list(archives)
-    return [file for file, each in zip(archives, named, strict=True) if each == split]
+        return list(listing.opened)
+    return [file for file, each in zip(listing.opened, named, strict=True) if each == split]
+
+
+def _splits(listing: FolderListing) -> list[str] | None:
+    """The split of each opened archive by its name; None unless each is called like one."""
+    return None if listing.is_archive else archive_splits(listing.opened)
 
 
 def _members(path: Path) -> Iterator[tuple[str, str]]:

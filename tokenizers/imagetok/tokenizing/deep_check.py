@@ -118,7 +118,10 @@ def _open(folder: TokenFolder, dataset: str | os.PathLike[str] | None) -> JobInp
             f"the input of '{folder.path}' was the file or folder '{name}'; say by dataset where "
             f"'{name}' lies"
         )
-    rows = open_input(ref, limit=source.limit, rows_per_unit=folder.job.units.rows_per_shard)
+    # The fingerprint of rows counts kept columns that are not stored with them, such as `file`.
+    keep = () if source.streaming else folder.job.output.keep
+    rows_per_unit = folder.job.units.rows_per_shard
+    rows = open_input(ref, keep=keep, limit=source.limit, rows_per_unit=rows_per_unit)
     if rows.fingerprint != source.fingerprint:
         raise DataError(
             f"'{name}' has the fingerprint {rows.fingerprint}, the input of '{folder.path}' had "
