@@ -7,11 +7,30 @@ import pytest
 import torch
 from torch import Tensor
 
-from imagetok.keys import choose, generator, gumbel, make_key, make_keys, normal
+from imagetok.keys import (
+    choose,
+    generator,
+    gumbel,
+    gumbel_rows,
+    make_key,
+    make_keys,
+    normal,
+    row_seeds,
+)
 
 CPU = torch.device("cpu")
-DRAWS = [normal, gumbel]
 Draw = Callable[..., Tensor]
+
+
+def hashed(
+    keys: Tensor | None, purpose: str, shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Gumbel noise of `shape` by its hash, the last dimension being the columns."""
+    samples, rows, width = shape[0], math.prod(shape[1:-1]), shape[-1]
+    return gumbel_rows(row_seeds(keys, purpose, samples, rows, device), width).view(shape)
+
+
+DRAWS: list[Draw] = [normal, gumbel, hashed]
 
 GOLDEN = [
     792_011_621_244_050_106,
@@ -20,6 +39,8 @@ GOLDEN = [
     2_997_780_637_129_946_480,
     4_396_407_502_827_047_391,
 ]
+
+HASHED = [2.7781351, 3.0068338, 0.3557397, 0.9894199, -0.8470018, -0.2400069, 0.6524216, 0.6857356]
 
 
 def test_keys_never_change_between_versions() -> None:
@@ -115,8 +136,9 @@ def test_normal_noise_has_the_moments_of_a_standard_normal() -> None:
     assert ((noise**4).mean() - 3).abs() < 0.05
 
 
-def test_gumbel_noise_has_the_moments_of_a_standard_gumbel_and_no_infinity() -> None:
-    noise = gumbel(make_keys(0, 0, range(40), "noise"), "use", (40, 50_000), CPU).double()
+@pytest.mark.parametrize("draw", [gumbel, hashed])
+def test_gumbel_noise_has_the_moments_of_a_standard_gumbel_and_no_infinity(draw: Draw) -> None:
+    noise = draw(make_keys(0, 0, range(40), "noise"), "use", (40, 50_000), CPU).double()
     assert noise.isfinite().all()
     assert (noise.mean() - 0.5772156649).abs() < 0.01
     assert (noise.var() - math.pi**2 / 6).abs() < 0.02
@@ -124,6 +146,21 @@ def test_gumbel_noise_has_the_moments_of_a_standard_gumbel_and_no_infinity() -> 
     ranks = noise.flatten().sort().values.neg().exp().neg().exp()
     uniform = torch.linspace(0, 1, len(ranks), dtype=torch.float64)
     assert (ranks - uniform).abs().max() < 1.95 / math.sqrt(len(ranks))  # 0.1 % Kolmogorov bound
+
+
+def test_hashed_noise_never_changes_between_versions() -> None:
+    found = hashed(torch.tensor([5, 2**62]), "gumbel", (2, 2, 2), CPU)
+    torch.testing.assert_close(found, torch.tensor(HASHED).view(2, 2, 2))
+
+
+def test_hashed_noise_of_one_row_or_column_tells_nothing_of_another() -> None:
+    noise = gumbel_rows(row_seeds(torch.tensor([1]), "use", 1, 400, CPU), 1000).double()
+    centred = noise.neg().exp().neg().exp() - 0.5  # even over [-0.5, 0.5)
+    for product in (centred @ centred.T, centred.T @ centred):
+        size = centred.numel() / len(product)
+        scores = 12 * product.fill_diagonal_(0) / math.sqrt(size)
+        assert scores.std() == pytest.approx(1, abs=0.02)
+        assert scores.abs().max() < 6.5
 
 
 @pytest.mark.parametrize("keyed", [True, False])

@@ -25,10 +25,10 @@ from benchmarks.weights import draw_images
 SIDE, BATCH, LEARNING_RATE = 64, 16, 3e-4
 
 BOTTLENECKS: Mapping[str, Mapping[str, Any]] = {
-    "dalle-pytorch": {"split_below": 0.0},
+    "dalle-pytorch": {"split_below": 0.0, "noise": "hash"},
     "vqvae": {},
 }
-"""What a bottleneck does besides, switched off where the peer has nothing like it."""
+"""How a bottleneck learns; what the peer has nothing like is switched off."""
 
 LOSSES: Mapping[str, Mapping[str, Any]] = {
     "dalle-pytorch": {"temperature": 0.9, "loss_weights": {"loss/kl": 0.0}},
@@ -98,7 +98,12 @@ def make_ours(name: str, half: bool, compiled: bool) -> Runs:
             "steps": 1000,
             "batch_size": BATCH,
             "precision": "bf16" if half else "fp32",
-            "optimizer": {"lr": LEARNING_RATE, "weight_decay": 0.0, "clip_norm": None},
+            "optimizer": {
+                "lr": LEARNING_RATE,
+                "weight_decay": 0.0,
+                "clip_norm": None,
+                "fused": True,
+            },
             **({"compile": True} if compiled else {}),
             **LOSSES[name],
         }

@@ -78,11 +78,12 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize(("ema_decay", "fused"), [(None, False), (0.9, True)])
 def test_a_restored_run_goes_on_bit_for_bit(
-    tmp_path: Path, system: str, ema_decay: float | None
+    tmp_path: Path, system: str, ema_decay: float | None, fused: bool
 ) -> None:
-    config = tiny_run(system, ema_decay=ema_decay, optimizer={"lr": 1e-3, "weight_decay": 0.1})
+    optimizer = {"lr": 1e-3, "weight_decay": 0.1, "fused": fused}
+    config = tiny_run(system, ema_decay=ema_decay, optimizer=optimizer)
     first, second = build(config), build(config, seed=1)
     for step in range(3):
         first.step(step, [batch()])

@@ -101,9 +101,10 @@ def test_the_learning_rate_rises_linearly_and_then_is_the_schedules(
     assert found == pytest.approx(expected, rel=1e-12, abs=1e-15)
 
 
-def test_a_step_is_that_of_adam_with_decoupled_decay_computed_by_hand() -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_is_that_of_adam_with_decoupled_decay_computed_by_hand(fused: bool) -> None:
     tokenizer = model("ae").double()
-    config = OptimizerConfig(betas=(0.8, 0.9), epsilon=1e-3, weight_decay=0.1)
+    config = OptimizerConfig(betas=(0.8, 0.9), epsilon=1e-3, weight_decay=0.1, fused=fused)
     optimizer = build_optimizer(tokenizer, config, tokenizer.parameter_groups())
     kernel = tokenizer.get_parameter("decoder.layers.0.weight")
     expected, first, second = kernel.detach().clone(), 0.0, 0.0

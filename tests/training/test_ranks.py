@@ -63,6 +63,7 @@ RUNS = {
     "vqvae-restarts": run_of("vqvae", restart_below=0.9, decay=0.5, kmeans_init=False),
     "vqvae-loss": run_of("vqvae", codebook="loss"),
     "dvae": run_of("dvae"),
+    "dvae-hash": run_of("dvae", {"optimizer": {"fused": True}}, noise="hash"),
     "dvae-splits": run_of("dvae", split_below=0.9),
     "objective": run_of("vqvae", {"objectives": [toy()], "optimizer": {"epsilon": 1e-4}}),
 }

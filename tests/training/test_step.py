@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from tiny_steps import batch, changed, state_of
 from torch import Tensor
 
 from imagetok import ImageTokenizer
+from imagetok.bottlenecks import GumbelBottleneck
 from imagetok.config import RunConfig
 from imagetok.data import open_training
 from imagetok.errors import TrainingError
@@ -30,6 +31,7 @@ KINDS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "vqvae, rotation": ("vqvae", {"gradient": "rotation", "kmeans_init": False}),
     "dvae, hard": ("dvae", {"hard": True}),
     "dvae, splits": ("dvae", {"split_below": 0.9}),
+    "dvae, hash": ("dvae", {"noise": "hash"}),
     **{f"{system}, two learners": (system, {}) for system in ("ae", "vqvae", "dvae")},
 }
 
@@ -139,6 +141,21 @@ def test_the_psnr_is_taken_where_it_is_asked_for() -> None:
     stepper = build(tiny_run("vae"))
     assert "psnr" not in stepper.step(0, [batch()]).means
     assert 0 < stepper.step(1, [batch()], measure=True).means["psnr"] < 50
+
+
+def test_a_kl_whose_weight_is_always_zero_is_told_and_takes_no_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stepper = build(tiny_run("dvae", loss_weights={"loss/kl": 0.0}))
+    bottleneck = cast(GumbelBottleneck, stepper.tokenizer.bottleneck)
+    kl = bottleneck._kl
+    # The root of zero has an infinite gradient.
+    monkeypatch.setattr(
+        bottleneck, "_kl", lambda logs: kl(logs) + (logs - logs.detach()).sum().sqrt()
+    )
+    totals = stepper.step(0, [batch()])
+    assert totals.means["loss/kl"] > 0
+    assert totals.means["loss"] == totals.means["loss/reconstruction"]
 
 
 # Failing

@@ -89,6 +89,81 @@ def gumbel(
     return noise.log_().neg_()
 
 
+def row_seeds(
+    keys: Tensor | None, purpose: str, num_samples: int, num_rows: int, device: torch.device
+) -> Tensor:
+    """Seeds of the rows of noise of several samples, for `gumbel_rows`.
+
+    Args:
+        keys: int64 (B,), or None to draw the seeds from torch's own global generator.
+        purpose: As in `normal`.
+        num_samples: B.
+        num_rows: Rows of a sample.
+        device: Where to put them.
+
+    Returns:
+        int64 tensor (B * num_rows,), sample by sample.
+    """
+    if keys is None:
+        low, high = -(2**63), 2**63 - 1
+        return torch.randint(low, high, (num_samples * num_rows,), device=device)
+    starts = [make_key(key, 0, 0, purpose) for key in keys.tolist()]
+    samples = torch.tensor(starts, dtype=torch.int64, device=device)
+    rows = torch.arange(num_rows, device=device) * _GOLDEN
+    return _mix(samples[:, None] + rows).flatten()
+
+
+def gumbel_rows(seeds: Tensor, width: int) -> Tensor:
+    """Standard Gumbel noise in which each value is a function of its row's seed and its column.
+
+    The function is a hash, so that any rows can be drawn at any time, all in one draw, and to
+    float32's rounding alike on every device. The 31 bits behind a value are even over [0, 1).
+
+    Args:
+        seeds: int64 (N,).
+        width: Number of columns.
+
+    Returns:
+        float32 tensor (N, width) on the device of the seeds.
+    """
+    noise = torch.empty(len(seeds), width, dtype=torch.float32, device=seeds.device)
+    columns = _mix(torch.arange(width, device=seeds.device) * _GOLDEN).to(torch.int32)
+    size = max(1, _HASHED_AT_ONCE // width) if seeds.device.type == "cpu" else max(1, len(seeds))
+    for part, rows in zip(torch.split(noise, size), torch.split(seeds, size), strict=True):
+        low, high = rows.to(torch.int32), (rows >> 32).to(torch.int32)
+        bits = low[:, None] + columns
+        bits ^= bits >> 16
+        bits *= high[:, None] | 1  # odd, so that no bit is lost
+        bits ^= bits >> 15
+        bits *= _MULTIPLIER
+        bits ^= bits >> 13
+        bits &= 2**31 - 1
+        # -ln(-ln(1 - v)): small v, which give the largest noise, have all of float32's digits.
+        torch.add(bits, 0.5, out=part).mul_(-_UNIT).log1p_().neg_().log_().neg_()
+    return noise
+
+
+_HASHED_AT_ONCE = 2**19
+"""Values that a CPU makes at once, which stay in its cache."""
+
+_GOLDEN = -7046029254386353131
+"""2^64 divided by the golden ratio, as int64: its multiples spread over all of int64."""
+
+_MULTIPLIER = -2048144789
+"""An odd multiplier of MurmurHash3's last step, as int32."""
+
+_UNIT = 2.0**-31 * (1 - 2.0**-24)
+"""From 31 bits to [0, 1); the largest of them does not round to 1."""
+
+
+def _mix(numbers: Tensor) -> Tensor:
+    """A bijection of int64 whose results look random: SplitMix64's last step."""
+    # Shifts of torch keep the sign; the masks make them those of unsigned numbers.
+    numbers = (numbers ^ ((numbers >> 30) & (2**34 - 1))) * -4658895280553007687
+    numbers = (numbers ^ ((numbers >> 27) & (2**37 - 1))) * -7723592293110705685
+    return numbers ^ ((numbers >> 31) & (2**33 - 1))
+
+
 def choose(keys: Tensor | None, purpose: str, shape: tuple[int, int], high: int) -> Tensor:
     """Choose different indices of [0, high) for each sample.
 

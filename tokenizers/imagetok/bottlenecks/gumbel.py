@@ -39,6 +39,7 @@ from imagetok.bottlenecks.bottleneck import (
     count_codes,
 )
 from imagetok.bottlenecks.gaussian import VAE
+from imagetok.bottlenecks.relaxation import Relaxed, relax
 from imagetok.bottlenecks.restarts import choose_candidates, draw_by_weight, least_used
 from imagetok.codesearch import argmax_linear
 from imagetok.config.registry import Paper
@@ -75,6 +76,10 @@ MIN_SPLIT_SPREAD = 1e-4
 """Least squared distance of a feature from its code's mean, over its squared length, to split."""
 
 
+Noise = Literal["sequence", "hash"]
+"""Where the noise of training comes from."""
+
+
 class GumbelConfig(BottleneckConfig):
     """Categorical posterior relaxed by Gumbel-softmax (Ramesh et al. 2021, arXiv 2102.12092).
 
@@ -85,8 +90,12 @@ class GumbelConfig(BottleneckConfig):
         split_below: A code that is the most probable one at less than this share of
             1/codebook_size of the positions is dead and splits another one; 0 never splits, as in
             the paper.
+        noise: Where the Gumbel noise of training comes from: a `sequence` that torch draws for
+            each sample, or a hash of sample, position and code (`hash`), which is several times as
+            quick and needs no logits and noise to be kept for the backward pass.
     """
 
+    later_keys: ClassVar[frozenset[str]] = frozenset({"noise"})
     title: ClassVar[str] = "dVAE"
     tag: ClassVar[str] = "dvae"
     about: ClassVar[str] = (
@@ -100,13 +109,14 @@ class GumbelConfig(BottleneckConfig):
     weakness: ClassVar[str] = IDS_WEAKNESS
     is_discrete: ClassVar[bool] = True
     has_posterior: ClassVar[bool] = True
-    training_only: ClassVar[frozenset[str]] = frozenset({"hard", "split_below"})
+    training_only: ClassVar[frozenset[str]] = frozenset({"hard", "split_below", "noise"})
 
     type: Literal["gumbel"] = "gumbel"
     codebook_size: CodebookSize
     latent_dim: LatentDim
     hard: bool = False
     split_below: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    noise: Noise = "sequence"
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -141,6 +151,7 @@ class GumbelBottleneck(DiscreteBottleneck):
         latent_dim: Width of the embedding.
         hard: Give the decoder one-hot samples, with the relaxed sample's gradient.
         split_below: Share of the mean running count under which a code is dead; 0 never splits.
+        noise: A `sequence` of torch's generator for each sample, or a `hash`.
     """
 
     running_counts: Tensor
@@ -152,11 +163,12 @@ class GumbelBottleneck(DiscreteBottleneck):
         latent_dim: int,
         hard: bool = False,
         split_below: float = 0.03,
+        noise: Noise = "sequence",
     ) -> None:
         super().__init__(in_channels, latent_dim, codebook_size)
         self.logits = nn.Linear(in_channels, codebook_size)
         self.embedding = nn.Parameter(torch.randn(codebook_size, latent_dim))
-        self.hard, self.split_below = hard, split_below
+        self.hard, self.split_below, self.noise = hard, split_below, noise
         # Running counts belong to training and are not part of a saved tokenizer.
         self.register_buffer("running_counts", torch.ones(codebook_size), persistent=False)
 
@@ -226,6 +238,24 @@ class GumbelBottleneck(DiscreteBottleneck):
         temperature = values.get("temperature", 1.0)
         if not 0 < temperature < math.inf:
             raise InvalidValueError(f"temperature must be positive and finite, got {temperature}")
+        relaxed = self._relax_by_hash if self.noise == "hash" else self._relax
+        z_q, kl, ids = relaxed(z, temperature, keys)
+        entropy = math.log(self.codebook_size) - kl.detach().mean() / ids[0].numel()
+        counts = count_codes(ids, self.codebook_size, z_q.dtype)
+        samples = {}
+        if self.split_below:
+            rows = rearrange(z.detach(), "b c h w -> (b h w) c")
+            samples["candidates"] = choose_candidates(rows, len(z), keys)
+        return BottleneckOutput(
+            z_q=rearrange(z_q, "b h w d -> b d h w"),
+            ids=ids,
+            losses={"loss/kl": kl.mean()},
+            metrics={"posterior/entropy": entropy},
+            statistics=Statistics({"counts": counts}, samples),
+        )
+
+    def _relax(self, z: Tensor, temperature: float, keys: Tensor | None) -> Relaxed:
+        """The relaxed sample, whole."""
         log_probs = self.log_probs(z)
         noise = random_keys.gumbel(keys, "gumbel", log_probs.shape, z.device)
         sample = F.softmax((log_probs + noise.to(log_probs.dtype)) / temperature, dim=-1)
@@ -233,20 +263,17 @@ class GumbelBottleneck(DiscreteBottleneck):
             one_hot = F.one_hot(sample.argmax(dim=-1), self.codebook_size).to(sample.dtype)
             sample = one_hot + (sample - sample.detach())
         ids = log_probs.argmax(dim=-1)
-        kl = self._kl(log_probs)
-        entropy = math.log(self.codebook_size) - kl.detach().mean() / ids[0].numel()
-        counts = count_codes(ids, self.codebook_size, log_probs.dtype)
-        samples = {}
-        if self.split_below:
-            rows = rearrange(z.detach(), "b c h w -> (b h w) c")
-            samples["candidates"] = choose_candidates(rows, len(z), keys)
-        return BottleneckOutput(
-            z_q=rearrange(sample @ self.embedding, "b h w d -> b d h w"),
-            ids=ids,
-            losses={"loss/kl": kl.mean()},
-            metrics={"posterior/entropy": entropy},
-            statistics=Statistics({"counts": counts}, samples),
-        )
+        return Relaxed(sample @ self.embedding, self._kl(log_probs), ids)
+
+    def _relax_by_hash(self, z: Tensor, temperature: float, keys: Tensor | None) -> Relaxed:
+        """The same in blocks of rows."""
+        rows = rearrange(z, "b c h w -> (b h w) c")
+        grid = (len(z), *z.shape[2:])
+        seeds = random_keys.row_seeds(keys, "gumbel", len(z), z[0, 0].numel(), z.device)
+        arguments = rows, self.logits.weight, self.logits.bias, self.embedding, seeds
+        found = relax(*arguments, temperature, hard=self.hard)
+        kl = found.kl.view(grid).sum(dim=(1, 2))
+        return Relaxed(found.z_q.view(*grid, self.latent_dim), kl, found.ids.view(grid))
 
     @torch.no_grad()
     def update(self, statistics: Statistics, step: int) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -86,7 +86,10 @@ class OptimizerConfig(Config):
         weight_decay: Decoupled weight decay of matrices and kernels; vectors and codebooks have
             none.
         clip_norm: Largest gradient norm; None does not clip.
+        fused: Change each parameter in one pass over memory: the same step, rounded otherwise.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"fused"})
 
     lr: Scheduled = 3e-4
     warmup_steps: CountOrNone = 0
@@ -94,6 +97,7 @@ class OptimizerConfig(Config):
     epsilon: Annotated[float, Field(gt=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    fused: bool = False
 
     @model_validator(mode="after")
     def _lr_is_not_negative(self) -> Self:

@@ -115,7 +115,9 @@ class Objective(nn.Module, ABC):
         """
 
     def unused_terms(self) -> set[str]:
-        """Terms whose weight is zero at every step."""
+        """Terms that take no part in the gradient: those whose weight is zero at every step."""
+        if self.keeps_all_terms:
+            return set()
         return {name for name, weight in self.weights.items() if is_always_zero(weight)}
 
     def forward(self, output: TokenizerOutput, x: Tensor, step: int) -> dict[str, Tensor]:

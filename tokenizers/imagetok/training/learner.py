@@ -197,6 +197,7 @@ def build_optimizer(
         lr=0.0,
         betas=config.betas,
         eps=config.epsilon,
+        fused=config.fused or None,  # None leaves the choice of the loop over parameters to torch
     )
 
 

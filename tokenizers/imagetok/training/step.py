@@ -166,7 +166,7 @@ class Stepper:
                 found = objective.terms(output, batch.x, batch.step)
             for name, value in found.items():
                 weight = weights.get(name, constant(1.0))(batch.step)
-                is_learnt = objective.keeps_all_terms or name not in objective.unused_terms()
+                is_learnt = name not in objective.unused_terms()
                 is_balanced = objective.balance is not None and is_learnt
                 if self._balance is not None and is_balanced:
                     weight *= self._balance.factor(name)
