@@ -371,6 +371,7 @@ def record_searches(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     ("change", "error", "word"),
     [
         ({"keep": ["nothing"]}, DataError, "no column 'nothing' to keep; it has: caption"),
+        ({"keep": ["file"]}, DataError, "no column 'file' to keep; it has: caption"),
         ({"keep": ["image"]}, DataError, "'image' is the image column"),
         ({"keep": ["caption", "caption"]}, DataError, "kept twice"),
         ({"dataset": "builtin:nothing"}, DataError, "unknown built-in dataset"),

@@ -172,7 +172,7 @@ def open_input(
     opened = RowInput(
         name=dataset.name,
         image_column=rows.image_column,
-        kept=_kept_features(features, dataset.name, rows.image_column, keep),
+        kept=_kept_features(features, dataset.name, rows.image_column, keep, location is not None),
         names_files=FILE_COLUMN in keep and FILE_COLUMN not in features,
         archive_column=ARCHIVE_COLUMN if location is not None and location.has_tars else None,
         fingerprint="",
@@ -404,7 +404,11 @@ def _files_fingerprint(location: DatasetLocation, files: list[str], column: str)
 
 
 def _kept_features(
-    features: Features, name: str, image_column: str, keep: Sequence[str]
+    features: Features,
+    name: str,
+    image_column: str,
+    keep: Sequence[str],
+    has_files: bool = True,
 ) -> Features:
     """Features of the columns to keep, as the input has them.
 
@@ -413,6 +417,7 @@ def _kept_features(
         name: What messages call the dataset.
         image_column: Column of the images, which cannot be kept.
         keep: Names of columns.
+        has_files: Whether images come from files, so that `FILE_COLUMN` can be kept.
 
     Raises:
         DataError: A column does not exist, is named twice, or is the image column.
@@ -424,7 +429,7 @@ def _kept_features(
                 f"'{column}' is the image column of '{name}', whose images become ids; columns "
                 f"that can be kept: {listing}"
             )
-        if column not in features and column != FILE_COLUMN:
+        if column not in features and not (has_files and column == FILE_COLUMN):
             raise DataError(f"'{name}' has no column '{column}' to keep; it has: {listing}")
         if column in keep[:number]:
             raise DataError(f"the column '{column}' is to be kept twice; name it once")
