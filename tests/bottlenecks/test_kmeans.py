@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from imagetok.bottlenecks.kmeans import kmeans
+from imagetok.codesearch import nearest_code
 from imagetok.errors import InvalidValueError
 
 
@@ -79,3 +80,30 @@ def test_fewer_different_vectors_than_centres_give_finite_centres() -> None:
 def test_fewer_vectors_than_centres_are_refused() -> None:
     with pytest.raises(InvalidValueError, match="8 centres needs at least as many vectors, got 7"):
         kmeans(torch.randn(7, 2), 8)
+
+
+def test_a_large_codebook_fits_as_well_as_by_all_iterations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    vectors, held_out = torch.randn(2, 4 * 1100, 8)
+    centres = kmeans(vectors, 1100)
+    monkeypatch.setattr("imagetok.bottlenecks.kmeans.SMALL", 1100)
+    errors = [
+        torch.cdist(held_out, found).min(dim=1).values.square().mean()
+        for found in (centres, kmeans(vectors, 1100))
+    ]
+    assert errors[0] < 1.01 * errors[1]
+
+
+def test_a_large_codebook_is_searched_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched = []
+
+    def count(vectors: Tensor, codes: Tensor) -> Tensor:
+        searched.append(len(codes))
+        return nearest_code(vectors, codes)
+
+    monkeypatch.setattr("imagetok.bottlenecks.kmeans.nearest_code", count)
+    torch.manual_seed(0)
+    kmeans(torch.randn(4 * 1100, 8), 1100)
+    assert sum(searched) <= 5 * 1100  # the start's search, and four iterations
