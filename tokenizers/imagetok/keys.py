@@ -143,7 +143,7 @@ def gumbel_rows(seeds: Tensor, width: int) -> Tensor:
     return noise
 
 
-_HASHED_AT_ONCE = 2**19
+_HASHED_AT_ONCE = 2**18
 """Values that a CPU makes at once, which stay in its cache."""
 
 _GOLDEN = -7046029254386353131
