@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "hub",
         "cards",
         "weight_fingerprint",
+        "compiled_network",
         "pretrained",
         "tokenizer",
     ),

@@ -90,6 +90,10 @@ class KernelError(ImagetokError, OSError):
     """A compiled kernel cannot be had on this machine."""
 
 
+class CompilationError(InvalidValueError):
+    """A network cannot be compiled: there is no compiler, or it fails."""
+
+
 class TrainingError(ImagetokError, ArithmeticError):
     """Training cannot go on: the loss or the gradients are not finite."""
 

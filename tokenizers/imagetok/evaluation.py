@@ -140,14 +140,14 @@ def _run_model(tokenizer: ImageTokenizer, x: Tensor, batch_rows: Sequence[int]) 
     """Reconstructions of x (B, C, H, W), and their ids and code lengths where there are any."""
     z = tokenizer.encode_pixels(x)
     ids, z_q = tokenizer.choose_codes(z)
-    params = tokenizer.decoder(z_q.to(tokenizer.dtype))
+    params = tokenizer.decode_params(z_q)
     x_hat = tokenizer.likelihood.mean(params).clamp(0, 1)
     code_length = None
     coded = tokenizer.bottleneck.rate(z, make_keys(0, 0, batch_rows, "evaluate"))
     if coded is not None:
         z_drawn, nats = coded
         if not torch.equal(z_drawn, z_q):
-            params = tokenizer.decoder(z_drawn.to(tokenizer.dtype))
+            params = tokenizer.decode_params(z_drawn)
         code_length = tokenizer.likelihood.nll(params, x) + nats
     return MeasuredBatch(x, x_hat, ids, code_length)
 

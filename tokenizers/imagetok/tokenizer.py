@@ -41,6 +41,7 @@ from imagetok.bottlenecks import (
     ParameterGroup,
 )
 from imagetok.build import build_parts, without_values
+from imagetok.compiled_network import CompiledNetwork, check_compiler
 from imagetok.config import printable
 from imagetok.errors import InvalidValueError, NotContinuousError, NotDiscreteError
 from imagetok.ids import read_grid, read_ids, read_sequence
@@ -87,6 +88,7 @@ class ImageTokenizer(nn.Module):
     bottleneck: Bottleneck
     decoder: nn.Module
     origin: Origin | None = None
+    _compiled: tuple[CompiledNetwork, CompiledNetwork] | None = None
 
     def __init__(
         self,
@@ -124,7 +126,7 @@ class ImageTokenizer(nn.Module):
         check_pixels(x)
         z = self.encode_pixels(x)
         inner = self.bottleneck(z, values, keys)
-        params = self.decoder(inner.z_q.to(self._dtype_of(self.decoder)))
+        params = self.decode_params(inner.z_q)
         nats = {**inner.losses, "loss/reconstruction": self.likelihood.nll(params, x).mean()}
         for name in ("loss/reconstruction", "loss/kl"):
             if name in nats:
@@ -149,8 +151,18 @@ class ImageTokenizer(nn.Module):
             Float (B, d, h, w) in the encoder's dtype, or as autocast has it.
         """
         dtype, x = self._dtype_of(self.encoder), x.to(self.device)
-        out: Tensor = self.encoder(x.to(dtype) if x.is_floating_point() else to_unit(x, dtype))
-        return out
+        return self._run(self.encoder, x.to(dtype) if x.is_floating_point() else to_unit(x, dtype))
+
+    def decode_params(self, z_q: Tensor) -> Tensor:
+        """The decoder's output for latents: the one way from latents to the likelihood.
+
+        Args:
+            z_q: Float (B, latent_dim, h, w) on the tokenizer's device.
+
+        Returns:
+            Float (B, C * channel_multiple, H, W) in the decoder's dtype, or as autocast has it.
+        """
+        return self._run(self.decoder, z_q.to(self._dtype_of(self.decoder)))
 
     @torch.no_grad()
     def choose_ids(self, z: Tensor) -> Tensor:
@@ -342,6 +354,35 @@ class ImageTokenizer(nn.Module):
         )
 
     # State
+
+    def compile(self, *, batch_size: int | None = None) -> Self:  # type: ignore[override]
+        """Compile the networks for inference, the first time that each shape of input comes.
+
+        Ids are those of the uncompiled tokenizer, except near ties within rounding. Compiling takes
+        some seconds for each number of images, which are filled up to powers of two, and for each
+        of up to 16 sizes. Weights, dtype and device may change afterwards: the networks are then
+        compiled anew. Where gradients are recorded, and under autocast, nothing is compiled. A
+        copy and a pickle compile for themselves; files and fingerprint stay as they are.
+
+        Args:
+            batch_size: Images of a full batch where it is not a power of two.
+
+        Returns:
+            The tokenizer itself.
+
+        Raises:
+            CompilationError: No C++ compiler is installed. Calls raise it where compiling fails.
+            InvalidTypeError, InvalidValueError: batch_size is not a positive integer.
+        """
+        count = None if batch_size is None else read_count("batch_size", batch_size, 1)
+        check_compiler(self.device)
+        self._compiled = CompiledNetwork(count), CompiledNetwork(count)
+        return self
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the networks run as compiled code; see `compile`."""
+        return self._compiled is not None
 
     @property
     def fingerprint(self) -> str:
@@ -626,6 +667,13 @@ class ImageTokenizer(nn.Module):
 
     # Inside
 
+    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Run the encoder or the decoder on its input, compiled where that is asked for."""
+        if self._compiled is None or torch.is_grad_enabled() or _is_autocast_on(x):
+            out: Tensor = network(x)
+            return out
+        return self._compiled[network is self.decoder](network, x)
+
     def _discrete(self) -> DiscreteBottleneck:
         if not self.is_discrete:
             raise NotDiscreteError(
@@ -720,10 +768,10 @@ class ImageTokenizer(nn.Module):
             found = printable(repr(output))
             raise InvalidValueError(f"unknown output {found}; choose one of: pil, pt")
         self._check_weights()
-        pieces, dtype = [], self._dtype_of(self.decoder)
+        pieces = []
         for part in torch.split(batch.to(self.device), BATCH_SIZE):
             with torch.autocast(self.device.type, enabled=False):
-                params = self.decoder(lookup(part).to(dtype))
+                params = self.decode_params(lookup(part))
                 _check_finite(params, "decoder")
                 pieces.append(self.likelihood.mean(params).clamp(0, 1))
         images = torch.cat(pieces)
@@ -735,6 +783,10 @@ class ImageTokenizer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._fingerprint.note_cast(before, self._deciding_tensors())
         return self
+
+
+def _is_autocast_on(x: Tensor) -> bool:
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
 
 
 def _is_named(value: Any) -> bool:
