@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.measurement import Case
 from benchmarks.models import MODELS, Model
@@ -94,15 +93,9 @@ def settings(compiles: bool) -> list[tuple[str, bool, bool]]:
     ]
 
 
-def _compiles() -> bool:
-    from imagetok import ImageTokenizer
-
-    return ImageTokenizer.compile is not nn.Module.compile
-
-
 def cases() -> Iterator[Case]:
     """A case for each task and model."""
-    variants = settings(_compiles())
+    variants = settings(compiles=True)
     for task in ("encode", "decode"):
         for name, model in MODELS.items():
             ours = [

@@ -24,7 +24,13 @@ from torch import Tensor
 from imagetok import ImageTokenizer
 from imagetok.codesearch import search_backend
 from imagetok.data import prefetcher
-from imagetok.errors import DataError, InvalidTypeError, InvalidValueError, NotDiscreteError
+from imagetok.errors import (
+    ConfigError,
+    DataError,
+    InvalidTypeError,
+    InvalidValueError,
+    NotDiscreteError,
+)
 from imagetok.images import Preprocessor
 from imagetok.shards import UnitWriter, read_job
 from imagetok.tokenizing import JobStopped, TokenizingError, job_run
@@ -297,6 +303,7 @@ def test_a_rank_waits_for_a_unit_in_work_and_takes_it_over_when_it_is_dropped(
         ({"split": "test"}, 'input.split: "train" there, "test" here'),
         ({"batch_size": 5}, r"batch_size: 4 there, 5 here.*--allow-mixed-numerics"),
         ({"dtype": "bfloat16"}, r'dtype: "float32" there, "bfloat16" here'),
+        ({"compile": True}, r"compiled: false there, true here.*--allow-mixed-numerics"),
     ],
 )
 def test_another_argument_is_refused_by_name(
@@ -304,6 +311,12 @@ def test_another_argument_is_refused_by_name(
 ) -> None:
     with pytest.raises(DataError, match=word):
         job(reference, **{"keep": KEEP, **change})
+
+
+def test_a_job_of_native_sizes_is_not_compiled(job: RunJob, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="compile is for images of one size"):
+        job(tmp_path / "out", compile=True, resize="native")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_tokenizer_is_refused_by_name(reference: Path) -> None:

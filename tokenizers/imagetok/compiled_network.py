@@ -96,7 +96,7 @@ class CompiledNetwork:
         self._frozen = copy.deepcopy(network).requires_grad_(False)
         # Every shape is compiled anew, and not for sizes that vary: torch takes that for a fault of
         # its caller's from the eighth shape on.
-        self._code = torch.compile(
+        self._code = torch.compile(  # type: ignore[call-overload]
             self._frozen, dynamic=False, recompile_limit=2 * MAX_SHAPES, isolate_recompiles=True
         )
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from imagetok.arguments import read_count
 from imagetok.config.strict_config import Config
@@ -63,6 +63,8 @@ class TokenizeConfig(Config):
         device: Where a tokenizer that is given by name computes; `auto` takes the process's own
             GPU, where there is one. The job records the kind of device.
         threads: Threads of the encoder on a CPU; None leaves torch's setting.
+        compile: Compile the encoder first. The job records it; images have one size, so that
+            resize is `crop`.
         process: What does not change the output.
     """
 
@@ -78,7 +80,17 @@ class TokenizeConfig(Config):
     dtype: Text = "float32"
     device: Text = "auto"
     threads: Count | None = None
+    compile: bool = False
     process: ProcessConfig = ProcessConfig()
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Self:
+        if self.compile and self.resize == "native":
+            raise ValueError(
+                "compile is for images of one size, and resize is 'native'; leave compile out, or "
+                "choose resize 'crop'"
+            )
+        return self
 
     @classmethod
     def from_options(cls, dataset: str | os.PathLike[str], **options: Any) -> Self:
@@ -127,6 +139,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "dtype": lambda dtype: str(dtype).removeprefix("torch."),
     "device": str,
     "threads": partial(_read_optional_count, "threads"),
+    "compile": bool,
     "workers": partial(read_count, "workers", least=0),
     "allow_mixed_numerics": bool,
     "progress": bool,

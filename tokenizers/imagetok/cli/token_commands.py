@@ -78,6 +78,14 @@ StreamingOption = Annotated[
         "file is done by one process.",
     ),
 ]
+CompileOption = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the encoder first: some seconds, then more images a second. The job records "
+        "it, as ids may differ by rounding.",
+    ),
+]
 LimitOption = Annotated[
     int | None, typer.Option(min=1, help="Number of rows to take at most, from the first on.")
 ]
@@ -139,6 +147,7 @@ def tokenize(
     threads: ThreadsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    compile: CompileOption = False,
     streaming: StreamingOption = False,
     limit: LimitOption = None,
     max_error_rate: MaxErrorRateOption = 0.01,

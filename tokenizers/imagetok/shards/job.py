@@ -177,7 +177,10 @@ class Numerics(Config):
         search: Backend of the code search.
         image_decoder: Library that decodes images.
         versions: Versions of the libraries.
+        compiled: Whether the encoder runs as compiled code.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"compiled"})
 
     device: Text
     dtype: Text
@@ -186,6 +189,7 @@ class Numerics(Config):
     search: Text
     image_decoder: Text
     versions: Versions
+    compiled: bool = False
 
 
 @dataclass(frozen=True)

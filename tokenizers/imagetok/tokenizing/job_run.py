@@ -63,6 +63,7 @@ def tokenize_dataset(
     threads: int | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    compile: bool = False,
     limit: int | None = None,
     resize: str = "crop",
     max_pixels: int | None = None,
@@ -97,6 +98,8 @@ def tokenize_dataset(
         device: Where a tokenizer that is given by name computes; `auto` takes the process's own
             GPU, where there is one.
         dtype: Type that its networks compute in: float32, bfloat16 or float16.
+        compile: Compile the encoder first, which takes some seconds and makes it faster; the job
+            records it. Images have one size, so that `resize` is `crop`.
         limit: Most rows to take, counted from the first.
         resize: `crop` brings images to the tokenizer's size; `native` keeps each one's own, with
             the sides rounded down to the factor by a centre crop.
@@ -137,6 +140,7 @@ def tokenize_dataset(
         threads=threads,
         device=device,
         dtype=dtype,
+        compile=compile,
         limit=limit,
         resize=resize,
         max_pixels=max_pixels,

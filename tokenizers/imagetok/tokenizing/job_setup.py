@@ -60,6 +60,7 @@ def load_tokenizer(
 
     Raises:
         NotDiscreteError: The tokenizer is continuous.
+        CompilationError: It is to be compiled, and there is no compiler.
         InvalidValueError: No tokenizer is given, or a revision for one that is loaded already.
     """
     if tokenizer is None:
@@ -80,7 +81,7 @@ def load_tokenizer(
         raise NotDiscreteError(
             "the tokenizer is continuous and has no ids to write; choose a VQ-VAE or a dVAE"
         )
-    return tokenizer
+    return tokenizer.compile(batch_size=config.batch_size) if config.compile else tokenizer
 
 
 def native_factors(tokenizer: ImageTokenizer) -> tuple[int, int]:
@@ -193,4 +194,5 @@ def _numerics(tokenizer: ImageTokenizer, batch_size: int) -> Numerics:
             pyarrow=pa.__version__,
             littlecms=None if preprocessor.color_profile == "ignore" else color_library(),
         ),
+        compiled=tokenizer.is_compiled,
     )
