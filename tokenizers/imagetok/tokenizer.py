@@ -151,7 +151,10 @@ class ImageTokenizer(nn.Module):
             Float (B, d, h, w) in the encoder's dtype, or as autocast has it.
         """
         dtype, x = self._dtype_of(self.encoder), x.to(self.device)
-        return self._run(self.encoder, x.to(dtype) if x.is_floating_point() else to_unit(x, dtype))
+        x = x.to(dtype) if x.is_floating_point() else to_unit(x, dtype)
+        compiled, _ = self._code_for(x)
+        out: Tensor = self.encoder(x) if compiled is None else compiled(self.encoder, x)
+        return out
 
     def decode_params(self, z_q: Tensor) -> Tensor:
         """The decoder's output for latents: the one way from latents to the likelihood.
@@ -162,7 +165,10 @@ class ImageTokenizer(nn.Module):
         Returns:
             Float (B, C * channel_multiple, H, W) in the decoder's dtype, or as autocast has it.
         """
-        return self._run(self.decoder, z_q.to(self._dtype_of(self.decoder)))
+        z_q = z_q.to(self._dtype_of(self.decoder))
+        _, compiled = self._code_for(z_q)
+        out: Tensor = self.decoder(z_q) if compiled is None else compiled(self.decoder, z_q)
+        return out
 
     @torch.no_grad()
     def choose_ids(self, z: Tensor) -> Tensor:
@@ -667,12 +673,11 @@ class ImageTokenizer(nn.Module):
 
     # Inside
 
-    def _run(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Run the encoder or the decoder on its input, compiled where that is asked for."""
+    def _code_for(self, x: Tensor) -> tuple[CompiledNetwork, CompiledNetwork] | tuple[None, None]:
+        """The compiled encoder and decoder, where an input of theirs may run through them."""
         if self._compiled is None or torch.is_grad_enabled() or _is_autocast_on(x):
-            out: Tensor = network(x)
-            return out
-        return self._compiled[network is self.decoder](network, x)
+            return None, None
+        return self._compiled
 
     def _discrete(self) -> DiscreteBottleneck:
         if not self.is_discrete:

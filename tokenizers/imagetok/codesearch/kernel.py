@@ -59,8 +59,10 @@ class Kernel:
         self._search.restype = ctypes.c_int
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         self._search.argtypes = [pointer, pointer, size, size, pointer, size, size, pointer]
-        line = torch.arange(200.0)[:, None]
-        if not torch.equal(self.search(line.flip(0) + 0.25, line, None), torch.arange(199, -1, -1)):
+        # Whatever torch's default device and dtype are.
+        line = torch.arange(200, dtype=torch.float32, device="cpu")[:, None]
+        expected = torch.arange(199, -1, -1, device="cpu")
+        if not torch.equal(self.search(line.flip(0) + 0.25, line, None), expected):
             raise KernelError("the compiled code search gives wrong ids")
 
     def search(self, rows: Tensor, table: Tensor, biases: Tensor | None) -> Tensor:
@@ -78,7 +80,7 @@ class Kernel:
         rows, table = (each.detach().float().contiguous() for each in (rows, table))
         if biases is not None:
             biases = biases.detach().double().contiguous()
-        ids = torch.empty(len(rows), dtype=torch.int64)
+        ids = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
         failed = self._search(
             table.data_ptr(),
             None if biases is None else biases.data_ptr(),
