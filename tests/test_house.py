@@ -95,7 +95,9 @@ def test_the_wheel_holds_imagetok_and_nothing_else(wheel: list[str]) -> None:
 def test_the_wheel_holds_every_source_file_and_recipe(root: Path, wheel: list[str]) -> None:
     package = root / "tokenizers" / "imagetok"
     paths = [
-        path for suffix in ("py", "yaml", "typed", "jinja") for path in package.rglob(f"*.{suffix}")
+        path
+        for suffix in ("py", "cpp", "yaml", "typed", "jinja")
+        for path in package.rglob(f"*.{suffix}")
     ]
     expected = {path.relative_to(package.parent).as_posix() for path in paths}
     assert {name for name in wheel if name.startswith("imagetok/")} == expected

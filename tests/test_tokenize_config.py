@@ -47,7 +47,7 @@ def test_the_arguments_of_the_function_are_the_entries_with_the_same_defaults() 
 
 def test_the_options_of_the_command_are_the_entries_with_the_same_defaults() -> None:
     others = dict.fromkeys(NOT_OF_THE_CONFIG | {"tokenizer", "dataset"})
-    expected = {**DEFAULTS, **others, "keep": "", "dry_run": False}
+    expected = {**DEFAULTS, **others, "keep": None, "dry_run": False}
     del expected["progress"]
     assert defaults_of(tokenize) == expected
 

@@ -44,7 +44,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
     },
     "dvae": {
         "encoder": DALLE,
-        "bottleneck": {"type": "gumbel", "codebook_size": 8, "latent_dim": 2},
+        "bottleneck": {"type": "gumbel", "codebook_size": 8, "latent_dim": 2, "noise": "hash"},
         "decoder": DALLE,
         "likelihood": {"type": "logit_laplace"},
     },
