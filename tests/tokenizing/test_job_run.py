@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Features, Value
@@ -32,11 +33,14 @@ from imagetok.errors import (
     NotDiscreteError,
 )
 from imagetok.images import Preprocessor
-from imagetok.shards import UnitWriter, read_job
+from imagetok.shards import UnitWriter, read_job, read_manifest
+from imagetok.shards.shard_scan import ChangedIds
+from imagetok.tokenizer_config import TokenizerConfig
 from imagetok.tokenizing import JobStopped, TokenizingError, job_run
 from imagetok.tokenizing.batch_encoder import BatchEncoder
+from imagetok.tokenizing.narrow_dtype import SAMPLE_ROWS
 from tiny_data import png, write_split
-from tiny_runs import contents
+from tiny_runs import contents, tiny_run
 
 KEEP = ["caption"]
 
@@ -378,6 +382,47 @@ def record_searches(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     monkeypatch.setattr(ImageTokenizer, "choose_ids", record)
     return searched
+
+
+def test_a_narrow_dtype_tells_how_many_ids_it_changes(
+    tmp_path: Path,
+) -> None:
+    values = tiny_run("vqvae").tokenizer.to_dict()
+    values["bottleneck"]["codebook_size"] = 4096  # so many that some are near to each other
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer.from_config(TokenizerConfig.from_dict(values))
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    found = run_job(tmp_path / "narrow", tmp_path / "tokenizer", dtype="bfloat16").changed_ids
+    assert run_job(tmp_path / "exact", tmp_path / "tokenizer").changed_ids is None
+    narrow, exact = (
+        np.array([row["ids"] for row in rows_in(tmp_path / name)])[:SAMPLE_ROWS]
+        for name in ("narrow", "exact")
+    )
+    changed = int((narrow != exact).sum())
+    assert changed
+    expected = {"dtype": "bfloat16", "rows": SAMPLE_ROWS, "ids": exact.size, "changed": changed}
+    assert found == ChangedIds(**expected)
+    assert read_manifest(tmp_path / "narrow").changed_ids == found
+    card = (tmp_path / "narrow" / "README.md").read_text(encoding="utf-8")
+    assert f"| {changed} of {exact.size} in {SAMPLE_ROWS} images |" in card
+
+
+def test_images_of_many_sizes_are_compared_too(job: RunJob, tmp_path: Path) -> None:
+    sides = [(16, 16), (40, 20), (16, 16), (20, 40), (32, 32)]
+    images = save_images(tmp_path / "images", [png(0, side) for side in sides])
+    options = {"dataset": images, "split": "train", "resize": "native", "dtype": "bfloat16"}
+    found = job(tmp_path / "out", **options).changed_ids
+    assert found is not None
+    assert found.rows == 5
+
+
+def test_a_tokenizer_without_files_leaves_it_unmeasured(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = run_job(tmp_path / "out", make_tokenizer().to(torch.bfloat16))
+    assert manifest.changed_ids is None
+    assert "changed_ids" not in (tmp_path / "out" / "manifest.json").read_text(encoding="utf-8")
+    assert "not loaded from files" in caplog.text
 
 
 @pytest.mark.parametrize(

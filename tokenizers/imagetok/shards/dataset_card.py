@@ -12,7 +12,7 @@ from datasets.splits import SplitDict, SplitInfo
 
 from imagetok.cards.template import UNKNOWN_LICENSE, render
 from imagetok.shards.job import DATA, ERRORS, SHARD_SUFFIX, Job
-from imagetok.shards.shard_scan import Totals
+from imagetok.shards.shard_scan import ChangedIds, Totals
 
 _COLUMNS = {
     "grid_h": "rows of the image's grid of ids",
@@ -31,11 +31,13 @@ class CardSplit:
         job: Its job.
         totals: Sums over its shards.
         fingerprint: Hash of the job and of all shards.
+        changed_ids: What a narrow dtype changed in a sample, if that was measured.
     """
 
     job: Job
     totals: Totals
     fingerprint: str
+    changed_ids: ChangedIds | None = None
 
 
 def render_card(splits: Sequence[CardSplit], repo_id: str | None = None) -> str:
@@ -56,6 +58,8 @@ def render_card(splits: Sequence[CardSplit], repo_id: str | None = None) -> str:
         names=[split.job.split_name for split in splits] if len(splits) > 1 else [],
         source=_source([split.job for split in splits]),
         totals=[split.totals for split in splits],
+        dtypes=[split.job.numerics.dtype for split in splits],
+        changed_ids=[split.changed_ids for split in splits],
         errors_folder=ERRORS,
         repo_id=repo_id,
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from imagetok.config.strict_config import Config, StrictInteger
 from imagetok.errors import ConfigError, DataError, UnreadableFileError
@@ -25,7 +25,14 @@ from imagetok.shards.job import (
     read_job,
 )
 from imagetok.shards.job_folder import remove_workspaces, unit_lock
-from imagetok.shards.shard_scan import Sha256, ShardRecord, Totals, list_shards, scan_shards
+from imagetok.shards.shard_scan import (
+    ChangedIds,
+    Sha256,
+    ShardRecord,
+    Totals,
+    list_shards,
+    scan_shards,
+)
 
 __all__ = ["Manifest", "ShardRecord", "Totals", "finalize", "read_manifest"]
 
@@ -40,7 +47,11 @@ class Manifest(Config):
         totals: Sums over all shards.
         throughput: Figures of speed that the process that finished last gave, if any.
         shards: Records in the order of units and parts.
+        changed_ids: What a narrow dtype changed in a sample; None where the dtype is float32, or it
+            was not measured.
     """
+
+    later_keys: ClassVar[frozenset[str]] = frozenset({"changed_ids"})
 
     format_version: Annotated[Literal[1], StrictInteger] = 1
     job: Sha256
@@ -48,6 +59,7 @@ class Manifest(Config):
     totals: Totals
     throughput: dict[str, Any] | None
     shards: tuple[ShardRecord, ...]
+    changed_ids: ChangedIds | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -83,7 +95,9 @@ def read_manifest(folder: str | os.PathLike[str]) -> Manifest:
 
 
 def finalize(
-    folder: str | os.PathLike[str], throughput: Mapping[str, Any] | None = None
+    folder: str | os.PathLike[str],
+    throughput: Mapping[str, Any] | None = None,
+    count_changed_ids: Callable[[], ChangedIds | None] = lambda: None,
 ) -> Manifest:
     """Write the manifest and the dataset card, once all units are there.
 
@@ -93,6 +107,8 @@ def finalize(
     Args:
         folder: Folder of the tokenized dataset.
         throughput: JSON-like figures of this process's speed.
+        count_changed_ids: Measures what a narrow dtype changes; called where a manifest is to be
+            written.
 
     Raises:
         DataError: Units are missing, shards belong to another job, or files lie there that do not
@@ -113,13 +129,16 @@ def finalize(
                 totals=Totals.of(records),
                 throughput=None if throughput is None else dict(throughput),
                 shards=tuple(records),
+                changed_ids=count_changed_ids(),
             )
             text = json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False)
             with naming_os_errors("remove", folder / CARD_FILE):
                 (folder / CARD_FILE).unlink(missing_ok=True)
             write_atomic(folder / MANIFEST_FILE, f"{text}\n".encode())
         if not (folder / CARD_FILE).exists():
-            card = render_card([CardSplit(job, manifest.totals, manifest.fingerprint)])
+            card = render_card(
+                [CardSplit(job, manifest.totals, manifest.fingerprint, manifest.changed_ids)]
+            )
             write_atomic(folder / CARD_FILE, card.encode())
         for parent in job.paths.parents():
             remove_workspaces(folder / parent)

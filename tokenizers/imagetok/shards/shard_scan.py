@@ -15,7 +15,7 @@ from pydantic import Field
 from imagetok.config.strict_config import Config
 from imagetok.errors import DataError, UnreadableFileError
 from imagetok.files import file_sha256, naming_os_errors
-from imagetok.shards.job import DATA, ERRORS, ERRORS_SUFFIX, SHARD_SUFFIX, Job, Numerics
+from imagetok.shards.job import DATA, ERRORS, ERRORS_SUFFIX, SHARD_SUFFIX, Job, Numerics, Text
 from imagetok.shards.shard_file import (
     IDS_PATH,
     JOB_KEY,
@@ -29,6 +29,22 @@ Number = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 _REMEDY = "run the same tokenize command again"
+
+
+class ChangedIds(Config):
+    """What a dtype narrower than float32 changed in a sample: the first images of a job.
+
+    Attributes:
+        dtype: Dtype of the encoder.
+        rows: Number of images.
+        ids: Number of their ids.
+        changed: How many of these differ from the ids that float32 gives.
+    """
+
+    dtype: Text
+    rows: Annotated[int, Field(ge=1)]
+    ids: Annotated[int, Field(ge=1)]
+    changed: Number
 
 
 class ShardRecord(Config):

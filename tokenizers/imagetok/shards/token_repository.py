@@ -170,7 +170,12 @@ class TokenRepository:
     def _card(self, splits: Sequence[RemoteSplit]) -> Upload:
         """The card of all splits that are whole, the one that came first in front."""
         whole = [
-            CardSplit(split.job, split.manifest.totals, split.manifest.fingerprint)
+            CardSplit(
+                split.job,
+                split.manifest.totals,
+                split.manifest.fingerprint,
+                split.manifest.changed_ids,
+            )
             for split in sorted(splits, key=lambda split: (split.place != "", split.name))
             if split.manifest is not None
         ]

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from imagetok.tokenizing.job_setup import (
     native_factors,
     torch_threads,
 )
+from imagetok.tokenizing.narrow_dtype import count_changed_ids
 from imagetok.tokenizing.unit_runner import tokenize_rows
 
 MAX_THREADS = 16
@@ -197,7 +199,7 @@ def run_job(
             with signals, JobFolder.open(output_dir, job, mixed) as folder:
                 is_left = next(folder.missing_units(), None) is not None
                 figures = process.work(folder, signals) if is_left else None
-                return _finish(folder, rows, figures, config.process.max_error_rate)
+                return process.finish(folder, figures)
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,27 @@ class _Process:
                 progress.end(unit)
             return {**progress.figures(), "units": done}
 
+    def finish(self, folder: JobFolder, figures: dict[str, Any] | None) -> Manifest:
+        """Write the manifest of a job whose units are all there.
+
+        Args:
+            folder: The job's folder.
+            figures: What this process did; None if nothing was left to do.
+
+        Raises:
+            TokenizingError: The input changed, or too many rows were refused.
+        """
+        rows, job = self.rows, folder.job
+        if figures is not None and rows.fingerprint_now() != rows.fingerprint:
+            raise TokenizingError(
+                f"'{rows.name}' changed while it was read, so that shards may hold rows of both "
+                "states; leave it alone and tokenize it into a new folder"
+            )
+        count = partial(count_changed_ids, job, rows, self.preparation, self.encoder)
+        manifest = finalize(folder.folder, figures, count)
+        check_totals(manifest, folder.folder, job.input.name, self.config.process.max_error_rate)
+        return manifest
+
 
 def _units(
     folder: JobFolder, rank: int, world_size: int, poll: Callable[[], None]
@@ -275,27 +298,6 @@ def _units(
             poll()
             yield unit
         time.sleep(_PATIENCE)
-
-
-def _finish(
-    folder: JobFolder, rows: JobInput, figures: dict[str, Any] | None, max_error_rate: float
-) -> Manifest:
-    """Write the manifest of a job whose units are all there.
-
-    Args:
-        folder: The job's folder.
-        rows: The input.
-        figures: What this process did; None if nothing was left to do.
-        max_error_rate: Largest share of rows that may be refused.
-    """
-    if figures is not None and rows.fingerprint_now() != rows.fingerprint:
-        raise TokenizingError(
-            f"'{rows.name}' changed while it was read, so that shards may hold rows of both "
-            "states; leave it alone and tokenize it into a new folder"
-        )
-    manifest = finalize(folder.folder, figures)
-    check_totals(manifest, folder.folder, folder.job.input.name, max_error_rate)
-    return manifest
 
 
 def check_totals(manifest: Manifest, folder: Path, name: str, max_error_rate: float) -> None:
