@@ -252,18 +252,40 @@ struct Choice {
   }
 };
 
-int64_t compare_all(const Table& table, const float* row, float limit) {
+// Of all codes whose scores are within the limit, the best. The scores are made as in score_tile.
+int64_t compare_all(const Table& table, const float* row, int64_t r, float limit,
+                    const Workspace& space) {
+  const float* centred = &space.rows[r / ROWS * ROWS * table.dim + r % ROWS];
   Choice choice;
-  for (int64_t code = 0; code < table.size; ++code)
-    if (!(quick_score(table, row, code) > limit)) choice.compare(table, row, code);
+  for (int64_t panel = 0; panel < table.num_panels(); ++panel) {
+    const float* codes = table.panel(panel);
+    Floats scores[COLUMNS];
+    for (int c = 0; c < COLUMNS; ++c) scores[c] = load(codes + table.dim * PANEL + c * WIDTH);
+    for (int64_t k = 0; k < table.dim; ++k, codes += PANEL)
+      for (int c = 0; c < COLUMNS; ++c)
+        scores[c] -= (Floats{} + centred[k * ROWS]) * load(codes + c * WIDTH);
+    for (int c = 0; c < COLUMNS; ++c)
+      for (unsigned lanes = within(scores[c], limit); lanes; lanes &= lanes - 1) {
+        const int64_t code = panel * PANEL + c * WIDTH + __builtin_ctz(lanes);
+        if (code < table.size) choice.compare(table, row, code);
+      }
+  }
+  return choice.code;
+}
+
+// The same whatever the scores in single precision are.
+int64_t compare_exactly(const Table& table, const float* row) {
+  Choice choice;
+  for (int64_t code = 0; code < table.size; ++code) choice.compare(table, row, code);
   return choice.code;
 }
 
 int64_t resolve(const Table& table, const float* row, const Workspace& space, int64_t r) {
   const float least = lowest(space.best[r]);
   const float slack = 2.01f * slack_of(table, row);  // with the rounding of the limits themselves
-  if (!(least + slack < INFINITE)) return compare_all(table, row, INFINITE);
-  if (within(space.second[r], least + slack)) return compare_all(table, row, least + slack);
+  if (!(least + slack < INFINITE)) return compare_exactly(table, row);
+  if (within(space.second[r], least + slack))
+    return compare_all(table, row, r, least + slack, space);
 
   int64_t candidates[PANEL];
   float scores[PANEL], least_score = INFINITE;
