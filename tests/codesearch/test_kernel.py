@@ -120,6 +120,7 @@ def test_no_width_of_vectors_changes_an_id(
             assert torch.equal(other.search(*case), kernel.search(*case))
 
 
+@pytest.mark.slow
 def test_a_search_takes_a_copy_of_the_table_and_a_little_more(tmp_path: Path) -> None:
     # In a process of its own, whose most memory so far is that of this search.
     code = """
@@ -162,6 +163,7 @@ def test_a_damaged_library_is_compiled_again(cache: Path) -> None:
     Kernel(library)
 
 
+@pytest.mark.slow
 def test_what_others_can_write_is_not_loaded(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert search_backend() == "native"
     (library,) = cache.iterdir()
