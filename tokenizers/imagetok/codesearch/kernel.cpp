@@ -243,7 +243,7 @@ struct Choice {
     const int64_t dim = table.dim;
     const float *mine = table.codes + code * dim, *theirs = table.codes + other * dim;
     const bool is_same = code >= 0 && table.offsets[code] == table.offsets[other] &&
-                         std::equal(mine, mine + dim, theirs);
+                         !std::memcmp(mine, theirs, dim * sizeof(float));
     const double found = is_same ? score : exact_score(table, row, other);
     // As in torch, what is not a number is less than all numbers.
     const bool is_less = found < score || (std::isnan(found) && !std::isnan(score));
