@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -133,6 +134,24 @@ def test_threads_that_finish_at_once_agree_on_the_throughput(tmp_path: Path) -> 
     with ThreadPoolExecutor(4) as pool:
         manifests = list(pool.map(lambda n: finalize(tmp_path, {"number": n}), range(8)))
     assert len({manifest.to_json() for manifest in manifests}) == 1
+
+
+def test_a_folder_that_goes_while_it_is_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_job(tmp_path, tiny_job())
+    make, faults = Path.mkdir, iter([FileExistsError("as pathlib raises it then")])
+
+    def mkdir(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name == f"{TEMPORARY_PREFIX}manifest":
+            for fault in faults:
+                raise fault
+        make(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    finalize(tmp_path)
+    assert next(faults, None) is None
+    assert not list(tmp_path.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
 @pytest.mark.parametrize("place", ["manifest", "data/train-00001"])

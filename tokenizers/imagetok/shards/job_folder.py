@@ -204,7 +204,12 @@ def remove_workspaces(parent: Path) -> None:
 def _enter(folder: Path, wait: bool) -> tuple[Lock, Path] | None:
     """A lock and a workspace; None where another process holds the lock."""
     while True:
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError:
+            if folder.exists() and not folder.is_dir():
+                raise
+            continue  # another process removed it between the attempt and the look at what is there
         with suppress(FileNotFoundError):  # another process has just removed the folder
             lock = lock_folder(folder, wait=wait)
             if lock is None:
