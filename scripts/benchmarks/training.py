@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import peers
-from benchmarks.inference import settings
 from benchmarks.measurement import Case
 from benchmarks.models import MODELS, build_dalle_pytorch, build_vqvae_peer
 from benchmarks.variant_process import Runs, Variant
@@ -86,7 +85,7 @@ def make_vqvae() -> Runs:
     return _peer_steps(model, forward)
 
 
-def make_ours(name: str, half: bool, compiled: bool) -> Runs:
+def make_ours(name: str, half: bool) -> Runs:
     """The step of `imagetok train`."""
     from imagetok.data import TrainingBatch
     from imagetok.run_config import TrainConfig
@@ -104,7 +103,6 @@ def make_ours(name: str, half: bool, compiled: bool) -> Runs:
                 "clip_norm": None,
                 "fused": True,
             },
-            **({"compile": True} if compiled else {}),
             **LOSSES[name],
         }
     )
@@ -127,27 +125,17 @@ def _difference(name: str, part: str, expected: float, found: float) -> float:
     return float(abs(expected - found) > MOST_DECIBELS[name])
 
 
-def _compiles() -> bool:
-    from imagetok.run_config import TrainConfig
-
-    return "compile" in TrainConfig.model_fields
-
-
 def cases() -> Iterator[Case]:
     """A case for each model."""
-    variants = settings(_compiles())
     for name, title, make_peer, requires in (
         ("dalle-pytorch", "the dVAE of DALLE-pytorch", make_dalle_pytorch, peers.DALLE_PYTORCH),
         ("vqvae", "a VQ-VAE with EMA codebook", make_vqvae, peers.VECTOR_QUANTIZE),
     ):
         ours = [
+            Variant("imagetok", partial(make_ours, name, False), keeps_memory=True),
             Variant(
-                variant,
-                partial(make_ours, name, half, compiled),
-                keeps_memory=True,
-                is_exact=not half,
-            )
-            for variant, half, compiled in variants
+                "imagetok, bf16", partial(make_ours, name, True), keeps_memory=True, is_exact=False
+            ),
         ]
         yield Case(
             f"train-{name}",

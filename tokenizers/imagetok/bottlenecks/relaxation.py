@@ -57,11 +57,11 @@ def relax(
 
     Args:
         features: Float (N, C).
-        weight: Map to logits, (K, C).
-        bias: The same, (K,).
-        embedding: Codes, (K, D).
-        seeds: int64 (N,), what each row's noise follows from, as `imagetok.keys.row_seeds` gives.
-        temperature: Of the relaxation, positive.
+        weight: Float (K, C), of the linear map to the logits.
+        bias: Float (K,), of the same map.
+        embedding: Float (K, D), the codes.
+        seeds: int64 (N,), the seed of each row's noise; see `imagetok.keys.row_seeds`.
+        temperature: Temperature of the relaxation, positive.
         hard: z_q is the likeliest code under the noise, with the relaxed sample's gradient to
             the logits.
     """

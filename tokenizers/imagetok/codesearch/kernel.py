@@ -121,7 +121,7 @@ def _load(compiler: Sequence[str], flags: Sequence[str]) -> Kernel:
             try:
                 return Kernel(path)
             except KernelError as error:
-                logger.warning("%s; it is compiled again", error)
+                logger.warning("warning: %s; it is compiled again", error)
         _compile(compiler, flags, path)
         return Kernel(path)
     with tempfile.TemporaryDirectory(prefix="imagetok-") as temporary:

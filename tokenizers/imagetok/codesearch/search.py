@@ -125,5 +125,5 @@ def _kernel() -> tuple[Kernel | None, str]:
     try:
         return build_kernel(), ""
     except KernelError as error:
-        logger.warning("codes are searched by torch, which is slower: %s", error)
+        logger.warning("warning: codes are searched by torch, which is slower: %s", error)
         return None, str(error)

@@ -32,7 +32,7 @@ def count_changed_ids(
         job: The job.
         rows: Its input.
         prepare: Makes the pixels.
-        encoder: Of the job, in its dtype.
+        encoder: The encoder that the job was done with.
 
     Returns:
         How many ids differ; None where the job computes in float32, or this process in another
@@ -46,7 +46,7 @@ def count_changed_ids(
     if exact is None:
         return None
     images = list(islice(_images(job, rows, prepare, encoder), SAMPLE_ROWS))
-    reference = BatchEncoder(exact, job.numerics.batch_size, job.numerics.search)
+    reference = BatchEncoder(exact, encoder.batch_size, encoder.search)
     changed = total = 0
     for batch in _batches(images, encoder):
         expected, found = reference(batch), encoder(batch)
