@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
@@ -16,11 +17,55 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+MOST_DIGITS = 18
+"""Powers of ten up to which an option takes integers: beyond any count of rows or pixels."""
+
 TOKENIZER_HELP = "Folder of a saved tokenizer or of a run, or its name on the Hub: `user/name`."
 DATASET_HELP = (
     "`builtin:shapes`, a folder of images, parquet, arrow or tar (WebDataset) files, a "
     "`save_to_disk` folder, or a name on the Hub."
 )
+
+
+def whole_option(
+    help: str, *, least: int | None = None, most: int | None = None, **further: Any
+) -> Any:
+    """An option that takes an integer, also one written as `1e4`.
+
+    Args:
+        help: What `--help` says.
+        least: Smallest value; None for any.
+        most: Largest value; None for any.
+        further: As for `typer.Option`.
+    """
+
+    def read(value: str | int) -> int:
+        number = _read_whole(value)
+        wanted = None
+        if number is None:
+            wanted = "an integer"
+        elif least is not None and number < least:
+            wanted = f"at least {least}"
+        elif most is not None and number > most:
+            wanted = f"at most {most}"
+        if number is None or wanted is not None:
+            raise typer.BadParameter(f"found {str(value)!r}; expected {wanted}")
+        return number
+
+    return typer.Option(parser=read, metavar="INTEGER", help=help, **further)
+
+
+def _read_whole(value: str | int) -> int | None:
+    """The integer that a text stands for, exactly; None if it stands for none."""
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        return None
+    # As an integer, 1e999999999 would fill the memory.
+    if not number.is_finite() or number.adjusted() > MOST_DIGITS or number % 1:
+        return None
+    return int(number)
+
 
 TokenizerOption = Annotated[
     str, typer.Option("--tokenizer", help=TOKENIZER_HELP, show_default=False)
@@ -40,7 +85,7 @@ RevisionOption = Annotated[str | None, typer.Option(help="Revision of a dataset 
 ImageColumnOption = Annotated[
     str | None, typer.Option(help="Column that holds the images, if there are several.")
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Images encoded at once.")]
+BatchSizeOption = Annotated[int, whole_option("Images encoded at once.", least=1)]
 DeviceOption = Annotated[
     str, typer.Option(help="Where to run: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes a GPU.")
 ]
@@ -54,10 +99,10 @@ MaxErrorRateOption = Annotated[
 ]
 MaxPixelsOption = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        max=178_956_970,
-        help="Most pixels of an image, 50000000 by default; one with more is refused.",
+    whole_option(
+        "Most pixels of an image, 50000000 by default; one with more is refused.",
+        least=1,
+        most=178_956_970,
         show_default=False,
     ),
 ]

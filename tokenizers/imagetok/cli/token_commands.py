@@ -26,6 +26,7 @@ from imagetok.cli.options import (
     check_parent,
     given,
     load_alone,
+    whole_option,
     with_reading_options,
 )
 
@@ -64,12 +65,12 @@ ResizeOption = Annotated[
     ),
 ]
 RowsPerShardOption = Annotated[
-    int, typer.Option(min=1, help="Rows of a shard, the work that a process takes at a time.")
+    int, whole_option("Rows of a shard, the work that a process takes at a time.", least=1)
 ]
 WorkersOption = Annotated[
-    int, typer.Option(min=0, help="Processes that decode images; 0 uses threads instead.")
+    int, whole_option("Processes that decode images; 0 uses threads instead.", least=0)
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of the encoder on a CPU.")]
+ThreadsOption = Annotated[int | None, whole_option("Threads of the encoder on a CPU.", least=1)]
 StreamingOption = Annotated[
     bool,
     typer.Option(
@@ -87,17 +88,17 @@ CompileOption = Annotated[
     ),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(min=1, help="Number of rows to take at most, from the first on.")
+    int | None, whole_option("Number of rows to take at most, from the first on.", least=1)
 ]
 RankOption = Annotated[
     int | None,
-    typer.Option(
-        help="Number of this process, from 0, if no launcher assigns it: "
+    whole_option(
+        "Number of this process, from 0, if no launcher assigns it: "
         "`--rank $SLURM_ARRAY_TASK_ID --world-size $SLURM_ARRAY_TASK_COUNT`."
     ),
 ]
 WorldSizeOption = Annotated[
-    int | None, typer.Option(help="With --rank: how many processes fill the folder.")
+    int | None, whole_option("With --rank: how many processes fill the folder.")
 ]
 AllowMixedNumericsOption = Annotated[
     bool,
@@ -224,7 +225,7 @@ def verify(
             show_default=False,
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="With --deep: approximate number of rows.")] = 64,
+    rows: Annotated[int, whole_option("With --deep: approximate number of rows.", least=1)] = 64,
     device: DeviceOption = "auto",
     plugins: ImportOption = None,
 ) -> None:

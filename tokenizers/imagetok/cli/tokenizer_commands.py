@@ -27,6 +27,7 @@ from imagetok.cli.options import (
     dataset_options,
     given,
     load_alone,
+    whole_option,
     with_reading_options,
 )
 from imagetok.config.recipe_folder import recipe_names
@@ -81,9 +82,9 @@ PushToOption = Annotated[
 ]
 PushEveryOption = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        help="With --push-to: steps between pushes during training.",
+    whole_option(
+        "With --push-to: steps between pushes during training.",
+        least=1,
         show_default=False,
     ),
 ]
