@@ -26,6 +26,7 @@ from imagetok.launch.signals import (
     ignore_signals,
     watch_launcher,
 )
+from process_state import is_gone
 
 SAVES_UNTIL_TOLD = """
 import sys, time
@@ -96,14 +97,6 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.05)
     return True
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; nobody may be there to take its exit code."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 # The flag

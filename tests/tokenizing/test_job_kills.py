@@ -22,6 +22,7 @@ import pytest
 from datasets import Features, Value
 from small_jobs import SETTINGS, RunJob, rows_in, run_job, save_images, shards_of
 
+from process_state import is_gone
 from tiny_data import png
 
 SCRIPT = """
@@ -109,8 +110,8 @@ def test_a_killed_process_leaves_no_loading_process_and_no_trace_in_the_bytes(
         ]
     process.kill()  # alone: its loading processes have to notice
     process.wait()
-    _, alive = psutil.wait_procs(loading, timeout=10)
-    assert not alive
+    _, left = psutil.wait_procs(loading, timeout=10)
+    assert all(is_gone(each.pid) for each in left)  # init may be late to collect orphans
     job(tmp_path / "out", keep=["caption"])
     assert shards_of(tmp_path / "out") == shards_of(reference)
 
